@@ -1,0 +1,35 @@
+# Each target builds .venv by itself on a fresh clone. PYTHON chooses the interpreter, OUT where `make bench` puts its rows.
+PYTHON ?= python3
+OUT ?= runs/bench
+BIN := .venv/bin
+
+.PHONY: bench test test-all check format clean
+
+bench: .venv/done
+	$(BIN)/ssl-bench bench quick --out $(OUT)
+
+test: .venv/done
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/done
+	$(BIN)/python -m pytest
+
+check: .venv/done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell ssl_bench tests examples benchmarks methods evaluations *.md
+	$(BIN)/python -m pytest -m "not slow"
+
+format: .venv/done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,261 @@
+"""The one vision transformer that every method trains and every evaluator sees. timm inside, timm's state-dict keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.nets import resample_positions, sincos_position_embedding
+
+# name: (width, blocks, heads). tiny to huge are DeiT's and MAE's; micro is ours, for a laptop.
+SIZES = {
+    "vit_micro": (96, 4, 3),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+    "vit_huge": (1280, 32, 16),
+}
+
+
+class Tokens(NamedTuple):
+    """What the backbone returns, after the final norm."""
+
+    cls: Tensor  # (B, D)
+    patches: Tensor  # (B, L, D), or (B, K, D) of the kept patches
+
+
+class Backbone(VisionTransformer):
+    """Vision transformer (Dosovitskiy et al. 2021; timm's implementation) with masking, dropping and pooling.
+
+    Args:
+        name: Size, patch and image size in pixels as in timm: ``vit_tiny_patch4_32``, ``vit_small_patch16_224``,
+            ``vit_micro_patch8_32x64`` (height x width).
+        num_heads: Attention heads; the size's own when left out (MoCo v3's ViT-S has 12).
+        pos_embed: Position embedding: learned; fixed sine-cosine with the column first (sincos_xy, MAE) or with
+            the row first (sincos_yx, MoCo v3).
+        init: Initial weights: timm's truncated normal; mae (Xavier, ``models_mae.py``); moco_v3 (Xavier with q, k and
+            v as separate matrices and a tiny cls token, ``vits.py``).
+        layer_scale: Initial layer scale; none when left out.
+        drop_path: Stochastic depth of the last block, rising linearly from 0.
+        registers: Register tokens (Darcet et al. 2024).
+        mask_token: Own a learnable mask token, for ``forward(mask=...)``.
+
+    Raises:
+        UserError: Unknown size, or a patch size that doesn't divide the image.
+
+    Example:
+        >>> tokens = Backbone("vit_micro_patch8_32")(torch.zeros(2, 3, 32, 32))
+        >>> tokens.cls.shape, tokens.patches.shape
+        (torch.Size([2, 96]), torch.Size([2, 16, 96]))
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_heads: int | None = None,
+        pos_embed: Literal["learned", "sincos_xy", "sincos_yx"] = "sincos_xy",
+        init: Literal["timm", "mae", "moco_v3"] = "mae",
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        registers: int = 0,
+        mask_token: bool = False,
+    ) -> None:
+        size, patch, (height, width) = parse_name(name)
+        dim, depth, heads = SIZES[size]
+        heads = num_heads or heads
+        if dim % heads:
+            raise UserError(f"num_heads {heads} does not divide the {dim} channels of {size}")
+        super().__init__(
+            img_size=(height, width),
+            patch_size=patch,
+            num_classes=0,
+            global_pool="",
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            init_values=layer_scale,
+            no_embed_class=registers > 0,
+            reg_tokens=registers,
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+        )
+        self.name, self.image_size, self.patch_size = name, (height, width), patch
+        self.grid_size: tuple[int, int] = (height // patch, width // patch)
+        self.register_parameter("mask_token", nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None)
+        if pos_embed != "learned":
+            table = sincos_position_embedding(dim, self.grid_size, first=pos_embed[-2])
+            assert self.pos_embed is not None
+            self.pos_embed.data.copy_(table[-self.pos_embed.shape[1] :])
+            self.pos_embed.requires_grad_(False)
+        {"timm": lambda _: None, "mae": init_mae, "moco_v3": init_moco_v3}[init](self)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tokens:  # type: ignore[override]
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W) float; sides that are multiples of the patch size, positions are interpolated.
+            mask: (B, L) bool; True = the patch is replaced by the mask token.
+            keep: (B, K) int64; encode just these patches, in this order.
+        """
+        x = self._encode(images, mask, keep, layers=())[-1]
+        return self._split(x)
+
+    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """Pooled features for evaluators; one forward serves all poolings.
+
+        Args:
+            images: (B, 3, H, W) float.
+            poolings: Any of ``cls``; ``mean`` (of the patches); ``cls+mean`` (concatenated); ``last4`` (cls of the last
+                four blocks, oldest first, each through the final norm; DINO's ViT-S probe); ``layer=k`` (mean of the
+                patches after block k, counted from 1, through the final norm).
+
+        Returns:
+            pooling -> (B, D') float32.
+        """
+        depth = len(self.blocks)
+        wanted = {p: pooling_layers(p, depth) for p in poolings}
+        layers = sorted({layer for needed in wanted.values() for layer in needed})
+        outputs = dict(zip(layers, self._encode(images, None, None, layers), strict=True))
+        tokens = {layer: self._split(x) for layer, x in outputs.items()}
+        pooled = {}
+        for pooling, needed in wanted.items():
+            parts = []
+            for layer in needed:
+                if pooling in ("cls", "cls+mean", "last4"):
+                    parts.append(tokens[layer].cls)
+                if pooling in ("mean", "cls+mean") or pooling.startswith("layer="):
+                    parts.append(tokens[layer].patches.float().mean(dim=1))
+            pooled[pooling] = torch.cat([part.float() for part in parts], dim=1)
+        return pooled
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings that ``features`` understands."""
+        return "cls", "mean", "cls+mean", "last4", *(f"layer={k + 1}" for k in range(len(self.blocks)))
+
+    def _encode(self, images: Tensor, mask: Tensor | None, keep: Tensor | None, layers: Sequence[int]) -> list[Tensor]:
+        """Token sequences (B, prefix + L, D) after the named blocks (1 = first), or after the last; final norm applied."""
+        x = self.patch_embed(images)  # (B, rows, columns, D)
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        if mask is not None:
+            assert self.mask_token is not None, "this backbone was built without mask_token=True"
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        assert self.pos_embed is not None and self.cls_token is not None
+        rows = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]  # prefix rows in the table: 1 or 0
+        positions = resample_positions(self.pos_embed, self.grid_size, grid, rows)
+        x = x + positions[:, rows:]
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+        cls = self.cls_token + positions[:, :1] if rows else self.cls_token
+        prefix = [cls] if self.reg_token is None else [cls, self.reg_token]
+        x = torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
+        # On a CPU in bf16 the backward of torch's fused attention is up to 1.5x slower than plain matrix products.
+        fused = not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+        outputs = []
+        for i, block in enumerate(self.blocks, start=1):
+            block.attn.fused_attn = fused
+            x = block(x)
+            if i in layers:
+                outputs.append(self.norm(x))
+        return outputs or [self.norm(x)]
+
+    def _split(self, x: Tensor) -> Tokens:
+        return Tokens(x[:, 0], x[:, self.num_prefix_tokens :])
+
+
+class Pixels(nn.Module):
+    """The raw-pixels baseline: an encoder without weights, whose feature is the image at no more than 32 x 32 pixels."""
+
+    poolings = ("pixels",)
+    mask_token = None
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        size = int(name.removeprefix("pixels_"))
+        self.name, self.image_size, self.patch_size = name, (size, size), 1
+
+    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """``{"pixels": (B, 3 * s * s)}`` with s = min(32, side): larger images are averaged down."""
+        images = images.float()
+        if images.shape[-1] > 32:
+            images = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
+        return {"pixels": images.flatten(1)}
+
+
+def build_encoder(spec: Mapping[str, Any]) -> Backbone | Pixels:
+    """The encoder that a checkpoint or recipe describes: ``{"name": ..., **Backbone keywords}``."""
+    return Pixels(spec["name"]) if spec["name"].startswith("pixels_") else Backbone(**spec)
+
+
+def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
+    """Size, patch size and image height and width of a backbone name.
+
+    Example:
+        >>> parse_name("vit_small_patch16_224")
+        ('vit_small', 16, (224, 224))
+    """
+    match = re.fullmatch(r"(\w+?)_patch(\d+)_(\d+)(?:x(\d+))?", name)
+    if not match or match[1] not in SIZES:
+        raise unknown("backbone", name, [f"{size}_patch{{P}}_{{IMAGE}}" for size in SIZES])
+    patch, height = int(match[2]), int(match[3])
+    width = int(match[4] or height)
+    if patch == 0 or height % patch or width % patch or not height or not width:
+        raise UserError(
+            f"backbone {name!r}: patch size {patch} does not divide the image size {height} x {width}; "
+            f"patch sizes that do: {', '.join(str(p) for p in (2, 4, 8, 14, 16, 32) if not (height % p or width % p))}"
+        )
+    return match[1], patch, (height, width)
+
+
+def pooling_layers(pooling: str, depth: int) -> list[int]:
+    """The blocks (1 = first) whose output a pooling needs.
+
+    Example:
+        >>> pooling_layers("last4", 12)
+        [9, 10, 11, 12]
+    """
+    if pooling in ("cls", "mean", "cls+mean"):
+        return [depth]
+    if pooling == "last4":
+        return list(range(max(1, depth - 3), depth + 1))
+    if (match := re.fullmatch(r"layer=(\d+)", pooling)) and 1 <= int(match[1]) <= depth:
+        return [int(match[1])]
+    raise unknown("pooling", pooling, ["cls", "mean", "cls+mean", "last4", f"layer=1 .. layer={depth}"])
+
+
+def init_mae(vit: VisionTransformer) -> None:
+    """MAE's initial weights (``models_mae.py``): Xavier, qkv as one matrix; cls token N(0, 0.02); the patch
+    projection as a matrix, its bias left at torch's default."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(vit.patch_embed.proj.weight.flatten(1))
+    assert vit.cls_token is not None
+    nn.init.normal_(vit.cls_token, std=0.02)
+
+
+def init_moco_v3(vit: VisionTransformer) -> None:
+    """MoCo v3's initial weights (``vits.py``): Xavier with q, k and v as three square matrices; cls token N(0, 1e-6);
+    the patch projection as a matrix, its bias 0."""
+    init_mae(vit)
+    for name, module in vit.named_modules():
+        if name.endswith("attn.qkv"):
+            bound = (6 / (module.weight.shape[0] // 3 + module.weight.shape[1])) ** 0.5
+            nn.init.uniform_(module.weight, -bound, bound)
+    nn.init.zeros_(vit.patch_embed.proj.bias)
+    assert vit.cls_token is not None
+    nn.init.normal_(vit.cls_token, std=1e-6)

@@ -1,0 +1,142 @@
+"""Encoder files: timm weights with the recipe and the cost that made them. Read without executing a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.backbone import build_encoder, parse_name
+from ssl_bench.errors import UserError
+from ssl_bench.files import PACKAGE, write_atomic
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder and where it comes from.
+
+    Args:
+        encoder: In eval mode, on the CPU.
+        method: Name in tables.
+        about: Plain values: recipe, pretraining, flags, deviations, code.
+        sha256: Hash of the weights.
+        loaded: Percent of the encoder's tensors that the file filled.
+    """
+
+    encoder: nn.Module
+    method: str
+    about: dict[str, Any]
+    sha256: str
+    loaded: float = 100.0
+
+
+def save_encoder(path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]) -> None:
+    """Write an encoder file. Its state dict loads into plain timm.
+
+    Args:
+        path: Where.
+        encoder: A Backbone or Pixels.
+        spec: What ``build_encoder`` makes it from.
+        method: Name in tables.
+        about: Plain values that travel along.
+    """
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items() if k != "mask_token"}
+    spec = {**spec, "mask_token": False} if "mask_token" in spec else dict(spec)
+    buffer = io.BytesIO()
+    torch.save(
+        {"format": FORMAT, "method": method, "encoder": spec, "about": dict(about), "state_dict": weights}, buffer
+    )
+    write_atomic(path, buffer.getvalue())
+
+
+def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
+    """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
+
+    Raises:
+        UserError: No such file, not a checkpoint, or weights of another backbone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        spec, weights = content["encoder"], content["state_dict"]
+        if backbone is not None and backbone != spec["name"]:
+            raise UserError(f"{path} holds a {spec['name']}, not a {backbone}")
+        method, about = content["method"], content["about"]
+    else:
+        weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+            raise UserError(f"{path} holds no state dict; expected a file of `ssl-bench pretrain` or timm weights")
+        if backbone is None:
+            raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. vit_small_patch16_224")
+        parse_name(backbone)
+        spec, method, about = {"name": backbone, "pos_embed": "learned"}, path.stem, {}
+    encoder = build_encoder(spec)
+    check_weights(encoder, weights, path, spec["name"])
+    encoder.load_state_dict(weights, strict=False)
+    return Checkpoint(encoder.eval(), method, about, weights_hash(weights))
+
+
+def check_weights(encoder: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Refuse weights that don't fill the encoder completely.
+
+    Raises:
+        UserError: Names the file, the backbone, the percentage and the first key at fault.
+    """
+    own = encoder.state_dict()
+    bad = [k for k, v in own.items() if k in weights and weights[k].shape != v.shape]
+    missing = [k for k in own if k not in weights]
+    unexpected = [k for k in weights if k not in own and not k.startswith("head.")]
+    if not (bad or missing or unexpected):
+        return
+    loaded = 100 * (1 - (len(bad) + len(missing)) / len(own))
+    first = (
+        f"{bad[0]} is {tuple(weights[bad[0]].shape)} instead of {tuple(own[bad[0]].shape)}"
+        if bad
+        else f"{missing[0]} is missing"
+        if missing
+        else f"{unexpected[0]} is not part of it"
+    )
+    raise UserError(
+        f"{path} does not fit {name}: {loaded:.0f} % of its tensors match ({len(bad)} of another shape, "
+        f"{len(missing)} missing, {len(unexpected)} unexpected); {first}"
+    )
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def code_version() -> dict[str, str | None]:
+    """Package version and, in a checkout, the git commit ("+" when files differ from it)."""
+    try:
+        package = version("ssl-bench")
+    except PackageNotFoundError:
+        package = "0+unknown"
+    commit = None
+    if (PACKAGE.parent / ".git").exists():
+        run = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        result = subprocess.run(run, capture_output=True, text=True, check=False)
+        commit = result.stdout.strip() or None
+    return {"package": package, "commit": commit}

@@ -1,0 +1,214 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ssl_bench.errors import RunError, UserError
+
+# Nothing heavy is imported up here: `ssl-bench --help` answers at once.
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the usage."""
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Status 0: done; 1: something asked for failed; 2: the request itself is wrong."""
+    try:
+        arguments = make_parser().parse_args(argv)
+        return int(arguments.run(arguments) or 0)
+    except UserError as error:
+        return _say(f"error: {error}", 2)
+    except RunError as error:
+        return _say(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        return _say("interrupted: finished rows and the last checkpoint are kept; the same command goes on from there", 1)
+    except BrokenPipeError:  # the reader of our output has gone, as in `ssl-bench list methods | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _say(f"failed: {error.filename or 'the system'}: {error.strerror or error}", 1)
+
+
+def _say(line: str, status: int) -> int:
+    print("ssl-bench: " + " ".join(line.split()), file=sys.stderr)
+    return status
+
+
+def make_parser() -> Parser:
+    """All commands with their arguments."""
+    parser = Parser(prog="ssl-bench", description=__import__("ssl_bench").__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
+    method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
+
+    sub = command("list", run_list, "Name what can be asked for.")
+    sub.add_argument("what", choices=["methods", "evaluations", "datasets", "backbones", "suites"])
+    sub.add_argument("--json", action="store_true", help="as JSON")
+
+    sub = command("pretrain", run_pretrain, "Pre-train one method and write its encoder.")
+    sub.add_argument("method", metavar="METHOD", help=method_help)
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
+    sub.add_argument("--data", metavar="DATA", help=data_help)
+    sub.add_argument("--backbone", metavar="B", help="vit_{micro,tiny,small,base,large}_patch{P}_{IMAGE}")
+    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of pre-training")
+    sub.add_argument("--seed", type=int, metavar="S", help="seed of weights, order, views and masks")
+    sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+    sub.add_argument("--keys", action="store_true", help="only print the keys of the method's recipe")
+
+    sub = command("evaluate", run_evaluate, "Judge an encoder and write rows.")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="encoder.pt of a run, or timm weights with --backbone")
+    sub.add_argument("--evaluations", type=_names, default=["knn", "linear"], metavar="A,B", help="protocols")
+    sub.add_argument("--data", metavar="DATA", default="shapes", help=data_help)
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    sub.add_argument("--out", metavar="DIR", default="results/evaluations", help="folder of the rows")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub = command("bench", run_bench, "Pre-train and evaluate everything a suite still misses, then report.")
+    sub.add_argument("suite", metavar="SUITE", help="a name of `ssl-bench list suites`, or a YAML file")
+    sub.add_argument("--methods", type=_names, metavar="A,B", help=f"instead of the suite's; each {method_help}")
+    sub.add_argument("--seeds", type=_seeds, metavar="0,1", help="instead of the suite's")
+    sub.add_argument("--data", metavar="DATA", help=f"instead of the suite's: {data_help}")
+    sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub = command("leaderboard", run_leaderboard, "Rank the rows of a folder.")
+    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
+    sub.add_argument("--format", type=_names, default=["md"], metavar="md,csv", help="files to write")
+    sub.add_argument("--sort", metavar="EVALUATION", help="evaluation to sort by")
+    return parser
+
+
+def run_list(a: argparse.Namespace) -> None:
+    """``ssl-bench list``."""
+    rows: dict[str, dict[str, Any]] = {}
+    if a.what == "methods":
+        from ssl_bench.methods import METHODS
+        from ssl_bench.recipe import recipe_names
+
+        for name, cls in METHODS.items():
+            rows[name] = {"category": cls.category, "paper": cls.paper, "recipes": recipe_names(name)}
+    elif a.what == "datasets":
+        from ssl_bench.data import DATASETS
+
+        rows = {name: {"description": text} for name, text in DATASETS.items()}
+    elif a.what == "backbones":
+        from ssl_bench.backbone import SIZES
+
+        for name, (dim, depth, heads) in SIZES.items():
+            rows[f"{name}_patch{{P}}_{{IMAGE}}"] = {"width": dim, "blocks": depth, "heads": heads}
+    elif a.what == "evaluations":
+        from ssl_bench.evaluate import load_evaluator
+        from ssl_bench.files import shipped
+
+        for path in sorted(shipped("evaluations").glob("*.yaml")):
+            evaluator = load_evaluator(path.stem)
+            rows[path.stem] = {"version": evaluator.version, **evaluator.settings()}
+    else:
+        from ssl_bench.files import shipped
+        from ssl_bench.suite import load_suite
+
+        for path in sorted(shipped("results").glob("*/suite.yaml")):
+            suite = load_suite(path.parent.name)
+            rows[suite.name] = {"description": suite.description, "data": suite.data, "backbone": suite.backbone}
+    if a.json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(map(len, rows), default=0)
+    for name, values in rows.items():
+        print(f"{name:{width}}  " + "; ".join(v if k == "description" else f"{k}: {_plain(v)}" for k, v in values.items()))
+
+
+def run_pretrain(a: argparse.Namespace) -> None:
+    """``ssl-bench pretrain``."""
+    if a.keys:
+        from ssl_bench.recipe import recipe_parser, resolve_method
+
+        print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
+        return
+    from ssl_bench.pretrain import pretrain
+    from ssl_bench.recipe import parse_overrides
+
+    target = pretrain(
+        a.method,
+        recipe=a.recipe,
+        data=a.data,
+        backbone=a.backbone,
+        epochs=a.epochs,
+        seed=a.seed,
+        overrides=parse_overrides(a.set),
+        out=a.out,
+        skip_unreadable=a.skip_unreadable,
+    )
+    print(target)
+
+
+def run_evaluate(a: argparse.Namespace) -> None:
+    """``ssl-bench evaluate``."""
+    from ssl_bench.evaluate import evaluate
+
+    rows = evaluate(
+        a.checkpoint,
+        evaluations=a.evaluations,
+        data=a.data,
+        backbone=a.backbone,
+        out=a.out,
+        skip_unreadable=a.skip_unreadable,
+    )
+    for row in rows:
+        metric = row["metrics"][row["headline"]]
+        interval = f"{metric['low']:.2f} to {metric['high']:.2f}"
+        print(f"{row['evaluation']['name']:10} {metric['value']:6.2f} % ({interval}, n = {metric['n']:,})  {row.path}")
+
+
+def run_bench(a: argparse.Namespace) -> int:
+    """``ssl-bench bench``."""
+    from ssl_bench.suite import bench
+
+    failed = bench(
+        a.suite, methods=a.methods, seeds=a.seeds, data=a.data, out=a.out, skip_unreadable=a.skip_unreadable
+    )
+    for line in failed:
+        _say(f"failed: {line}", 1)
+    return 1 if failed else 0
+
+
+def run_leaderboard(a: argparse.Namespace) -> None:
+    """``ssl-bench leaderboard``."""
+    from ssl_bench.results.leaderboard import leaderboard
+
+    leaderboard(a.folder, formats=a.format, sort=a.sort)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in _names(text)]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

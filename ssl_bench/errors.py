@@ -1,0 +1,32 @@
+"""The two kinds of failure a user can meet, each shown as one line and never as a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The request itself is wrong (a name, path, key, value or file); the command exits with status 2."""
+
+
+class RunError(Exception):
+    """Something that was asked for failed while it ran (full disk, diverged loss); exit status 1."""
+
+
+def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
+    """An error that names a wrong value and the valid ones, the closest first.
+
+    Args:
+        what: What the value should have been, in the singular: "method", "data set", "key".
+        value: What was given.
+        choices: The valid names.
+
+    Example:
+        >>> str(unknown("method", "may", ["moco_v3", "mae"]))
+        "unknown method 'may': did you mean 'mae'? Choose from: mae, moco_v3"
+    """
+    names = sorted(choices)
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {what} {str(value)!r}: {hint}Choose from: {', '.join(names) or '(none)'}")

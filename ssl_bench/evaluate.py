@@ -1,0 +1,82 @@
+"""Judge one encoder with several evaluators: one feature extraction, one row each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.checkpoint import Checkpoint, load_encoder
+from ssl_bench.data import Splits, hold_out, load
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.evaluations import EVALUATIONS
+from ssl_bench.evaluations.evaluator import Data, Evaluator
+from ssl_bench.evaluations.features import FrozenEncoder
+from ssl_bench.files import find_yaml
+from ssl_bench.recipe import read_yaml
+from ssl_bench.results.rows import Row, make_row, origin, row_id, row_path, write_row
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    evaluations: Sequence[str] = ("knn", "linear"),
+    data: str = "shapes",
+    backbone: str | None = None,
+    out: str | Path = "results/evaluations",
+    skip_unreadable: bool = False,
+) -> list[Row]:
+    """Judge an encoder file: the Python form of ``ssl-bench evaluate``.
+
+    Returns:
+        One row an evaluation; rows that exist already are read, not made again.
+    """
+    loaded = load_encoder(checkpoint, backbone)
+    evaluators = {name: load_evaluator(name) for name in evaluations}
+    return judge(loaded, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
+
+
+def judge(
+    checkpoint: Checkpoint, evaluators: Mapping[str, Evaluator], splits: Splits, out: Path, suite: str | None
+) -> list[Row]:
+    """Run the evaluators whose row is missing in ``out`` and return all rows."""
+    about = checkpoint.about
+    encoder_id = (
+        origin(about["recipe"], about["pretraining"]["fingerprint"]) if about else {"weights": checkpoint.sha256}
+    )
+    ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
+    paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
+    missing = [name for name in evaluators if not paths[name].exists()]
+    if missing:
+        fit, dev = hold_out(splits.train)
+        data = Data(splits.train, fit, dev, splits.test)
+        wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
+        encoder = FrozenEncoder(checkpoint.encoder, list(wanted))
+        for name in missing:
+            result = evaluators[name].run(encoder, data)
+            row = make_row(ids[name], suite, checkpoint, name, evaluators[name], data, result, encoder.precision)
+            write_row(paths[name], row, result.correct)
+    return [Row.read(path) for path in paths.values()]
+
+
+def load_evaluator(name: str) -> Evaluator:
+    """The evaluator of a protocol, given as a shipped name or a YAML file.
+
+    Raises:
+        UserError: Unknown name, key or kind of value.
+    """
+    path = find_yaml("evaluations", name)
+    settings = read_yaml(path)
+    kind = settings.pop("evaluation", None)
+    if kind not in EVALUATIONS:
+        raise UserError(f"{path}: {unknown('evaluation', kind, EVALUATIONS)}")
+    cls: Any = EVALUATIONS[kind]
+    valid = list(inspect.signature(cls).parameters)
+    for key in settings:
+        if key not in valid:
+            raise UserError(f"{path}: {unknown('key', key, valid)}")
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error

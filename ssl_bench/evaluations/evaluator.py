@@ -1,0 +1,203 @@
+"""What every evaluator shares: the data it sees, the result it returns, and checks that keep wrong rows out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ssl_bench.data import ImageSet
+
+
+class Encoder(Protocol):
+    """All that an evaluator of frozen features knows about a model."""
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The features on offer: ("cls", "mean", ...), or ("pixels",) for the raw-pixel baseline."""
+
+    def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """Pooling name to float32 (N, D) features on the CPU, rows aligned with `images.labels`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The four splits of one data set. Everything is chosen on `dev`; `test` is looked at once, at the end.
+
+    Attributes:
+        train: All training images; the same images as `fit` and `dev` together, in any order.
+        fit: Training images left after holding out `dev`.
+        dev: Held-out training images.
+        test: The reported split.
+
+    Raises:
+        UserError: A split is empty or the splits do not share their classes.
+    """
+
+    train: ImageSet
+    fit: ImageSet
+    dev: ImageSet
+    test: ImageSet
+
+    def __post_init__(self) -> None:
+        for role in ("train", "fit", "dev", "test"):
+            images: ImageSet = getattr(self, role)
+            if len(images) == 0:
+                raise UserError(f"the {role} split of {images.name!r} has no images")
+            if images.classes != self.train.classes:
+                raise UserError(f"the {role} split of {images.name!r} has other classes than its training images")
+        if len(self.fit) + len(self.dev) != len(self.train):
+            raise UserError(
+                f"fit and dev of {self.train.name!r} have {len(self.fit)} + {len(self.dev)} images, train {len(self.train)}"
+            )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its 95 % interval.
+
+    Attributes:
+        value: The number, in percent for accuracies.
+        n: Test images it was measured on.
+        low: Lower end of the interval over test images, in the unit of `value`.
+        high: Upper end.
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one evaluation found.
+
+    Attributes:
+        metrics: Every number, by name.
+        headline: The metric that stands for the evaluation in a table.
+        correct: (N_test,) bool, whether each test image is right under the headline; paired tests need nothing else.
+        chosen: What was selected on `dev` and how it went there. JSON-able.
+        pooling: The features behind the headline.
+    """
+
+    metrics: dict[str, Metric]
+    headline: str
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    chosen: dict[str, object]
+    pooling: str
+
+
+class Evaluator(ABC):
+    """Judges an encoder on labelled images.
+
+    The keywords of a subclass's constructor are the protocol. Each is kept, unchanged in value, under an attribute of the same
+    name, so that `settings` can write it into the row.
+
+    Attributes:
+        version: Raised by every change that can move a number; tables never mix versions.
+        metric_help: Metric name to a one-line explanation.
+        poolings: The features to use, in order of preference, out of those an encoder offers.
+    """
+
+    version: ClassVar[int]
+    metric_help: ClassVar[Mapping[str, str]]
+    poolings: tuple[str, ...]
+
+    @abstractmethod
+    def run(self, encoder: Encoder, data: Data) -> Result:
+        """Choose on `data.dev`, report on `data.test`."""
+
+    def settings(self) -> dict[str, object]:
+        """The constructor's keywords and their values, with lists for tuples: what JSON can hold."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def features(self, encoder: Encoder, images: ImageSet) -> dict[str, Tensor]:
+        """Checked features of one split under each pooling that is both wanted and offered.
+
+        Returns:
+            Pooling name to float32 (N, D).
+
+        Raises:
+            UserError: The encoder offers none of `poolings`.
+            RunError: The features cannot be trusted; see `check_features`.
+        """
+        found = encoder.features(images, match_poolings(self.poolings, encoder.poolings))
+        for pooling, features in found.items():
+            check_features(features, pooling, images.split, len(images))
+        return found
+
+
+def match_poolings(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+    """The wanted poolings that are on offer, in the order wanted; an encoder with only one kind of feature gives that.
+
+    Raises:
+        UserError: Nothing matches and there is more than one to choose from.
+
+    Example:
+        >>> match_poolings(("mean", "cls"), ("cls", "mean", "last4"))
+        ('mean', 'cls')
+        >>> match_poolings(("mean", "cls"), ("pixels",))
+        ('pixels',)
+    """
+    matched = tuple(name for name in wanted if name in offered)
+    if matched:
+        return matched
+    if len(offered) == 1:
+        return tuple(offered)
+    raise UserError(f"no pooling in {', '.join(wanted) or '(none)'}: choose from {', '.join(offered)}")
+
+
+def check_features(features: Tensor, pooling: str, split: str, n: int) -> None:
+    """Refuse features whose accuracy would mean nothing.
+
+    Args:
+        features: (N, D) float.
+        pooling: Name for the message.
+        split: Name for the message.
+        n: Rows there should be.
+
+    Raises:
+        RunError: Another shape, a NaN or infinity, or (with several rows) all rows equal, as after a collapse.
+    """
+    what = f"{pooling!r} features of the {split} split"
+    if features.ndim != 2 or len(features) != n:
+        raise RunError(f"{what} have shape {tuple(features.shape)}, not ({n}, D)")
+    low, high = features.amin(0), features.amax(0)  # both carry a NaN or infinity along
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise RunError(f"{what} contain NaN or infinity")
+    # float32 keeps about seven digits: a smaller relative spread than 1e-6 is rounding, not signal.
+    if n > 1 and bool(((high - low) <= 1e-6 * torch.maximum(low.abs(), high.abs())).all()):
+        raise RunError(f"{what} are the same for all {n} images: the encoder has collapsed")
+
+
+def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
+    """Accuracy in percent with the 95 % Wilson score interval over test images.
+
+    The interval covers the draw of test images only, not the seed of training.
+
+    Args:
+        correct: (N,) bool, N >= 1.
+
+    Example:
+        >>> accuracy_metric(np.array([True] * 8 + [False] * 2))
+        Metric(value=80.0, n=10, low=49.02, high=94.33)
+    """
+    n = len(correct)
+    p = float(np.mean(correct))
+    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p = 0 or 1 exactly, despite rounding
+    return Metric(100 * p, n, 100 * low, 100 * high)

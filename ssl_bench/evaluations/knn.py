@@ -1,0 +1,251 @@
+"""k-NN classification of frozen features: weighted votes of the most similar training images, nothing trained.
+
+Instance discrimination (Wu et al., CVPR 2018, arXiv:1805.01978), with the settings of DINO (Caron et al., ICCV 2021,
+arXiv:2104.14294, section 4.1 and the authors' `eval_knn.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.errors import RunError, UserError
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric
+
+QUERIES_PER_BLOCK = 4096  # bounds the memory of a search beyond its (N, k) result; FAISS works in blocks of 4,096 too
+VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
+
+
+class KNN(Evaluator):
+    """Class by vote of the k nearest training images, each with weight exp(cosine / temperature).
+
+    The bank is made of all training images under the test transform. One search serves every k and temperature. The pooling is
+    chosen on the dev split (bank: the fit split) at the headline k and temperature; every pooling's numbers are reported too.
+
+    Args:
+        k: Numbers of neighbours to report. Those above the size of the bank are left out and listed in `Result.chosen`.
+        temperature: Vote temperatures to report; 0.07 is DINO's and iBOT's, 0.1 that of MoCo's CIFAR demo and of lightly.
+        headline_k: The k of `top1`: 20 is DINO's best. A smaller bank takes the largest k that fits.
+        headline_temperature: The temperature of `top1`.
+        poolings: Features to compare.
+
+    Raises:
+        UserError: A k or temperature is not positive, or the headline is not among those reported.
+    """
+
+    version: ClassVar[int] = 1
+    metric_help: ClassVar[dict[str, str]] = {
+        "top1": "accuracy at the headline k and temperature, percent",
+        "top5": "truth among the five classes with most votes (at most k) at the headline, percent",
+        "top1@k=K,T=T": "accuracy at another k and temperature, percent",
+        "POOLING/...": "the same with that pooling instead of the one chosen on dev",
+    }
+
+    def __init__(
+        self,
+        k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200),
+        temperature: tuple[float, ...] = (0.07, 0.1),
+        headline_k: int = 20,
+        headline_temperature: float = 0.07,
+        poolings: tuple[str, ...] = ("cls", "mean"),
+    ) -> None:
+        self.k = tuple(k)
+        self.temperature = tuple(temperature)
+        self.headline_k = headline_k
+        self.headline_temperature = headline_temperature
+        self.poolings = tuple(poolings)
+        for name, value in (("k", min(self.k, default=0)), ("temperature", min(self.temperature, default=0))):
+            if value <= 0:
+                raise UserError(f"knn: {name} must be positive numbers, got {getattr(self, name)}")
+        if headline_k not in self.k:
+            raise UserError(f"knn: headline_k {headline_k} is not one of k {self.k}")
+        if headline_temperature not in self.temperature:
+            raise UserError(f"knn: headline_temperature {headline_temperature} is not one of temperature {self.temperature}")
+
+    def run(self, encoder: Encoder, data: Data) -> Result:
+        """Choose the pooling on dev, then vote for test.
+
+        Raises:
+            UserError: The encoder has none of the poolings.
+            RunError: Features that mean nothing, or fewer training images than the smallest k.
+        """
+        ks = [k for k in sorted(set(self.k)) if k <= len(data.train)]
+        if not ks:
+            raise RunError(f"knn: {len(data.train)} training images are fewer than the smallest k, {min(self.k)}")
+        headline_k, temperature = min(self.headline_k, ks[-1]), self.headline_temperature
+        classes = len(data.train.classes)
+
+        fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
+        dev_k = min(headline_k, len(data.fit))
+        dev_top1: dict[str, float] = {}
+        for name in fit:
+            similarity, index = search(normalize(fit[name]), normalize(dev[name]), dev_k)
+            found = ranks(similarity, data.fit.labels[index], data.dev.labels, classes, [dev_k], [temperature])
+            dev_top1[name] = 100 * float((found[dev_k, temperature] == 0).double().mean())
+        pooling = max(dev_top1, key=dev_top1.__getitem__)
+
+        train, test = self.features(encoder, data.train), self.features(encoder, data.test)
+        per_pooling: dict[str, dict[str, Metric]] = {}
+        for name in train:
+            similarity, index = search(normalize(train[name]), normalize(test[name]), ks[-1])
+            found = ranks(similarity, data.train.labels[index], data.test.labels, classes, ks, self.temperature)
+            top = found[headline_k, temperature]
+            per_pooling[name] = {
+                "top1": accuracy_metric((top == 0).numpy()),
+                "top5": accuracy_metric((top < min(5, headline_k)).numpy()),
+            } | {f"top1@k={k},T={t:g}": accuracy_metric((rank == 0).numpy()) for (k, t), rank in found.items()}
+            if name == pooling:
+                correct = (top == 0).numpy()
+
+        metrics = dict(per_pooling[pooling])
+        for name, numbers in per_pooling.items():
+            metrics |= {f"{name}/{metric}": value for metric, value in numbers.items()}
+        chosen: dict[str, object] = {
+            "pooling": pooling,
+            "dev_top1": dev_top1,
+            "headline_k": headline_k,
+            "headline_temperature": temperature,
+            "skipped_k": [k for k in self.k if k not in ks],
+        }
+        return Result(metrics, "top1", correct, chosen, pooling)
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Rows divided by their length; rows of zeros stay zero. Any scale of features works, lengths being summed in float64.
+
+    Args:
+        features: (N, D) float32.
+
+    Returns:
+        (N, D) float32.
+
+    Example:
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-30, 4e-30]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000],
+                [0.6000, 0.8000]])
+    """
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64).float()
+    return features / length.masked_fill(length == 0, 1)
+
+
+def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k bank rows with the largest inner product with each query, by an exact FAISS search (on a GPU if FAISS sees one).
+
+    Without FAISS, `search_torch` does the same. Memory beyond the result is about 40 MB: 4,096 queries at a time and no copy
+    of the bank. Repeats are bit-identical for one number of threads; another number may move products by rounding.
+
+    Args:
+        bank: (M, D) float32.
+        queries: (N, D) float32.
+        k: Neighbours, at most M.
+
+    Returns:
+        Inner products (N, k) float32, largest first, and bank rows (N, k) int64. Equal products come in the order of the bank.
+
+    Example:
+        >>> search(torch.eye(3), torch.tensor([[0.1, 0.9, 0.2]]), k=2)
+        (tensor([[0.9000, 0.2000]]), tensor([[1, 2]]))
+    """
+    try:
+        import faiss
+    except ImportError:
+        return search_torch(bank, queries, k)
+    rows, blocks = bank.contiguous().numpy(), [block.contiguous().numpy() for block in queries.split(QUERIES_PER_BLOCK)]
+    inner = faiss.METRIC_INNER_PRODUCT
+    if faiss.get_num_gpus():
+        resources = faiss.StandardGpuResources()
+        index = faiss.GpuIndexFlatIP(resources, rows.shape[1])
+        index.add(rows)
+        found = [index.search(block, k) for block in blocks]
+    else:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        found = [faiss.knn(block, rows, k, metric=inner) for block in blocks]
+    similarity = torch.from_numpy(np.concatenate([s for s, _ in found]))
+    return _order_ties(similarity, torch.from_numpy(np.concatenate([i for _, i in found])))
+
+
+def search_torch(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same as `search` in plain torch, 256 queries at a time: 1.5 to 2 times slower."""
+    found = [(block @ bank.T).topk(k, dim=1) for block in queries.split(256)]
+    return _order_ties(torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]))
+
+
+def _order_ties(similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, k) sorted by falling similarity, equal ones reordered by rising index, so that a vote cut inside a tie is stable."""
+    tied = (similarity[:, 1:] == similarity[:, :-1]).any(dim=1)
+    if tied.any():
+        by_index, order = index[tied].sort(dim=1)
+        values, again = similarity[tied].gather(1, order).sort(dim=1, descending=True, stable=True)
+        similarity[tied], index[tied] = values, by_index.gather(1, again)
+    return similarity, index
+
+
+def votes(
+    similarity: Tensor, neighbours: Tensor, num_classes: int, ks: Sequence[int], temperature: float
+) -> Iterator[tuple[int, Tensor]]:
+    """Each class's votes among the first k neighbours, for rising k.
+
+    v_c = sum of exp(s_j / T) over the neighbours j of class c; here every row is divided by exp(s_1 / T), its largest weight,
+    which changes no share v_c / sum(v) and keeps small temperatures from overflowing.
+
+    Args:
+        similarity: (N, K) float, largest first.
+        neighbours: (N, K) int64, classes of the neighbours.
+        num_classes: C, of the training set (a test set may lack some).
+        ks: Rising, at most K.
+        temperature: T.
+
+    Yields:
+        k and (N, C) float64 votes.
+
+    Example:
+        >>> similarity, neighbours = torch.tensor([[0.9, 0.8, 0.8]]), torch.tensor([[0, 1, 1]])
+        >>> [(k, v.argmax(1).item()) for k, v in votes(similarity, neighbours, 2, ks=[1, 3], temperature=1.0)]
+        [(1, 0), (3, 1)]
+    """
+    similarity = similarity.double()
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    total = weights.new_zeros(len(weights), num_classes)
+    start = 0
+    for k in ks:
+        total = total.scatter_add(1, neighbours[:, start:k], weights[:, start:k])
+        start = k
+        yield k, total
+
+
+def ranks(
+    similarity: Tensor,
+    neighbours: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+) -> dict[tuple[int, float], Tensor]:
+    """Place of the true class when classes are ordered by votes, equal votes in the order of the classes.
+
+    Args:
+        similarity: (N, K) float, largest first.
+        neighbours: (N, K) int64, classes of the neighbours.
+        labels: (N,) int64, the true classes.
+        num_classes: C.
+        ks: Rising, at most K.
+        temperatures: Any order.
+
+    Returns:
+        (k, temperature) to (N,) int64 ranks; 0 is a right prediction. Memory beyond them is about 16 MiB.
+    """
+    found: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for t in temperatures for k in ks}
+    step = max(1, VOTE_DOUBLES // (2 * num_classes + 3 * similarity.shape[1]))
+    order = torch.arange(num_classes)
+    for s, near, truth in zip(similarity.split(step), neighbours.split(step), labels.split(step), strict=True):
+        before = order < truth[:, None]
+        for t in temperatures:
+            for k, v in votes(s, near, num_classes, ks, t):
+                own = v.gather(1, truth[:, None])
+                found[k, t].append(((v > own) | ((v == own) & before)).sum(dim=1))
+    return {key: torch.cat(parts) for key, parts in found.items()}

@@ -1,0 +1,107 @@
+"""Files: atomic writes, content hashes, and the recipes, protocols and suites that travel with the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.errors import RunError, UserError, unknown
+
+PACKAGE = Path(__file__).parent
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
+    """Write a file so that a reader sees the old content or the new one, never a part of it.
+
+    Raises:
+        RunError: The disk is full or the folder can't be written; nothing is left behind.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def content_hash(value: Any) -> str:
+    """Hash of a JSON-able value: 64 hex digits. The order of keys and 1 against 1.0 make no difference.
+
+    Example:
+        >>> content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2.0], "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def source_hash(*paths: str | Path) -> str:
+    """Hash of source files, the first 16 hex digits: says whether the code behind a number has changed since."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def shipped(kind: str) -> Path:
+    """The folder of recipes ("methods"), protocols ("evaluations") or suites ("results").
+
+    A wheel carries them inside the package, a checkout keeps them at its root.
+    """
+    inside = PACKAGE / "_shipped" / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def find_yaml(kind: str, name: str, filename: str = "{}.yaml") -> Path:
+    """The file of a recipe, protocol or suite, given as a path or as a shipped name.
+
+    Args:
+        kind: A path below the project root: "methods/mae", "evaluations", "results".
+        name: A file that exists, or a shipped name.
+        filename: How a shipped name becomes a path below ``kind``.
+
+    Raises:
+        UserError: Neither; the message lists the shipped names.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no such file: {name}")
+        return path
+    folder = shipped(kind)
+    path = folder / filename.format(name)
+    if not path.is_file():
+        before, after = filename.split("{}")
+        names = [str(p.relative_to(folder))[len(before) : -len(after)] for p in folder.glob(filename.format("*"))]
+        raise unknown({"evaluations": "evaluation", "results": "suite"}.get(kind, f"recipe of {kind}"), name, names)
+    return path

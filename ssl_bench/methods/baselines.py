@@ -1,0 +1,66 @@
+"""What every suite compares with: raw pixels, the untrained backbone, and supervised training."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbone import Backbone, Pixels
+from ssl_bench.methods.method import Method
+from ssl_bench.optim import Training
+from ssl_bench.views import View
+
+
+class Untrained(Method):
+    """Baseline: the backbone at its initial weights. What a method learns is its distance from here."""
+
+    paper = "none"
+    category = "baseline"
+    trains = False
+
+
+class RawPixels(Untrained):
+    """Baseline: the image itself, at no more than 32 x 32 pixels."""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Pixels at the backbone's image size."""
+        return Pixels(f"pixels_{self.backbone.image_size[0]}")
+
+
+class Supervised(Method):
+    """Baseline: cross-entropy on the labels, random crops and flips. Says what the backbone can learn at this budget.
+
+    Args:
+        backbone: The encoder.
+        num_classes: Classes of the data; set from the data for every method that uses labels.
+        label_smoothing: Label smoothing (DeiT: 0.1).
+        crop_min: Smallest area of the crop.
+    """
+
+    paper = "Touvron et al. 2021, arXiv 2012.12877 (DeiT)"
+    category = "baseline"
+    uses_labels = True
+    defaults = Training(epochs=300, batch_size=1024, base_lr=2.5e-4, warmup_epochs=5, weight_decay=0.05)
+    deviations = ("no mixup, cutmix, RandAugment, erasing, repeated augmentation or EMA: a yardstick, not DeiT",)
+
+    def __init__(
+        self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.1, crop_min: float = 0.2
+    ) -> None:
+        super().__init__(backbone)
+        self.label_smoothing, self.crop_min = label_smoothing, crop_min
+        self.head = nn.Linear(backbone.embed_dim, num_classes)
+
+    @property
+    def views(self) -> list[View]:
+        """One crop, flipped at random."""
+        return [View(self.backbone.image_size[0], scale=(self.crop_min, 1.0), flip=0.5)]
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of a linear classifier on the mean patch token."""
+        (images,) = views
+        logits = self.head(self.backbone(images).patches.mean(dim=1)).float()
+        assert self.labels is not None
+        loss = F.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
+        return {"loss": loss, "top1": 100 * (logits.argmax(1) == self.labels).float().mean()}
+

@@ -1,0 +1,147 @@
+"""Masked Autoencoders Are Scalable Vision Learners. He et al., CVPR 2022, arXiv 2111.06377."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.masking import random_masking
+from ssl_bench.methods.method import Method
+from ssl_bench.nets import sincos_position_embedding
+from ssl_bench.optim import Training
+from ssl_bench.views import View
+
+
+class MAE(Method):
+    """Encode a random quarter of the patches, decode all of them, regress the pixels of the masked ones.
+
+    loss = mean over masked patches of |prediction - normalised pixels|^2 / (3 p^2)
+
+    Args:
+        backbone: The encoder.
+        mask_ratio: Part of the patches that is masked (section 3; figure 5).
+        norm_pix: Normalise each target patch by its own mean and variance (table 1d; all released checkpoints).
+        decoder_dim: Width of the decoder (table 1b).
+        decoder_depth: Blocks of the decoder (table 1a).
+        decoder_heads: Attention heads of the decoder (``models_mae.py``).
+        crop_min: Smallest area of the crop (table 8).
+    """
+
+    paper = "He et al. 2022, arXiv 2111.06377"
+    category = "reconstruction"
+    defaults = Training(  # table 8, 800 epochs
+        epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95)
+    )
+    backbone_options = {"pos_embed": "sincos_xy", "init": "mae"}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix: bool = True,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        crop_min: float = 0.2,
+    ) -> None:
+        super().__init__(backbone)
+        self.mask_ratio, self.norm_pix, self.crop_min = mask_ratio, norm_pix, crop_min
+        self.patch_size = backbone.patch_size
+        self.decoder_embed = nn.Linear(backbone.embed_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        table = sincos_position_embedding(decoder_dim, backbone.grid_size, first="x")
+        self.decoder_pos_embed = nn.Parameter(table[None], requires_grad=False)
+        self.decoder_blocks = nn.Sequential(
+            *(
+                Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+                for _ in range(decoder_depth)
+            )
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
+        for name, module in self.named_modules():
+            if name.startswith("decoder") and isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def views(self) -> list[View]:
+        """One crop, flipped at random; no colour augmentation (table 8)."""
+        return [View(self.backbone.image_size[0], scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)]
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Reconstruction error over the masked patches."""
+        (images,) = views
+        n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
+        noise = torch.rand(len(images), n_patches, device=images.device)
+        ids_keep, ids_restore, mask = random_masking(noise, self.mask_ratio)
+        tokens = self.backbone(images, keep=ids_keep)
+        prediction = self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_restore)
+        target = patchify(images, self.patch_size)
+        return {"loss": reconstruction_loss(prediction.float(), target, mask, self.norm_pix)}
+
+    def decode(self, visible: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predict every patch from the visible tokens.
+
+        Args:
+            visible: (B, 1 + K, D) cls and visible patches, in shuffled order.
+            ids_restore: (B, L) int64.
+
+        Returns:
+            (B, L, p * p * 3).
+        """
+        x = self.decoder_embed(visible)
+        n_masked = ids_restore.shape[1] + 1 - x.shape[1]
+        patches = torch.cat([x[:, 1:], self.mask_token.to(x.dtype).expand(len(x), n_masked, -1)], dim=1)
+        patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[-1]))  # unshuffle
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            block.attn.fused_attn = self.backbone.blocks[0].attn.fused_attn
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, L, p * p * 3): patches row by row; within a patch pixel row, pixel column, channel.
+
+    Example:
+        >>> patchify(torch.arange(48.0).view(1, 3, 4, 4), 2)[0, 0].tolist()
+        [0.0, 16.0, 32.0, 1.0, 17.0, 33.0, 4.0, 20.0, 36.0, 5.0, 21.0, 37.0]
+    """
+    b, c, h, w = images.shape
+    x = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of ``patchify``: (B, L, p * p * 3) -> (B, 3, H, W)."""
+    x = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, grid)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Tensor:
+    """Mean squared error over the masked patches of the whole batch (section 3, "reconstruction target").
+
+    Args:
+        prediction: (B, L, p * p * 3).
+        target: (B, L, p * p * 3), pixels of the normalised image.
+        mask: (B, L) bool, True = masked; the visible patches don't count.
+        norm_pix: Normalise each target patch by its mean and (unbiased) variance.
+
+    Example:
+        >>> img = torch.arange(48.0).view(1, 3, 4, 4) / 10
+        >>> pred, mask = (torch.arange(48.0) - 20).view(1, 4, 12) / 10, torch.tensor([[False, True, True, False]])
+        >>> round(reconstruction_loss(pred, patchify(img, 2), mask, norm_pix=True).item(), 6)
+        1.266168
+    """
+    if norm_pix:
+        mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+        target = (target - mean) / (var + 1e-6).sqrt()
+    per_patch = (prediction - target).square().mean(dim=-1)
+    return (per_patch * mask).sum() / mask.sum()

@@ -1,0 +1,186 @@
+"""One pre-training run: recipe -> data -> method -> Lightning trainer -> encoder file."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+
+from ssl_bench.backbone import Backbone, Pixels
+from ssl_bench.callbacks import Monitor, Report, Resume
+from ssl_bench.checkpoint import code_version, save_encoder
+from ssl_bench.compute import best_precision, device_name, meter, peak_memory, reset_peak_memory
+from ssl_bench.data import ImageSet, Splits, hold_out, load
+from ssl_bench.errors import UserError
+from ssl_bench.files import content_hash, source_hash
+from ssl_bench.loader import Loader
+from ssl_bench.methods.method import Method, step_seed
+from ssl_bench.recipe import Recipe, load_recipe
+from ssl_bench.views import describe, make_views, view_image
+
+
+def pretrain(
+    method: str,
+    *,
+    recipe: str | None = None,
+    data: str | None = None,
+    backbone: str | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    skip_unreadable: bool = False,
+) -> Path:
+    """Pre-train a method: the Python form of ``ssl-bench pretrain``.
+
+    Returns:
+        The encoder file.
+    """
+    given = {"data": data, "backbone": backbone, "epochs": epochs, "seed": seed}
+    layers = {key: value for key, value in given.items() if value is not None} | dict(overrides or {})
+    resolved = load_recipe(method, recipe, layers)
+    images = load(resolved.data, skip_unreadable=skip_unreadable)
+    return run(resolved, images, Path(out) if out else run_folder(resolved, images))
+
+
+def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
+    """``runs/mae-cifar10-0-1a2b3c4d5e6f``: the same recipe on the same images is the same folder."""
+    key = content_hash({"recipe": recipe.as_dict(), "data": data.train.fingerprint})
+    return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{key[:12]}"
+
+
+def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
+    """Train, or go on where ``last.ckpt`` in the folder left off, and write ``encoder.pt``; at once if it is there.
+
+    Raises:
+        UserError: The recipe does not fit the data.
+        RunError: The loss diverged or the disk is full.
+    """
+    target = folder / "encoder.pt"
+    if target.exists():
+        return target
+    fit, dev = hold_out(data.train)
+    images = fit if recipe.cls.uses_labels else data.train
+    method = build(recipe, len(images.classes))
+    cost = train(method, recipe, images, (fit, dev), folder) if recipe.cls.trains else no_cost()
+    encoder = method.encoder
+    spec = {"name": encoder.name} if isinstance(encoder, Pixels) else recipe.backbone
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "recipe": recipe.as_dict(),
+        "views": describe(method.views) if recipe.cls.trains else "",
+        "pretraining": {
+            "data": images.name,
+            "fingerprint": images.fingerprint,
+            "images": len(images),
+            "skipped": images.skipped,
+            "seed": recipe.seed,
+            **cost,
+        },
+        "paper": recipe.cls.paper,
+        "category": recipe.cls.category,
+        "flags": ["labels"] if recipe.cls.uses_labels else [],
+        "deviations": list(recipe.cls.deviations),
+        "method_source": source_hash(inspect.getfile(recipe.cls)),
+        "code": code_version(),
+    }
+    save_encoder(target, encoder, spec, recipe.method, about)
+    return target
+
+
+def build(recipe: Recipe, num_classes: int) -> Method:
+    """The method with its backbone at the initial weights of the recipe's seed."""
+    seed_everything(recipe.seed, verbose=False)
+    labels = {"num_classes": num_classes} if recipe.cls.uses_labels else {}
+    method = recipe.cls(Backbone(**recipe.backbone), **labels, **recipe.settings)
+    method.plan, method.seed = recipe.training, recipe.seed
+    return method
+
+
+def train(
+    method: Method, recipe: Recipe, images: ImageSet, monitored: tuple[ImageSet, ImageSet], folder: Path
+) -> dict[str, Any]:
+    """Fit the method and say what it cost."""
+    plan = recipe.training
+    per_epoch = len(images) // plan.batch_size
+    if per_epoch == 0:
+        raise UserError(f"batch_size {plan.batch_size} is larger than the {len(images)} training images of {images.name}")
+    steps = max(1, round(plan.epochs * per_epoch))
+    precision = best_precision(plan.precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    resume, report = Resume(folder / "last.ckpt"), Report(folder / "log.jsonl", f"{recipe.method}, seed {recipe.seed}")
+    _quiet()
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=1,
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=plan.clip_grad,
+        devices=1,
+        callbacks=[report, Monitor(report, *monitored), resume],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    device = trainer.strategy.root_device
+    cost = measure(method.to(device), images, precision)
+    reset_peak_memory(device)
+    loader = Loader(images, method.views, batch_size=plan.batch_size, steps=steps, seed=recipe.seed)
+    last = resume.path if resume.path.exists() else None
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(method, loader, ckpt_path=last, weights_only=True if last else None)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    seen = steps * plan.batch_size
+    return {
+        "epochs": plan.epochs,
+        "steps": steps,
+        "batch_size": plan.batch_size,
+        "images_seen": seen,
+        "patches_encoded": round(cost["patches"] * seen),
+        "target_patches_encoded": round(cost["target_patches"] * seen),
+        "patches_per_image": cost["patches"],
+        "flops": cost["flops"] * seen,
+        "wall_seconds": round(resume.elapsed, 2),
+        "peak_memory_bytes": peak_memory(device),
+        "device": device_name(device),
+        "precision": precision,
+        "final_loss": float(method.scalars["loss"].detach()),
+    }
+
+
+def measure(method: Method, images: ImageSet, precision: str) -> dict[str, float]:
+    """Cost of one image (see ``compute.meter``) on a few real ones."""
+    few = [images.images[i] for i in range(min(4, len(images)))]
+    if images.decoded is not None:
+        generator = torch.Generator(method.device).manual_seed(step_seed(0, 0))
+        views = make_views(torch.stack(few).to(method.device), method.views, generator)
+    else:
+        views = [torch.stack(v).to(method.device) for v in zip(*(view_image(i, method.views, 0) for i in few), strict=True)]
+    method.labels = images.labels[: len(few)].to(method.device)
+    return meter(method, views, precision)
+
+
+def no_cost() -> dict[str, Any]:
+    """What a baseline without training costs."""
+    zero = {key: 0 for key in ("epochs", "steps", "batch_size", "images_seen", "patches_encoded", "flops", "wall_seconds")}
+    return zero | {"target_patches_encoded": 0, "patches_per_image": 0, "peak_memory_bytes": 0}
+
+
+def _quiet() -> None:
+    """Lightning's hints about loggers, workers and tensor cores are about choices made here on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

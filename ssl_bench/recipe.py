@@ -1,0 +1,232 @@
+"""Recipes: from a file and command-line overrides to typed constructor keywords. jsonargparse does the typing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ssl_bench.backbone import Backbone, parse_name
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.files import content_hash, find_yaml, shipped
+from ssl_bench.methods import METHODS
+from ssl_bench.methods.method import Method
+from ssl_bench.optim import Training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a pre-training run, resolved: no default is left to look up.
+
+    Args:
+        method: The name in tables: a registered name, or the class name of an external method.
+        cls: The method's class.
+        backbone: ``{"name": ..., **Backbone keywords}``.
+        data: Data set, as asked for.
+        seed: Seed of the weights, the order, the views and the masks.
+        training: Length, batch, optimiser and schedules.
+        settings: The method's own keywords.
+    """
+
+    method: str
+    cls: type[Method]
+    backbone: dict[str, Any]
+    data: str
+    seed: int
+    training: Training
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for rows and checkpoints. ``data`` is left out: rows carry its name and fingerprint."""
+        return json.loads(
+            json.dumps(
+                {
+                    "method": self.method,
+                    "backbone": self.backbone,
+                    "seed": self.seed,
+                    "training": dataclasses.asdict(self.training) if self.cls.trains else {},
+                    "settings": self.settings,
+                }
+            )
+        )
+
+    @property
+    def hash(self) -> str:
+        """Hash of ``as_dict``."""
+        return content_hash(self.as_dict())
+
+
+def resolve_method(reference: str) -> tuple[str, type[Method]]:
+    """Name and class of a method given as a registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
+
+    Raises:
+        UserError: Nothing there, or not a Method.
+    """
+    if reference in METHODS:
+        return reference, METHODS[reference]
+    if ":" not in reference:
+        raise unknown("method", reference, [*METHODS, "package.module:Class", "path/to/file.py:Class"])
+    place, _, name = reference.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise UserError(f"method {reference!r}: no such file: {place}")
+            module_name = f"ssl_bench_external_{Path(place).stem}"
+            spec = importlib.util.spec_from_file_location(module_name, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises while it is imported
+        raise UserError(f"method {reference!r}: importing {place} failed: {type(error).__name__}: {error}") from error
+    classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, Method) and c is not Method]
+    if name not in classes:
+        raise unknown(f"method class in {place}", name, classes)
+    if name in METHODS:
+        raise UserError(f"method {reference!r}: the class name {name!r} is the name of a registered method; rename it")
+    return name, getattr(module, name)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping.
+
+    Raises:
+        UserError: Not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def recipe_names(method: str) -> list[str]:
+    """Names of the shipped recipes of a method."""
+    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml"))
+
+
+def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], origin: str = "--set") -> Recipe:
+    """Resolve a recipe: the class's defaults, then the recipe file, then each layer of overrides.
+
+    Args:
+        method: A reference (see ``resolve_method``).
+        recipe: Name of a shipped recipe or a YAML file; the class's defaults alone when left out.
+        layers: Overrides, later ones win; values may be strings as typed on a command line.
+        origin: What to call the layers in an error.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, a backbone that can't be built.
+    """
+    name, cls = resolve_method(method)
+    values: dict[str, tuple[Any, str]] = {}
+    if recipe is not None:
+        path = find_yaml(f"methods/{name}", recipe)
+        values |= {key: (value, str(path)) for key, value in read_yaml(path).items()}
+    for layer in layers:
+        values |= {key: (value, origin) for key, value in layer.items()}
+    stated = str(values.pop("method", (name, ""))[0])
+    if stated not in (name, method):
+        raise UserError(f"the recipe is for method {stated!r}, not for {name!r}")
+    parser = recipe_parser(cls)
+    parsed = parse_values(parser, values)
+    if parsed["backbone"] is None:
+        raise UserError(f"method {name!r}: no backbone given; use --backbone, for example vit_small_patch16_224")
+    parse_name(parsed["backbone"])
+    training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
+    backbone = {key: parsed[key] for key in _keywords(Backbone) if key != "name"}
+    return Recipe(
+        method=name,
+        cls=cls,
+        backbone={"name": parsed["backbone"], **backbone},
+        data=parsed["data"],
+        seed=parsed["seed"],
+        training=training,
+        settings={key: parsed[key] for key in _keywords(cls) if key not in ("backbone", "num_classes")},
+    )
+
+
+def recipe_parser(cls: type[Method]) -> ArgumentParser:
+    """A parser for the flat keys of a method's recipe; its help is the docstrings of the constructors."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--backbone", type=str, default=None, help="vit_{micro,tiny,small,base,large}_patch{P}_{IMAGE}")
+    parser.add_argument("--data", type=str, default="shapes", help="data set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, views and masks")
+    parser.add_class_arguments(Training)
+    parser.add_class_arguments(cls, skip={"backbone", "num_classes"})
+    parser.add_class_arguments(Backbone, skip={"name"})
+    parser.set_defaults({**dataclasses.asdict(cls.defaults), **cls.backbone_options})
+    return parser
+
+
+def _keywords(cls: type) -> list[str]:
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) -> Namespace:
+    """Type values with a parser.
+
+    Args:
+        parser: Knows the keys and their types.
+        values: key -> (value, where it was written).
+
+    Raises:
+        UserError: An unknown key or a value of the wrong type, with where it was written and what is valid.
+    """
+    valid = [key for key in parser.get_defaults().keys() if "." not in key]
+    for key, (value, origin) in values.items():
+        if key not in valid:
+            raise UserError(f"{origin}: {unknown('key', key, valid)}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        try:
+            parser.parse_args([f"--{key}={text}"])
+        except (ArgumentError, ValueError, TypeError) as error:
+            raise UserError(f"{origin}: {key} is {text}; it must be {_expected(parser, key)}") from error
+    return parser.parse_args(
+        [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, (value, _) in values.items()]
+    )
+
+
+def _expected(parser: ArgumentParser, key: str) -> str:
+    """What a key accepts, in words: "a float", "one of adamw, sgd, lars"."""
+    action: Any = next(a for a in parser._actions if a.dest == key)
+    annotation = getattr(action, "_typehint", None) or action.type
+    if getattr(annotation, "__args__", None) and str(annotation).startswith("typing.Literal"):
+        return "one of " + ", ".join(str(a) for a in annotation.__args__)
+    return f"of type {getattr(annotation, '__name__', None) if inspect.isclass(annotation) else annotation}"
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """``key=value`` strings to a dict.
+
+    Example:
+        >>> parse_overrides(["mask_ratio=0.5"])
+        {'mask_ratio': '0.5'}
+    """
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair!r}: write it as key=value")
+        overrides[key] = value
+    return overrides

@@ -1,0 +1,197 @@
+"""Rows: one immutable JSON file for each number, with everything that defines it."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faiss
+import numpy as np
+import timm
+import torch
+
+from ssl_bench.checkpoint import Checkpoint, code_version
+from ssl_bench.errors import UserError
+from ssl_bench.files import content_hash, source_hash, write_atomic
+from ssl_bench.methods import METHODS
+
+if TYPE_CHECKING:
+    from ssl_bench.data import Splits
+    from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read: ``row["metrics"]["top1"]["value"]``. The fields are those of ``make_row``."""
+
+    path: Path
+    values: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @classmethod
+    def read(cls, path: Path) -> Row:
+        """Read and check a row.
+
+        Raises:
+            UserError: Not a row of this schema, or changed since it was written.
+        """
+        try:
+            values = json.loads(path.read_text())
+            ok = values["schema"] == SCHEMA and values["checksum"] == _checksum(values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a row: {error}") from error
+        if not ok:
+            raise UserError(f"{path} was edited after it was written, or has another schema than {SCHEMA}; measure it again")
+        return cls(path, values)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) bool, per-image correctness under the headline metric."""
+        bits = np.load(self.path.with_name(self["predictions"]), allow_pickle=False)
+        return np.unpackbits(bits, count=self["metrics"][self["headline"]]["n"]).astype(bool)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the method's or the evaluator's source has changed since."""
+        from ssl_bench.evaluations import EVALUATIONS
+
+        method = METHODS.get(self["method"])
+        evaluator = EVALUATIONS[self["evaluation"]["evaluator"]]
+        now = {
+            "method_source": source_hash(inspect.getfile(method)) if method else self["code"]["method_source"],
+            "evaluator_source": source_hash(inspect.getfile(evaluator)),
+        }
+        return any(self["code"][key] != value for key, value in now.items())
+
+
+def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """What defines a pre-trained encoder: the resolved recipe (seed included) and the images it saw."""
+    return {"recipe": recipe, "images": fingerprint}
+
+
+def row_id(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Splits) -> str:
+    """Hash of what defines a number: how the encoder was made, and how and on what it is judged. 16 hex digits.
+
+    Args:
+        encoder: ``origin``, or ``{"weights": sha256}`` for weights from elsewhere.
+        name: Name of the protocol.
+        evaluator: With its settings.
+        data: What it is judged on.
+    """
+    protocol = {"name": Path(name).stem, "version": evaluator.version, "settings": evaluator.settings()}
+    fingerprints = [data.train.fingerprint, data.test.fingerprint]
+    return content_hash({"encoder": encoder, "evaluation": protocol, "data": fingerprints})[:16]
+
+
+def row_path(folder: Path, method: str, evaluation: str, identifier: str) -> Path:
+    """``FOLDER/rows/mae-knn-1a2b3c4d5e6f7a8b.json``."""
+    safe = [re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in (method, Path(evaluation).stem)]
+    return folder / "rows" / f"{safe[0]}-{safe[1]}-{identifier}.json"
+
+
+def make_row(
+    identifier: str,
+    suite: str | None,
+    checkpoint: Checkpoint,
+    name: str,
+    evaluator: Evaluator,
+    data: Data,
+    result: Result,
+    precision: str,
+) -> dict[str, Any]:
+    """Everything about one number. Accuracies in percent, times in seconds, memory in bytes."""
+    about = checkpoint.about
+    recipe = about.get("recipe")
+    backbone = recipe["backbone"] if recipe else {"name": checkpoint.encoder.name}
+    row: dict[str, Any] = {
+        "schema": SCHEMA,
+        "id": identifier,
+        "suite": suite,
+        "method": checkpoint.method,
+        "paper": about.get("paper"),
+        "category": about.get("category"),
+        "backbone": {**backbone, "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
+        "recipe": {"hash": content_hash(recipe)[:16], **recipe} if recipe else None,
+        "views": about.get("views"),
+        "pretraining": about.get("pretraining"),
+        "evaluation": {
+            "name": Path(name).stem,
+            "evaluator": evaluator_name(evaluator),
+            "version": evaluator.version,
+            "settings": evaluator.settings(),
+            "pooling": result.pooling,
+            "data": data.test.name,
+            "fingerprints": {"train": data.train.fingerprint, "test": data.test.fingerprint},
+            "images": {"train": len(data.train), "dev": len(data.dev), "test": len(data.test)},
+            "skipped": data.train.skipped + data.test.skipped,
+            "split": data.test.split,
+            "selected_on": f"dev: {len(data.dev)} of the training images, stratified, seed 0",
+            "chosen": result.chosen,
+            "precision": precision,
+        },
+        "metrics": {key: {k: _rounded(v) for k, v in asdict(metric).items()} for key, metric in result.metrics.items()},
+        "headline": result.headline,
+        "predictions": row_path(Path(), checkpoint.method, name, identifier).with_suffix(".npy").name,
+        "reported": None,
+        "flags": about.get("flags", []),
+        "deviations": about.get("deviations", []),
+        "weights": {"sha256": checkpoint.sha256, "loaded_percent": checkpoint.loaded},
+        "code": {
+            **code_version(),
+            "method_source": about.get("method_source"),
+            "evaluator_source": source_hash(inspect.getfile(type(evaluator))),
+        },
+        "made": {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "faiss": faiss.__version__,
+        },
+    }
+    row = json.loads(json.dumps(row))
+    return {**row, "checksum": _checksum(row)}
+
+
+def evaluator_name(evaluator: Evaluator) -> str:
+    """The registered name of an evaluator's class."""
+    from ssl_bench.evaluations import EVALUATIONS
+
+    return next(name for name, cls in EVALUATIONS.items() if cls is type(evaluator))
+
+
+def write_row(path: Path, row: dict[str, Any], correct: np.ndarray) -> None:
+    """Write a row after its predictions, so that a row is never without them."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.packbits(correct))
+    write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+    write_atomic(path, json.dumps(row, indent=1) + "\n")
+
+
+def read_rows(folder: str | Path) -> list[Row]:
+    """All rows below ``FOLDER/rows``, in the order of their file names.
+
+    Raises:
+        UserError: No such folder, or a file in it is not a row.
+    """
+    rows = Path(folder) / "rows"
+    if not rows.is_dir():
+        raise UserError(f"no rows in {folder}: expected {rows}/*.json, written by `ssl-bench bench` or `evaluate`")
+    return [Row.read(path) for path in sorted(rows.glob("*.json"))]
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return content_hash({key: value for key, value in values.items() if key != "checksum"})[:16]
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,99 @@
+"""MAE against the worked numbers and invariants of its code (facebookresearch/mae)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.methods.mae import MAE, patchify, reconstruction_loss, unpatchify
+
+IMG = torch.arange(48.0).view(1, 3, 4, 4) / 10
+PRED = (torch.arange(48.0) - 20).view(1, 4, 12) / 10
+MASK = torch.tensor([[False, True, True, False]])
+
+
+@pytest.fixture
+def mae(nano: Backbone) -> MAE:
+    torch.manual_seed(1)
+    return MAE(nano, decoder_dim=16, decoder_depth=2, decoder_heads=2)
+
+
+def test_patchify_numbers() -> None:
+    patches = patchify(IMG, 2)[0]
+    expected = [0, 1.6, 3.2, 0.1, 1.7, 3.3, 0.4, 2.0, 3.6, 0.5, 2.1, 3.7]
+    torch.testing.assert_close(patches[0], torch.tensor(expected))
+    torch.testing.assert_close(patches[1:3, :3], torch.tensor([[0.2, 1.8, 3.4], [0.8, 2.4, 4.0]]))
+
+
+def test_unpatchify_is_the_inverse() -> None:
+    x = torch.randn(2, 3, 8, 12)
+    torch.testing.assert_close(unpatchify(patchify(x, 4), 4, (2, 3)), x)
+
+
+@pytest.mark.parametrize(("norm_pix", "expected"), [(False, 5.61), (True, 1.2661676)])
+def test_loss_numbers(norm_pix: bool, expected: float) -> None:
+    assert reconstruction_loss(PRED, patchify(IMG, 2), MASK, norm_pix).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("patch", "expected"), enumerate([2.8861678, 0.8461676, 1.6861678, 5.4061694]))
+def test_loss_of_single_patches(patch: int, expected: float) -> None:
+    mask = torch.arange(4)[None] == patch
+    assert reconstruction_loss(PRED, patchify(IMG, 2), mask, True).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_constant_patches_give_no_nan() -> None:
+    loss = reconstruction_loss(torch.full((1, 4, 12), 0.3), torch.full((1, 4, 12), 0.5), MASK, True)
+    assert loss.item() == pytest.approx(0.09, abs=1e-6)
+
+
+def test_visible_patches_do_not_count() -> None:
+    other = PRED.clone()
+    other[0, 0] += 100
+    target = patchify(IMG, 2)
+    assert reconstruction_loss(PRED, target, MASK, True) == reconstruction_loss(other, target, MASK, True)
+
+
+def test_parameter_counts_of_the_paper_models() -> None:
+    for name, total, trainable in (("vit_base_patch16_224", 111.907840, 111.655680), ("vit_large_patch16_224", 329.541888, None)):
+        model = MAE(Backbone(name))
+        assert sum(p.numel() for p in model.parameters()) == round(total * 1e6)
+        if trainable:
+            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == round(trainable * 1e6)
+
+
+def test_encoder_never_sees_masked_pixels(mae: MAE) -> None:
+    images = torch.randn(1, 3, 16, 16)
+    keep = torch.tensor([[3, 7, 8, 12]])
+    hidden = [i for i in range(16) if i not in keep[0].tolist()]
+    patches = patchify(images, 4)
+    patches[:, hidden] = 99.0
+    torch.testing.assert_close(mae.backbone(unpatchify(patches, 4, (4, 4)), keep=keep), mae.backbone(images, keep=keep))
+
+
+def test_decoder_puts_every_patch_back(mae: MAE) -> None:
+    """Without masked patches the decoder must not depend on the shuffle."""
+    visible = torch.randn(1, 17, 24)
+    order = torch.randperm(16)
+    shuffled = torch.cat([visible[:, :1], visible[:, 1:][:, order]], dim=1)
+    straight = mae.decode(visible, torch.arange(16)[None])
+    torch.testing.assert_close(mae.decode(shuffled, order.argsort()[None]), straight, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_reaches_the_mask_token_and_not_the_positions(mae: MAE) -> None:
+    mae.loss([torch.randn(2, 3, 16, 16)])["loss"].backward()
+    assert mae.mask_token.grad is not None and mae.mask_token.grad.abs().sum() > 0
+    assert mae.decoder_pos_embed.grad is None and mae.backbone.pos_embed.grad is None
+
+
+def test_weight_decay_spares_vectors_alone(mae: MAE) -> None:
+    names = {id(p): n for n, p in mae.named_parameters()}
+    decayed, spared = ([names[id(p)] for p in group["params"]] for group in mae.param_groups(0.05))
+    assert "mask_token" in decayed and "backbone.cls_token" in decayed  # as in the official script
+    assert all(n.endswith(("bias", "weight")) and ("norm" in n or n.endswith("bias")) for n in spared)
+
+
+def test_views_and_defaults_are_the_papers() -> None:
+    view = MAE(Backbone("vit_nano_patch4_16")).views[0]
+    assert (view.scale, view.interpolation, view.flip, view.jitter_p, view.blur) == ((0.2, 1.0), "bicubic", 0.5, 0, 0)
+    assert MAE.defaults.lr == pytest.approx(2.4e-3) and MAE.defaults.betas == (0.9, 0.95)
