@@ -5,9 +5,9 @@
     python benchmarks/shapes.py --supervised-minutes 8 --patch-size 4
 
 A test of representation must be out of reach of raw pixels and of a network that has learnt nothing, and within reach
-of one that has learnt: the set is tuned until pixels and untrained backbones stay at 40 % or less and supervised training
-of a small ViT passes 90 %, and on nothing else, least of all on a self-supervised method. The leak rows should be near
-chance (10 %). Every linear row is the best of three penalties *on the test images*, an upper bound.
+of one that has learnt: the set is tuned until pixels and untrained backbones stay at 40 % or less and supervised
+training of a small ViT passes 90 %, and on nothing else, least of all on a self-supervised method. The leak rows should
+be near chance (10 %). Every linear row is the best of three penalties *on the test images*, an upper bound.
 """
 
 from __future__ import annotations

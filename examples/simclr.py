@@ -46,7 +46,7 @@ class SimCLR(Method):
     @property
     def views(self) -> list[View]:
         jitter = dict(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5, blur_sigma=self.blur_sigma)
-        return [View(self.backbone.image_size[0], scale=(0.08, 1.0), count=2, **jitter)]
+        return [View(self.backbone.image_size, scale=(0.08, 1.0), count=2, **jitter)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         z = F.normalize(self.projector(self.backbone(torch.cat(views)).cls).float(), dim=1)

@@ -166,7 +166,7 @@ class Monitor(Callback):
         features = []
         for images in self.sets:
             pixels = torch.stack([images.images[i] for i in range(len(images))]) if images.decoded is None else images.decoded
-            batch = eval_images(pixels.to(method.device), method.backbone.image_size[0])  # type: ignore[union-attr,arg-type]
+            batch = eval_images(pixels.to(method.device), method.backbone.image_size)  # type: ignore[union-attr,arg-type]
             with autocast(method.device, method.trainer.precision):
                 features.append(encoder.features(batch, encoder.poolings[1:2])[encoder.poolings[1]])
         encoder.train(training)

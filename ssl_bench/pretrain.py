@@ -134,7 +134,16 @@ def train(
     device = trainer.strategy.root_device
     cost = measure(method.to(device), images, precision)
     reset_peak_memory(device)
-    loader = Loader(images, method.views, batch_size=plan.batch_size, steps=steps, seed=recipe.seed)
+    loader = Loader(
+        images,
+        method.views,
+        batch_size=plan.batch_size,
+        steps=steps,
+        seed=recipe.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+        device=device if device.type == "cuda" else None,
+    )
     last = resume.path if resume.path.exists() else None
     interrupt = signal.getsignal(signal.SIGINT)
     try:

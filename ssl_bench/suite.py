@@ -36,17 +36,19 @@ class Suite:
         methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there.
         recipe: Name of the recipe that each method brings.
         seeds: One pre-training run each.
+        seeds_of: Seeds of single methods instead, for a yardstick that needs no interval.
         evaluations: Protocols.
         training: Training values for methods that bring no recipe of that name.
     """
 
-    name: str
-    description: str
-    data: str
-    backbone: str
-    methods: list[str]
-    recipe: str
+    name: str = ""
+    description: str = ""
+    data: str = ""
+    backbone: str = ""
+    methods: list[str] = field(default_factory=list)
+    recipe: str = ""
     seeds: list[int] = field(default_factory=lambda: [0])
+    seeds_of: dict[str, list[int]] = field(default_factory=dict)
     evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -99,7 +101,7 @@ def bench(
     """
     plan = load_suite(suite)
     evaluators = {name: load_evaluator(name) for name in plan.evaluations}
-    recipes = resolve(plan, methods or plan.methods, seeds if seeds is not None else plan.seeds, data or plan.data)
+    recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data)
     splits = load(data or plan.data, skip_unreadable=skip_unreadable)
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, splits, evaluators, folder) for recipe in recipes]
@@ -139,14 +141,15 @@ def load_suite(name: str) -> Suite:
     return Suite(**parsed.as_dict())
 
 
-def resolve(plan: Suite, methods: Sequence[str], seeds: Sequence[int], data: str) -> list[Recipe]:
-    """The recipes of all runs, baselines first, each method's seeds together."""
+def resolve(plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str) -> list[Recipe]:
+    """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
     recipes = []
     for method in dict.fromkeys([*BASELINES, *methods]):
         name, cls = resolve_method(method)
         brings_recipe = plan.recipe in recipe_names(name)
         fallback = {} if brings_recipe or not cls.trains else plan.training
-        for seed in seeds[:1] if name == "raw_pixels" else seeds:
+        own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
+        for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
             layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
             recipes.append(load_recipe(method, plan.recipe if brings_recipe else None, layer, origin=f"suite {plan.name}"))
     return recipes

@@ -119,6 +119,7 @@ def test_workers_change_nothing_and_prefetch_no_state() -> None:
     assert [tuple(view.shape) for view in views] == [(4, 3, 8, 8), (4, 3, 8, 8), (4, 3, 4, 4)]
     assert views[0].dtype == torch.float32
     assert not torch.equal(views[0], views[1])
+    assert torch.equal(runs[0][0]["labels"], runs[0][0]["index"] % 10)
     for run in runs[1:]:
         assert all(same(a, b) for a, b in zip(run, runs[0], strict=True))
     loader = Loader(noise(20), VIEWS, batch_size=4, steps=6, seed=0, workers=2)

@@ -56,6 +56,16 @@ def test_the_global_generators_are_neither_read_nor_moved() -> None:
     assert torch.equal(draw(10, seed=5).images, first)
 
 
+def test_the_number_of_threads_is_left_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        draw(10)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_shorter_draw_is_the_start_of_a_longer_one(train: Drawn) -> None:
     short = draw(37, seed=0)
     assert len(short.images) == len(short.labels) == len(short.factors["hue"]) == 37

@@ -57,9 +57,8 @@ class Data:
             if images.classes != self.train.classes:
                 raise UserError(f"the {role} split of {images.name!r} has other classes than its training images")
         if len(self.fit) + len(self.dev) != len(self.train):
-            raise UserError(
-                f"fit and dev of {self.train.name!r} have {len(self.fit)} + {len(self.dev)} images, train {len(self.train)}"
-            )
+            held = f"{len(self.fit)} + {len(self.dev)}"
+            raise UserError(f"fit and dev of {self.train.name!r} have {held} images, train {len(self.train)}")
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ class Result:
 class Evaluator(ABC):
     """Judges an encoder on labelled images.
 
-    The keywords of a subclass's constructor are the protocol. Each is kept, unchanged in value, under an attribute of the same
-    name, so that `settings` can write it into the row.
+    The keywords of a subclass's constructor are the protocol. Each is kept, unchanged in value, under an attribute of
+    the same name, so that `settings` can write it into the row.
 
     Attributes:
         version: Raised by every change that can move a number; tables never mix versions.
@@ -182,6 +181,25 @@ def check_features(features: Tensor, pooling: str, split: str, n: int) -> None:
         raise RunError(f"{what} are the same for all {n} images: the encoder has collapsed")
 
 
+def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
+    """Place of the true class when classes are ordered by falling score, equal scores in the order of the classes.
+
+    Args:
+        scores: (N, C) float.
+        labels: (N,) int64.
+
+    Returns:
+        (N,) int64; 0 is a right prediction, below 5 a right top-5.
+
+    Example:
+        >>> true_class_rank(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]]), torch.tensor([2, 1]))
+        tensor([1, 1])
+    """
+    own = scores.gather(1, labels[:, None])
+    before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    return ((scores > own) | ((scores == own) & before)).sum(dim=1)
+
+
 def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
     """Accuracy in percent with the 95 % Wilson score interval over test images.
 
@@ -191,8 +209,9 @@ def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
         correct: (N,) bool, N >= 1.
 
     Example:
-        >>> accuracy_metric(np.array([True] * 8 + [False] * 2))
-        Metric(value=80.0, n=10, low=49.02, high=94.33)
+        >>> metric = accuracy_metric(np.array([True] * 8 + [False] * 2))
+        >>> f"{metric.value:.1f} % of {metric.n}, 95 % interval {metric.low:.1f} to {metric.high:.1f}"
+        '80.0 % of 10, 95 % interval 49.0 to 94.3'
     """
     n = len(correct)
     p = float(np.mean(correct))

@@ -68,7 +68,7 @@ class FrozenEncoder:
         title = f"features of {images.name} {images.split}"
         total = -(-len(images) // self.batch_size)
         for batch in progress(self._batches(images), title, total):
-            pixels = eval_images(batch.to(self.device, non_blocking=True), self.encoder.image_size[0])
+            pixels = eval_images(batch.to(self.device, non_blocking=True), self.encoder.image_size)
             with autocast(self.device, self.precision):
                 pooled = self.encoder.features(pixels, poolings)
             for pooling, rows in pooled.items():
@@ -82,7 +82,7 @@ class FrozenEncoder:
         if images.decoded is not None:
             yield from images.decoded.split(self.batch_size)
         else:
-            crops = _Crops(images, self.encoder.image_size[0])
+            crops = _Crops(images, self.encoder.image_size)
             yield from DataLoader(crops, self.batch_size, num_workers=self.workers)  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.errors import RunError, UserError
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric, true_class_rank
 
 QUERIES_PER_BLOCK = 4096  # bounds the memory of a search beyond its (N, k) result; FAISS works in blocks of 4,096 too
 VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
@@ -23,12 +23,13 @@ VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
 class KNN(Evaluator):
     """Class by vote of the k nearest training images, each with weight exp(cosine / temperature).
 
-    The bank is made of all training images under the test transform. One search serves every k and temperature. The pooling is
-    chosen on the dev split (bank: the fit split) at the headline k and temperature; every pooling's numbers are reported too.
+    The bank is made of all training images under the test transform. One search serves every k and temperature. The
+    pooling is chosen on the dev split (bank: the fit split) at the headline k and temperature; every pooling's numbers
+    are reported too.
 
     Args:
         k: Numbers of neighbours to report. Those above the size of the bank are left out and listed in `Result.chosen`.
-        temperature: Vote temperatures to report; 0.07 is DINO's and iBOT's, 0.1 that of MoCo's CIFAR demo and of lightly.
+        temperature: Vote temperatures to report; 0.07 is DINO's and iBOT's, 0.1 MoCo's (CIFAR demo) and lightly's.
         headline_k: The k of `top1`: 20 is DINO's best. A smaller bank takes the largest k that fits.
         headline_temperature: The temperature of `top1`.
         poolings: Features to compare.
@@ -64,7 +65,9 @@ class KNN(Evaluator):
         if headline_k not in self.k:
             raise UserError(f"knn: headline_k {headline_k} is not one of k {self.k}")
         if headline_temperature not in self.temperature:
-            raise UserError(f"knn: headline_temperature {headline_temperature} is not one of temperature {self.temperature}")
+            raise UserError(
+                f"knn: headline_temperature {headline_temperature} is not one of temperature {self.temperature}"
+            )
 
     def run(self, encoder: Encoder, data: Data) -> Result:
         """Choose the pooling on dev, then vote for test.
@@ -115,7 +118,7 @@ class KNN(Evaluator):
 
 
 def normalize(features: Tensor) -> Tensor:
-    """Rows divided by their length; rows of zeros stay zero. Any scale of features works, lengths being summed in float64.
+    """Rows divided by their length; rows of zeros stay zero. Lengths are summed in float64, so any scale works.
 
     Args:
         features: (N, D) float32.
@@ -134,10 +137,10 @@ def normalize(features: Tensor) -> Tensor:
 
 
 def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k bank rows with the largest inner product with each query, by an exact FAISS search (on a GPU if FAISS sees one).
+    """The k bank rows of largest inner product with each query: an exact FAISS search, on a GPU if FAISS sees one.
 
-    Without FAISS, `search_torch` does the same. Memory beyond the result is about 40 MB: 4,096 queries at a time and no copy
-    of the bank. Repeats are bit-identical for one number of threads; another number may move products by rounding.
+    Without FAISS, `search_torch` does the same. Memory beyond the result is about 40 MB: 4,096 queries at a time and no
+    copy of the bank. Repeats are bit-identical for one number of threads; another number may move products by rounding.
 
     Args:
         bank: (M, D) float32.
@@ -145,7 +148,7 @@ def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: Neighbours, at most M.
 
     Returns:
-        Inner products (N, k) float32, largest first, and bank rows (N, k) int64. Equal products come in the order of the bank.
+        Inner products (N, k) float32, largest first, and bank rows (N, k) int64; equal products in bank order.
 
     Example:
         >>> search(torch.eye(3), torch.tensor([[0.1, 0.9, 0.2]]), k=2)
@@ -176,7 +179,7 @@ def search_torch(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def _order_ties(similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (N, k) sorted by falling similarity, equal ones reordered by rising index, so that a vote cut inside a tie is stable."""
+    """Equal similarities of a row put in the order of the bank, so that votes do not depend on the search."""
     tied = (similarity[:, 1:] == similarity[:, :-1]).any(dim=1)
     if tied.any():
         by_index, order = index[tied].sort(dim=1)
@@ -190,8 +193,8 @@ def votes(
 ) -> Iterator[tuple[int, Tensor]]:
     """Each class's votes among the first k neighbours, for rising k.
 
-    v_c = sum of exp(s_j / T) over the neighbours j of class c; here every row is divided by exp(s_1 / T), its largest weight,
-    which changes no share v_c / sum(v) and keeps small temperatures from overflowing.
+    v_c = sum of exp(s_j / T) over the neighbours j of class c; here every row is divided by exp(s_1 / T), its largest
+    weight, which changes no share v_c / sum(v) and keeps small temperatures from overflowing.
 
     Args:
         similarity: (N, K) float, largest first.
@@ -226,7 +229,7 @@ def ranks(
     ks: Sequence[int],
     temperatures: Sequence[float],
 ) -> dict[tuple[int, float], Tensor]:
-    """Place of the true class when classes are ordered by votes, equal votes in the order of the classes.
+    """Place of the true class in the order of votes (`true_class_rank`) for every k and temperature.
 
     Args:
         similarity: (N, K) float, largest first.
@@ -241,11 +244,8 @@ def ranks(
     """
     found: dict[tuple[int, float], list[Tensor]] = {(k, t): [] for t in temperatures for k in ks}
     step = max(1, VOTE_DOUBLES // (2 * num_classes + 3 * similarity.shape[1]))
-    order = torch.arange(num_classes)
     for s, near, truth in zip(similarity.split(step), neighbours.split(step), labels.split(step), strict=True):
-        before = order < truth[:, None]
         for t in temperatures:
             for k, v in votes(s, near, num_classes, ks, t):
-                own = v.gather(1, truth[:, None])
-                found[k, t].append(((v > own) | ((v == own) & before)).sum(dim=1))
+                found[k, t].append(true_class_rank(v, truth))
     return {key: torch.cat(parts) for key, parts in found.items()}

@@ -1,7 +1,8 @@
-"""Linear probe: one linear layer on frozen, cached features, with its learning rate and pooling chosen on held-out images.
+"""Linear probe: one linear layer on frozen, cached features, its learning rate and pooling chosen on held-out images.
 
-A grid of heads is trained at once, as in iBOT (Zhou et al., ICLR 2022, arXiv:2111.07832, `eval_linear_multi.py`) and DINOv2
-(Oquab et al., TMLR 2024, arXiv:2304.07193), on standardised features as in MAE (He et al., CVPR 2022, arXiv:2111.06377, appendix A.1).
+A grid of heads is trained at once, as in iBOT (Zhou et al., ICLR 2022, arXiv:2111.07832, `eval_linear_multi.py`) and
+DINOv2 (Oquab et al., TMLR 2024, arXiv:2304.07193), on standardised features as in MAE (He et al., CVPR 2022,
+arXiv:2111.06377, appendix A.1).
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_bench.errors import RunError, UserError
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric
+from ssl_bench.errors import RunError, UserError, unknown
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, true_class_rank
 
+INPUTS = ("standardised", "whitened")
+RIDGE = (
+    1e-4  # added to the correlation matrix (mean eigenvalue 1) before it is inverted: weaker directions count as noise
+)
 ROWS_PER_BLOCK = 4096  # images at a time, where memory would grow with the data set
 
 
 class Linear(Evaluator):
-    """Softmax regression by SGD on features of unaugmented images; one head for each base lr, weight decay and pooling.
+    """Softmax regression by SGD on features of unaugmented images; a head for each pooling, input, lr and weight decay.
 
-    All heads see the same batches: SGD with momentum 0.9, lr = base_lr x batch_size / 256 falling to 0 on a cosine, one step at a
-    time; zero initialisation; inputs standardised per dimension (MAE's BatchNorm without affine parameters, but with the statistics
-    of the whole training split instead of each batch). Heads are trained on fit and compared on dev; the winner's settings are then
-    trained afresh on all training images, and that head alone meets the test images.
+    All heads see the same batches: SGD with momentum 0.9, lr = base_lr x batch_size / 256 falling to 0 on a cosine,
+    step by step; zero initialisation. Inputs are standardised per dimension (MAE's BatchNorm without affine parameters,
+    but with the statistics of the whole training split instead of each batch) or also whitened, which is ours:
+    correlated features leave SGD far from the optimum after any affordable number of steps; whitened ones do not, but
+    overfit when images are few. Heads are trained on fit and compared on dev; the winner's settings are then trained
+    afresh on all training images, and that head alone meets the test images.
 
     Args:
         base_lr: Learning rates per 256 images.
@@ -36,6 +43,7 @@ class Linear(Evaluator):
         min_steps: A small training set gets more passes, until there are this many steps.
         batch_size: Images a step, or all of them if there are fewer.
         poolings: Features to compare.
+        inputs: "standardised", "whitened" or both, to compare.
         seed: Seed of the order of images.
 
     Raises:
@@ -50,12 +58,13 @@ class Linear(Evaluator):
 
     def __init__(
         self,
-        base_lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
+        base_lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
         weight_decay: tuple[float, ...] = (0.0,),
         epochs: int = 10,
         min_steps: int = 1000,
         batch_size: int = 512,
         poolings: tuple[str, ...] = ("cls", "mean"),
+        inputs: tuple[str, ...] = INPUTS,
         seed: int = 0,
     ) -> None:
         self.base_lr = tuple(base_lr)
@@ -64,11 +73,13 @@ class Linear(Evaluator):
         self.min_steps = min_steps
         self.batch_size = batch_size
         self.poolings = tuple(poolings)
+        self.inputs = tuple(inputs)
         self.seed = seed
-        if min(self.base_lr, default=0) <= 0:
-            raise UserError(f"linear: base_lr must be positive numbers, got {self.base_lr}")
-        if min(self.weight_decay, default=-1) < 0:
-            raise UserError(f"linear: weight_decay must be numbers of at least 0, got {self.weight_decay}")
+        if min(self.base_lr, default=0) <= 0 or min(self.weight_decay, default=-1) < 0:
+            raise UserError(f"linear: base_lr must be > 0 and weight_decay >= 0, got {base_lr} and {weight_decay}")
+        for name in self.inputs or ("",):
+            if name not in INPUTS:
+                raise unknown("linear input", name, INPUTS)
         if epochs < 1 or batch_size < 1:
             raise UserError(f"linear: epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
 
@@ -81,39 +92,40 @@ class Linear(Evaluator):
         """
         classes = len(data.train.classes)
         fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
-        grid = list(itertools.product(self.base_lr, self.weight_decay))
-        heads = self._train(fit, data.fit.labels, classes, grid)
-        dev_top1: dict[tuple[str, float, float], float] = {}
-        dev_loss: dict[tuple[str, float, float], float] = {}
-        for name, head in heads.items():
-            top1, loss = head.judge(dev[name], data.dev.labels)
-            for (lr, decay), accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
-                dev_top1[name, lr, decay], dev_loss[name, lr, decay] = accuracy, cross_entropy
-        finite = [head for head, loss in dev_loss.items() if math.isfinite(loss)]
+        grid = list(itertools.product(self.inputs, self.base_lr, self.weight_decay))
+        tried: dict[tuple[str, str, float, float], tuple[float, float]] = {}  # settings -> dev accuracy, -dev loss
+        for name, heads in self._train(fit, data.fit.labels, classes, grid).items():
+            top1, loss = heads.judge(dev[name], data.dev.labels)
+            for settings, accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
+                tried[name, *settings] = accuracy, -cross_entropy
+        finite = {settings: found for settings, found in tried.items() if math.isfinite(found[1])}
         if not finite:
-            raise RunError(f"linear: all {len(dev_loss)} heads diverged; give smaller values of base_lr than {self.base_lr}")
-        best = max(finite, key=lambda head: (dev_top1[head], -dev_loss[head]))
-        pooling, lr, decay = best
-        usable = [name for name in heads if any(head[0] == name for head in finite)]
+            raise RunError(f"linear: all {len(tried)} heads diverged; base_lr {self.base_lr} needs smaller values")
+        best = max(finite, key=finite.__getitem__)
+        pooling, inputs, lr, decay = best
+        by_pooling: dict[str, float] = {}
+        for (name, *_), (accuracy, _) in finite.items():
+            by_pooling[name] = max(accuracy, by_pooling.get(name, 0.0))
 
         labels = data.train.labels
         train = {pooling: self.features(encoder, data.train)[pooling]}
-        final = self._train(train, labels, classes, [(lr, decay)])[pooling]
-        if not final.finite:
+        final = self._train(train, labels, classes, [(inputs, lr, decay)])[pooling]
+        if not torch.isfinite(final.weight).all():
             raise RunError(f"linear: the head with base_lr {lr} diverged when trained on all training images")
         rank = final.ranks(self.features(encoder, data.test)[pooling], data.test.labels)
         correct = (rank == 0).numpy()
         metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
             "pooling": pooling,
+            "input": inputs,
             "base_lr": lr,
             "lr": lr * min(self.batch_size, len(labels)) / 256,
             "weight_decay": decay,
-            "dev_top1": dev_top1[best],
+            "dev_top1": finite[best][0],
+            "dev_top1_by_pooling": by_pooling,
             "lr_at_edge": len(self.base_lr) > 1 and lr in (min(self.base_lr), max(self.base_lr)),
-            "dev_top1_by_pooling": {name: max(dev_top1[head] for head in finite if head[0] == name) for name in usable},
-            "heads": len(dev_top1),
-            "diverged_heads": len(dev_top1) - len(finite),
+            "heads": len(tried),
+            "diverged_heads": len(tried) - len(finite),
             "steps": self._steps(len(labels)),
         }
         return Result(metrics, "top1", correct, chosen, pooling)
@@ -122,19 +134,10 @@ class Linear(Evaluator):
         return max(self.epochs * (n // min(self.batch_size, n)), self.min_steps)
 
     def _train(
-        self, features: Mapping[str, Tensor], labels: Tensor, classes: int, grid: Sequence[tuple[float, float]]
+        self, features: Mapping[str, Tensor], labels: Tensor, classes: int, grid: Sequence[tuple[str, float, float]]
     ) -> dict[str, Heads]:
-        batch_size = min(self.batch_size, len(labels))
-        return train_heads(
-            features,
-            labels,
-            classes,
-            lr=[lr * batch_size / 256 for lr, _ in grid],
-            weight_decay=[decay for _, decay in grid],
-            steps=self._steps(len(labels)),
-            batch_size=batch_size,
-            seed=self.seed,
-        )
+        batch_size, steps = min(self.batch_size, len(labels)), self._steps(len(labels))
+        return train_heads(features, labels, classes, grid, steps=steps, batch_size=batch_size, seed=self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,36 +158,25 @@ class Heads:
     bias: Tensor
     classes: int
 
-    @property
-    def finite(self) -> bool:
-        """Whether no weight overflowed."""
-        return bool(torch.isfinite(self.weight).all() and torch.isfinite(self.bias).all())
-
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, H, C) float32 of features (B, D)."""
         x = (features.to(self.mean.device) - self.mean) * self.scale
         return torch.addmm(self.bias, x, self.weight).unflatten(1, (-1, self.classes))
 
     def judge(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each head's accuracy in percent, (H,) float64, and mean cross-entropy, (H,) float64, NaN for one that diverged."""
+        """Accuracy in percent and cross-entropy of each head, (H,) float64; the latter is not finite if it diverged."""
         correct, loss = [], []
         for x, y in zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True):
             scores = self.logits(x).cpu().double()
             own = scores[torch.arange(len(y)), :, y]
             loss.append((scores.logsumexp(2) - own).sum(0))
             correct.append((scores.argmax(2) == y[:, None]).sum(0))
-        n = len(labels)
-        return 100 * torch.stack(correct).sum(0).double() / n, torch.stack(loss).sum(0) / n
+        return 100 * torch.stack(correct).sum(0).double() / len(labels), torch.stack(loss).sum(0) / len(labels)
 
     def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Place (N,) int64 of the true class in the order of the only head's scores, equal scores in the order of the classes."""
-        found = []
-        order = torch.arange(self.classes)
-        for x, y in zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True):
-            scores = self.logits(x)[:, 0].cpu()
-            own = scores.gather(1, y[:, None])
-            found.append(((scores > own) | ((scores == own) & (order < y[:, None]))).sum(1))
-        return torch.cat(found)
+        """`true_class_rank`, (N,) int64, under the only head."""
+        blocks = zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True)
+        return torch.cat([true_class_rank(self.logits(x)[:, 0].cpu(), y) for x, y in blocks])
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,19 +196,43 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     # float64 holds the square of any float32, so neither large nor tiny features lose their spread.
     mean = features.mean(0, dtype=torch.float64)
-    squares = sum(((rows.double() - mean) ** 2).sum(0) for rows in features.split(ROWS_PER_BLOCK))
-    std = torch.sqrt(squares / len(features))
+    squares = torch.zeros_like(mean)
+    for rows in features.split(ROWS_PER_BLOCK):
+        squares += ((rows.double() - mean) ** 2).sum(0)
+    std = (squares / len(features)).sqrt()
     largest = torch.maximum(features.amax(0), -features.amin(0))
     return mean.float(), torch.where(std > 1e-6 * largest, 1 / std, 0.0).float()
+
+
+def inverse_correlation(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """The matrix that turns a gradient on standardised features into the one on whitened features.
+
+    With z standardised and C their correlation, let u = L' z where L L' = (C + RIDGE I)^-1. A head V on u is the head
+    W = L V on z, and a step of SGD on V moves W by L L' times W's gradient: no whitened copy of the features is needed.
+
+    Args:
+        features: (N, D) float32.
+        mean: (D,) from `standardisation`.
+        scale: (D,) from `standardisation`.
+
+    Returns:
+        (C + RIDGE I)^-1, (D, D) float32.
+    """
+    dim = features.shape[1]
+    total = torch.zeros(dim, dim, dtype=torch.float64, device=features.device)
+    for rows in features.split(ROWS_PER_BLOCK):
+        z = (rows - mean) * scale
+        total += z.T @ z
+    ridge = RIDGE * torch.eye(dim, dtype=torch.float64, device=features.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(total / len(features) + ridge)).float()
 
 
 def train_heads(
     features: Mapping[str, Tensor],
     labels: Tensor,
     classes: int,
+    grid: Sequence[tuple[str, float, float]],
     *,
-    lr: Sequence[float],
-    weight_decay: Sequence[float],
     steps: int,
     batch_size: int,
     seed: int,
@@ -229,45 +245,53 @@ def train_heads(
         features: Pooling name to (N, D) float32.
         labels: (N,) int64 in [0, classes).
         classes: C.
-        lr: H learning rates before the cosine.
-        weight_decay: H factors of L2 decay of the weights, not the bias.
+        grid: Each head's input (one of `INPUTS`), base lr and weight decay (not of the bias).
         steps: Steps of SGD.
         batch_size: At most N.
         seed: Seed of the order.
 
     Returns:
-        Pooling name to heads in the order of `lr`.
+        Pooling name to heads in the order of `grid`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(seed)
-    n, count = len(labels), len(lr)
-    columns = torch.tensor(lr).repeat_interleave(classes).to(device)
-    decays = torch.tensor(weight_decay).repeat_interleave(classes).to(device)
+    n, count = len(labels), len(grid)
+    lr = torch.tensor([lr * batch_size / 256 for _, lr, _ in grid]).repeat_interleave(classes).to(device)
+    decays = torch.tensor([decay for *_, decay in grid]).repeat_interleave(classes).to(device)
     inputs = {name: x.to(device) for name, x in features.items()}
     labels = labels.to(device)
-    heads, momentum = {}, {}
+    whiten = torch.tensor([inputs == "whitened" for inputs, *_ in grid])
+    white = whiten.repeat_interleave(classes).nonzero()[:, 0].to(device)
+    heads, momentum, inverse = {}, {}, {}
     for name, x in inputs.items():
-        weight, bias = torch.zeros(x.shape[1], count * classes, device=device), torch.zeros(count * classes, device=device)
+        weight, bias = (
+            torch.zeros(x.shape[1], count * classes, device=device),
+            torch.zeros(count * classes, device=device),
+        )
         heads[name] = Heads(*standardisation(x), weight, bias, classes)
+        if len(white):
+            inverse[name] = inverse_correlation(x, heads[name].mean, heads[name].scale)
         momentum[name] = torch.zeros_like(weight), torch.zeros_like(bias)
 
-    rows = torch.arange(batch_size, device=device)
-    batches_per_epoch = n // batch_size
+    rows, batches_per_epoch = torch.arange(batch_size, device=device), n // batch_size
     for step in range(steps):
         if step % batches_per_epoch == 0:
             batches = torch.randperm(n, generator=generator).to(device).split(batch_size)
         index = batches[step % batches_per_epoch]
         y = labels[index]
-        rate = columns * (0.5 * (1 + math.cos(math.pi * step / steps)))
+        rate = lr * (0.5 * (1 + math.cos(math.pi * step / steps)))
         for name, head in heads.items():
             x = (inputs[name][index] - head.mean) * head.scale
             # d(mean cross-entropy) / d(logits) = (softmax - one_hot) / B
             error = torch.addmm(head.bias, x, head.weight).unflatten(1, (count, classes)).softmax(2)
             error[rows, :, y] -= 1
-            gradient = error.flatten(1).div_(batch_size)
+            error = error.flatten(1).div_(batch_size)
+            gradient = x.T @ error
+            if len(white):
+                gradient[:, white] = inverse[name] @ gradient[:, white]
             weight_momentum, bias_momentum = momentum[name]
-            weight_momentum.mul_(0.9).addmm_(x.T, gradient).addcmul_(decays, head.weight)
-            bias_momentum.mul_(0.9).add_(gradient.sum(0))
+            weight_momentum.mul_(0.9).add_(gradient).addcmul_(decays, head.weight)
+            bias_momentum.mul_(0.9).add_(error.sum(0))
             head.weight.addcmul_(weight_momentum, rate, value=-1)
             head.bias.addcmul_(bias_momentum, rate, value=-1)
     return heads

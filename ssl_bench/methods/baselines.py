@@ -54,7 +54,7 @@ class Supervised(Method):
     @property
     def views(self) -> list[View]:
         """One crop, flipped at random."""
-        return [View(self.backbone.image_size[0], scale=(self.crop_min, 1.0), flip=0.5)]
+        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), flip=0.5)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy of a linear classifier on the mean patch token."""

@@ -73,7 +73,7 @@ class MAE(Method):
     @property
     def views(self) -> list[View]:
         """One crop, flipped at random; no colour augmentation (table 8)."""
-        return [View(self.backbone.image_size[0], scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)]
+        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Reconstruction error over the masked patches."""
@@ -141,7 +141,8 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_p
         1.266168
     """
     if norm_pix:
-        mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
-        target = (target - mean) / (var + 1e-6).sqrt()
+        target = target - target.mean(dim=-1, keepdim=True)
+        var = target.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - 1)
+        target = target / (var + 1e-6).sqrt()
     per_patch = (prediction - target).square().mean(dim=-1)
     return (per_patch * mask).sum() / mask.sum()

@@ -64,7 +64,7 @@ class MoCoV3(Method):
     def views(self) -> list[View]:
         """The asymmetric pair: the first always blurred, the second seldom, and sometimes solarised (BYOL's)."""
         crop = View(
-            self.backbone.image_size[0],
+            self.backbone.image_size,
             scale=(self.crop_min, 1.0),
             interpolation="bilinear",
             jitter=(0.4, 0.4, 0.2, 0.1),

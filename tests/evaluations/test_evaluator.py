@@ -24,7 +24,9 @@ def images(split: str, n: int, classes: tuple[str, ...] = ("a", "b")) -> ImageSe
 class Stub:
     """Offers the given features for each split."""
 
-    def __init__(self, features: Callable[[ImageSet, str], Tensor], poolings: tuple[str, ...] = ("cls", "mean")) -> None:
+    def __init__(
+        self, features: Callable[[ImageSet, str], Tensor], poolings: tuple[str, ...] = ("cls", "mean")
+    ) -> None:
         self.of, self.poolings = features, poolings
 
     def features(self, split: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
@@ -37,9 +39,15 @@ def toy_data() -> Data:
 
 def test_wilson_interval_against_published_values() -> None:
     """Newcombe (1998), Table I, method 3: 81/263, 15/148, 0/20, 1/29."""
-    for right, n, low, high in [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0.0, 16.11), (1, 29, 0.61, 17.18)]:
+    for right, n, low, high in [
+        (81, 263, 25.53, 36.62),
+        (15, 148, 6.24, 16.05),
+        (0, 20, 0.0, 16.11),
+        (1, 29, 0.61, 17.18),
+    ]:
         metric = accuracy_metric(np.arange(n) < right)
-        assert metric.n == n and metric.value == pytest.approx(100 * right / n)
+        assert metric.n == n
+        assert metric.value == pytest.approx(100 * right / n)
         assert (round(metric.low, 2), round(metric.high, 2)) == (low, high)
 
 
@@ -52,7 +60,7 @@ def test_interval_holds_the_value_at_the_ends(right: int) -> None:
 def test_poolings_keep_the_wanted_order_and_name_the_choices() -> None:
     assert match_poolings(("mean", "last4", "cls"), ("cls", "mean")) == ("mean", "cls")
     assert match_poolings(("cls",), ("pixels",)) == ("pixels",)
-    with pytest.raises(UserError, match="last4.*cls, mean"):
+    with pytest.raises(UserError, match=r"last4.*cls, mean"):
         match_poolings(("last4",), ("cls", "mean"))
 
 
@@ -96,15 +104,21 @@ def test_data_refuses_empty_and_foreign_splits() -> None:
         Data(fit, fit, images("dev", 0), test)
     with pytest.raises(UserError, match="test split of 'toy' has other classes"):
         Data(train, fit, dev, images("test", 20, ("a", "c")))
-    with pytest.raises(UserError, match="40 \\+ 10 images, train 40"):
+    with pytest.raises(UserError, match=r"40 \+ 10 images, train 40"):
         Data(train, train, dev, test)
 
 
 def test_settings_are_the_constructor_keywords_and_survive_json() -> None:
     settings = KNN(k=(1, 3), headline_k=3).settings()
-    assert settings["k"] == [1, 3] and settings["headline_k"] == 3 and set(settings) == {
-        "k", "temperature", "headline_k", "headline_temperature", "poolings",
-    }  # fmt: skip
+    assert settings["k"] == [1, 3]
+    assert settings["headline_k"] == 3
+    assert set(settings) == {
+        "k",
+        "temperature",
+        "headline_k",
+        "headline_temperature",
+        "poolings",
+    }
     for evaluator in (KNN(), Linear()):
         again = json.loads(json.dumps(evaluator.settings()))
         assert again == evaluator.settings()

@@ -59,7 +59,9 @@ def test_parity_shares() -> None:
         if k == 3:
             torch.testing.assert_close(raw[0, :2], torch.tensor([668850.3834, 871115.7647]).double(), atol=0, rtol=1e-6)
         else:
-            torch.testing.assert_close(raw[2, ::2], torch.tensor([1278602.521, 27096.03752]).double(), atol=0, rtol=1e-6)
+            torch.testing.assert_close(
+                raw[2, ::2], torch.tensor([1278602.521, 27096.03752]).double(), atol=0, rtol=1e-6
+            )
 
 
 def test_parity_dinov2_softmax_weights_are_the_same_vote() -> None:
@@ -74,9 +76,9 @@ def test_parity_dinov2_softmax_weights_are_the_same_vote() -> None:
 def test_parity_predictions_and_accuracies() -> None:
     similarity, index = search(normalize(BANK), normalize(QUERIES), 8)
     near = BANK_LABELS[index]
-    assert {k: v.argmax(1).tolist() for k, v in votes(similarity, near, 3, [1, 3, 5, 8], 0.07)} == dict.fromkeys(
-        (1, 3, 5, 8), [1, 2, 0, 1]
-    )
+    assert {k: v.argmax(1).tolist() for k, v in votes(similarity, near, 3, [1, 3, 5, 8], 0.07)} == {
+        key: [1, 2, 0, 1] for key in (1, 3, 5, 8)
+    }
     found = ranks(similarity, near, QUERY_LABELS, 3, [1, 3, 5, 8], [0.07])
     for k in (1, 3, 5, 8):
         assert (found[k, 0.07] == 0).double().mean() == 0.5
@@ -93,7 +95,8 @@ def test_parity_temperature_sensitivity() -> None:
 def test_small_temperatures_do_not_overflow() -> None:
     similarity, index = search(normalize(BANK), normalize(QUERIES), 8)
     (_, v), *_ = votes(similarity, BANK_LABELS[index], 3, [8], 1e-4)
-    assert torch.isfinite(v).all() and v.argmax(1).tolist() == [1, 2, 0, 1]
+    assert torch.isfinite(v).all()
+    assert v.argmax(1).tolist() == [1, 2, 0, 1]
 
 
 def clustered(n: int, classes: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +147,8 @@ def test_search_blocks_agree_with_one_product() -> None:
     torch.testing.assert_close(similarity, expected.values, atol=1e-6, rtol=0)
     assert (index == expected.indices).double().mean() > 0.999  # rounding may swap two neighbours
     again = search(bank, queries, 10)
-    assert torch.equal(again[0], similarity) and torch.equal(again[1], index)
+    assert torch.equal(again[0], similarity)
+    assert torch.equal(again[1], index)
 
 
 def test_votes_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +216,8 @@ def top1(result: Result) -> float:
 def test_run_chooses_the_pooling_on_dev_and_reports_brute_force_numbers(good: str) -> None:
     encoder, data = problem(good=good)
     result = KNN().run(encoder, data)
-    assert result.pooling == good and result.headline == "top1"
+    assert result.pooling == good
+    assert result.headline == "top1"
     bank, queries = encoder.of["train"], encoder.of["test"]
     for name in ("cls", "mean"):
         right = brute(bank[name], data.train.labels, queries[name], 6, 20, 0.07) == data.test.labels.numpy()
@@ -221,7 +226,8 @@ def test_run_chooses_the_pooling_on_dev_and_reports_brute_force_numbers(good: st
             np.testing.assert_array_equal(result.correct, right)
             assert top1(result) == pytest.approx(100 * right.mean())
     assert len([name for name in result.metrics if name.startswith("top1@")]) == 14
-    assert result.metrics["top1"].n == 90 and result.metrics["top5"].value >= top1(result)
+    assert result.metrics["top1"].n == 90
+    assert result.metrics["top5"].value >= top1(result)
     right = brute(bank[good][80:], data.fit.labels, bank[good][:80], 6, 20, 0.07) == data.dev.labels.numpy()
     assert result.chosen["dev_top1"][good] == pytest.approx(100 * right.mean())  # type: ignore[index]
     json.dumps(result.chosen)
@@ -234,7 +240,8 @@ def test_test_images_do_not_choose() -> None:
     data.test.labels.copy_(data.test.labels.flip(0))
     encoder.of["test"]["mean"] = torch.randn(90, 16)
     after = KNN().run(encoder, data)
-    assert after.chosen == before.chosen and top1(after) != top1(before)
+    assert after.chosen == before.chosen
+    assert top1(after) != top1(before)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 3.7, 1e15])
@@ -261,14 +268,16 @@ def test_duplicated_test_set_keeps_the_accuracy() -> None:
     encoder.of["test"] = {name: x.repeat(2, 1) for name, x in encoder.of["test"].items()}
     twice = ImageSet("toy", "test", data.test.labels.repeat(2), data.test.classes, "0" * 64, data.test.images[:1])  # type: ignore[index]
     after = KNN().run(encoder, Data(data.train, data.fit, data.dev, twice))
-    assert top1(after) == pytest.approx(top1(before)) and after.metrics["top1"].n == 180
+    assert top1(after) == pytest.approx(top1(before))
+    assert after.metrics["top1"].n == 180
     assert after.metrics["top1"].high < before.metrics["top1"].high
 
 
 def test_few_training_images_skip_large_k_and_say_so() -> None:
     encoder, data = problem(n_train=12, n_test=7, n_dev=4)
     result = KNN().run(encoder, data)
-    assert result.chosen["skipped_k"] == [20, 50, 100, 200] and result.chosen["headline_k"] == 10
+    assert result.chosen["skipped_k"] == [20, 50, 100, 200]
+    assert result.chosen["headline_k"] == 10
     assert result.metrics["top1"] == result.metrics["top1@k=10,T=0.07"]
     assert not any("k=20" in name for name in result.metrics)
     with pytest.raises(RunError, match="12 training images are fewer than the smallest k, 20"):

@@ -1,4 +1,4 @@
-"""The linear probe against autograd, scikit-learn's logistic regression, problems with a known answer, and its own protocol."""
+"""The linear probe against autograd, scikit-learn's logistic regression, known answers, and its own protocol."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def correlated(n: int, seed: int, classes: int = 5, dim: int = 32) -> tuple[Tens
     """Overlapping clusters seen through an ill-conditioned map with an offset, as features of a network are."""
     fixed = torch.Generator().manual_seed(3)
     centres, mix = torch.randn(classes, dim, generator=fixed), torch.randn(dim, dim, generator=fixed)
-    mix = mix * torch.logspace(0, -2, dim)[:, None]
+    mix = mix * torch.logspace(0, -1, dim)[:, None]
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=generator)
     x = 0.5 * centres[labels] + torch.randn(n, dim, generator=generator)
@@ -72,15 +72,19 @@ def top1(result: Result) -> float:
 
 def test_steps_equal_autograd_and_torch_sgd() -> None:
     """Each fused head follows its own nn.Linear trained by autograd, SGD with momentum, and a cosine."""
-    (x, y), settings, steps, batch = correlated(100, 1), [(0.3, 0.0), (0.01, 0.1)], 7, 32
-    heads = train_heads(
-        {"mean": x, "half": x[:, :16]}, y, 5, lr=[0.3, 0.01], weight_decay=[0.0, 0.1], steps=steps, batch_size=batch, seed=9
-    )
+    (x, y), steps, batch = correlated(100, 1), 7, 32
+    grid = [("standardised", 2.4, 0.0), ("whitened", 0.08, 0.1), ("standardised", 0.08, 0.1)]
+    inputs = {"mean": x, "half": x[:, :16]}
+    heads = train_heads(inputs, y, 5, grid, steps=steps, batch_size=batch, seed=9)
     order = torch.Generator().manual_seed(9)
     batches = [index for _ in range(3) for index in torch.randperm(100, generator=order).split(batch)[:3]][:steps]
-    for name, inputs in (("mean", x), ("half", x[:, :16])):
-        z = (inputs.double() - inputs.double().mean(0)) / inputs.double().std(0, correction=0)
-        for h, (lr, decay) in enumerate(settings):
+    for name, features in inputs.items():
+        standard = (features.double() - features.double().mean(0)) / features.double().std(0, correction=0)
+        values, vectors = torch.linalg.eigh(standard.T @ standard / 100)
+        for h, (kind, base_lr, decay) in enumerate(grid):
+            z, lr = standard, base_lr * 32 / 256
+            if kind == "whitened":
+                z = standard @ (vectors / (values + 1e-4).sqrt())
             layer = nn.Linear(z.shape[1], 5, dtype=torch.float64)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -93,23 +97,23 @@ def test_steps_equal_autograd_and_torch_sgd() -> None:
                 nn.functional.cross_entropy(layer(z[index]), y[index]).backward()
                 optimizer.step()
             expected = layer(z).detach().float()
-            torch.testing.assert_close(heads[name].logits(inputs)[:, h], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(heads[name].logits(features)[:, h], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_within_half_a_point_of_exact_logistic_regression() -> None:
-    (x, y), (x_test, y_test) = correlated(4000, 1), correlated(4000, 2)
+    (x, y), (x_test, y_test) = correlated(1500, 1), correlated(4000, 2)
     encoder, data = as_problem({"mean": x}, y, {"mean": x_test}, y_test, 5)
     result = Linear().run(encoder, data)
     z, z_test = ((part - x.mean(0)).double() / x.std(0) for part in (x, x_test))
     n_dev = len(data.dev)
 
     def model(c: float) -> LogisticRegression:
-        return LogisticRegression(C=c, max_iter=500)
+        return LogisticRegression(C=c, max_iter=5000)
 
     def dev_score(c: float) -> float:
         return float(model(c).fit(z[n_dev:].numpy(), y[n_dev:].numpy()).score(z[:n_dev].numpy(), y[:n_dev].numpy()))
 
-    best = max((0.01, 0.1, 1.0, 10.0), key=dev_score)
+    best = max((0.1, 1.0, 10.0, 100.0), key=dev_score)
     exact = 100 * model(best).fit(z.numpy(), y.numpy()).score(z_test.numpy(), y_test.numpy())
     assert 50 < exact < 95  # neither trivial nor hopeless
     assert top1(result) == pytest.approx(exact, abs=0.5)
@@ -121,7 +125,9 @@ def test_separable_classes_are_all_right_and_random_labels_are_chance() -> None:
     x, x_test = (20 * torch.eye(10, 16)[part] + torch.randn(len(part), 16, generator=generator) for part in (y, y_test))
     encoder, data = as_problem({"cls": x}, y, {"cls": x_test}, y_test, 10)
     result = Linear(**QUICK).run(encoder, data)
-    assert top1(result) == 100.0 and result.correct.all() and result.metrics["top5"].value == 100.0
+    assert top1(result) == 100.0
+    assert result.correct.all()
+    assert result.metrics["top5"].value == 100.0
     random = torch.randint(10, (600,), generator=generator)
     encoder, data = as_problem({"cls": x}, random, {"cls": x_test}, torch.randint(10, (2000,), generator=generator), 10)
     result = Linear(**QUICK).run(encoder, data)
@@ -132,11 +138,13 @@ def test_separable_classes_are_all_right_and_random_labels_are_chance() -> None:
 def test_test_images_do_not_choose() -> None:
     encoder, data = realistic()
     before = Linear(**QUICK).run(encoder, data)
-    assert encoder.asked.count("test") == 1 and encoder.asked[-1] == "test"
+    assert encoder.asked.count("test") == 1
+    assert encoder.asked[-1] == "test"
     data.test.labels.copy_(data.test.labels.flip(0))
     encoder.of["test"] = {name: torch.randn_like(x) for name, x in encoder.of["test"].items()}
     after = Linear(**QUICK).run(encoder, data)
-    assert after.chosen == before.chosen and top1(after) < top1(before) - 20
+    assert after.chosen == before.chosen
+    assert top1(after) < top1(before) - 20
     assert before.pooling == before.chosen["pooling"] == "mean"
     json.dumps(before.chosen)
 
@@ -153,55 +161,68 @@ def test_the_winner_is_trained_again_on_all_training_images() -> None:
     encoder, data = realistic()
     result = Linear(**QUICK, batch_size=100).run(encoder, data)
     lr = result.chosen["lr"]
-    assert isinstance(lr, float) and lr == pytest.approx(result.chosen["base_lr"] * 100 / 256)  # type: ignore[operator]
+    assert isinstance(lr, float)
+    assert lr == pytest.approx(result.chosen["base_lr"] * 100 / 256)
     x = {"mean": encoder.of["train"]["mean"]}
-    head = train_heads(x, data.train.labels, 5, lr=[lr], weight_decay=[0], steps=200, batch_size=100, seed=0)["mean"]
+    grid = [(result.chosen["input"], result.chosen["base_lr"], 0.0)]
+    head = train_heads(x, data.train.labels, 5, grid, steps=200, batch_size=100, seed=0)["mean"]  # type: ignore[arg-type]
     right = head.logits(encoder.of["test"]["mean"])[:, 0].argmax(1) == data.test.labels
     np.testing.assert_array_equal(result.correct, right.numpy())
-    assert result.metrics["top1"].n == 1000 and top1(result) == pytest.approx(100 * right.double().mean().item())
+    assert result.metrics["top1"].n == 1000
+    assert top1(result) == pytest.approx(100 * right.double().mean().item())
 
 
 def test_selection_reports_each_pooling_and_the_edge_of_the_grid() -> None:
     encoder, data = realistic()
-    chosen = Linear(min_steps=200, base_lr=(1e-7, 0.03, 1e4)).run(encoder, data).chosen
-    assert chosen["base_lr"] == 0.03 and chosen["lr_at_edge"] is False and chosen["heads"] == 6
-    by_pooling = chosen["dev_top1_by_pooling"]
-    assert isinstance(by_pooling, dict) and by_pooling["mean"] == chosen["dev_top1"] > by_pooling["cls"]
-    assert Linear(min_steps=200, base_lr=(1e-7, 0.03)).run(encoder, data).chosen["lr_at_edge"] is True
-    assert Linear(min_steps=200, base_lr=(0.03,)).run(encoder, data).chosen["lr_at_edge"] is False  # no grid, no edge
+
+    def chosen(*base_lr: float) -> dict[str, object]:
+        protocol = Linear(min_steps=200, base_lr=base_lr, weight_decay=(0.01,), inputs=("standardised",))
+        return protocol.run(encoder, data).chosen
+
+    found = chosen(1e-7, 0.03, 1e4)  # too small to leave the first gradient's direction; so large that decay diverges
+    assert found["base_lr"] == 0.03
+    assert found["lr_at_edge"] is False
+    assert found["heads"] == 6
+    by_pooling = found["dev_top1_by_pooling"]
+    assert isinstance(by_pooling, dict)
+    assert by_pooling["mean"] == found["dev_top1"] > by_pooling["cls"]
+    assert chosen(1e-7, 0.03)["lr_at_edge"] is True
+    assert chosen(0.03)["lr_at_edge"] is False  # no grid, no edge
 
 
 def test_two_runs_are_bit_identical_and_the_seed_counts() -> None:
     (x, y), (z, _) = correlated(500, 1), correlated(300, 2)
 
     def logits(seed: int) -> Tensor:
-        heads = train_heads({"m": x}, y, 5, lr=[0.1, 0.3], weight_decay=[0, 0], steps=50, batch_size=64, seed=seed)
-        return heads["m"].logits(z)
+        grid = [("standardised", 0.1, 0.0), ("whitened", 0.3, 0.0)]
+        return train_heads({"m": x}, y, 5, grid, steps=50, batch_size=64, seed=seed)["m"].logits(z)
 
     torch.manual_seed(1)
     first = logits(0)
     torch.manual_seed(2)  # the global generator plays no part
-    assert torch.equal(first, logits(0)) and not torch.equal(first, logits(1))
+    assert torch.equal(first, logits(0))
+    assert not torch.equal(first, logits(1))
 
 
 def test_heads_do_not_disturb_each_other() -> None:
     (x, y), (z, _) = correlated(500, 1), correlated(300, 2)
 
-    def logits(lr: list[float]) -> Tensor:
-        heads = train_heads({"m": x}, y, 5, lr=lr, weight_decay=[0] * len(lr), steps=50, batch_size=64, seed=0)
-        return heads["m"].logits(z)
+    def logits(*lrs: float) -> Tensor:
+        grid = [("standardised", lr, 0.0) for lr in lrs]
+        return train_heads({"m": x}, y, 5, grid, steps=50, batch_size=64, seed=0)["m"].logits(z)
 
-    together, alone = logits([1e38, 0.1, 0.3]), logits([0.1])
+    together, alone = logits(3e38, 0.1, 0.3), logits(0.1)
     assert not torch.isfinite(together[:, 0]).all()
     torch.testing.assert_close(together[:, 1], alone[:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_diverged_heads_are_counted_and_never_win() -> None:
     encoder, data = realistic()
-    result = Linear(min_steps=200, base_lr=(0.03, 1e38)).run(encoder, data)
-    assert result.chosen["diverged_heads"] == 2 and result.chosen["base_lr"] == 0.03
-    with pytest.raises(RunError, match="all 2 heads diverged"):
-        Linear(min_steps=200, base_lr=(1e38,)).run(encoder, data)
+    result = Linear(min_steps=200, base_lr=(0.03,), weight_decay=(0.0, 1e4)).run(encoder, data)
+    assert result.chosen["diverged_heads"] == 4
+    assert result.chosen["weight_decay"] == 0.0
+    with pytest.raises(RunError, match="all 4 heads diverged"):
+        Linear(min_steps=200, base_lr=(0.03,), weight_decay=(1e4,)).run(encoder, data)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
@@ -232,7 +253,8 @@ def test_permuted_classes_permute_the_head() -> None:
     for split in (data.train, data.fit, data.dev, data.test):
         split.labels.copy_(new[split.labels])
     after = Linear(**QUICK).run(encoder, data)
-    assert (after.correct == before.correct).mean() > 0.99 and after.chosen["base_lr"] == before.chosen["base_lr"]
+    assert (after.correct == before.correct).mean() > 0.99
+    assert after.chosen["base_lr"] == before.chosen["base_lr"]
 
 
 def test_duplicated_test_set_keeps_the_accuracy() -> None:
@@ -248,7 +270,8 @@ def test_duplicated_test_set_keeps_the_accuracy() -> None:
 def test_small_sets_get_enough_steps() -> None:
     encoder, data = realistic(n_train=40, n_test=3)
     result = Linear().run(encoder, data)
-    assert result.chosen["steps"] == Linear().min_steps and result.metrics["top1"].n == 3
+    assert result.chosen["steps"] == Linear().min_steps
+    assert result.metrics["top1"].n == 3
     assert Linear(epochs=7, min_steps=0, batch_size=8).run(encoder, data).chosen["steps"] == 7 * 40 / 8
 
 
@@ -256,7 +279,8 @@ def test_one_class_is_always_right() -> None:
     x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     encoder, data = as_problem({"cls": x}, torch.zeros(30).long(), {"cls": x}, torch.zeros(30).long(), 1)
     result = Linear(**QUICK).run(encoder, data)
-    assert top1(result) == 100.0 and result.metrics["top5"].value == 100.0
+    assert top1(result) == 100.0
+    assert result.metrics["top5"].value == 100.0
 
 
 def test_features_made_in_inference_mode_are_fine() -> None:
@@ -269,9 +293,11 @@ def test_features_made_in_inference_mode_are_fine() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_lr": ()}, "base_lr must be positive"),
-        ({"base_lr": (0.1, -1.0)}, "base_lr must be positive"),
-        ({"weight_decay": ()}, "weight_decay must be"),
+        ({"base_lr": ()}, "base_lr must be > 0"),
+        ({"base_lr": (0.1, -1.0)}, "base_lr must be > 0"),
+        ({"weight_decay": ()}, "weight_decay >= 0"),
+        ({"inputs": ("whitend",)}, "unknown linear input 'whitend': did you mean 'whitened'"),
+        ({"inputs": ()}, "unknown linear input"),
         ({"epochs": 0}, "epochs and batch_size must be at least 1"),
     ],
 )

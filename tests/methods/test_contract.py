@@ -1,0 +1,161 @@
+"""What every registered method, and an external one, must do. A new method is tested by being in METHODS."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.methods import METHODS
+from ssl_bench.methods.method import Method
+from ssl_bench.recipe import resolve_method
+from ssl_bench.views import make_views
+
+ROOT = Path(__file__).parents[2]
+EXTERNAL = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
+# Small heads, for speed alone.
+SMALL: dict[str, dict[str, Any]] = {
+    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "moco_v3": {"hidden_dim": 16, "out_dim": 8},
+    "supervised": {"num_classes": 3},
+    EXTERNAL: {"hidden_dim": 16},
+}
+TRAINED = [*(name for name, cls in METHODS.items() if cls.trains), EXTERNAL]
+
+
+def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    cls = resolve_method(name)[1]
+    return cls(Backbone(backbone, **cls.backbone_options), **SMALL[name])
+
+
+def batch(method: Method, n: int = 8, seed: int = 0, size: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    method.labels = torch.arange(n) % 3
+    return make_views(images, method.views, generator)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> None:
+    method = make(name)
+    views = batch(method)
+    assert len(views) == sum(view.count for view in method.views)
+    loss = method.loss(views)["loss"]
+    assert loss.shape == () and torch.isfinite(loss)
+    loss.backward()
+    assert all(p.grad is None for p in method.parameters() if not p.requires_grad)
+    without = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.backbone.blocks[0].parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_loss_falls_on_a_fixed_batch(name: str) -> None:
+    method = make(name)
+    views = batch(method)
+    optimizer = torch.optim.AdamW(method.param_groups(0.0), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        torch.manual_seed(0)  # the same masks
+        loss = method.loss(views)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_same_seed_same_loss(name: str) -> None:
+    def once() -> float:
+        method = make(name)
+        views = batch(method)
+        torch.manual_seed(3)
+        return method.loss(views)["loss"].item()
+
+    assert once() == once()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_encoder_gives_features_that_survive_saving(name: str) -> None:
+    method, other = make(name), make(name, seed=1)
+    x = torch.randn(4, 3, 16, 16)
+    features = method.eval().encoder.features(x, ["mean"])["mean"]
+    assert features.shape == (4, 24)
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    torch.testing.assert_close(other.eval().encoder.features(x, ["mean"])["mean"], features)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_runs_in_bf16(name: str) -> None:
+    method = make(name)
+    views = batch(method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = method.loss(views)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("backbone", "size"), [("vit_nano_patch8_32", 32), ("vit_micro_patch4_16", 16)])
+def test_works_with_another_backbone(name: str, backbone: str, size: int) -> None:
+    method = make(name, backbone)
+    assert torch.isfinite(method.loss(batch(method, size=size))["loss"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_works_on_a_grid_that_is_not_square(name: str) -> None:
+    method = make(name, "vit_nano_patch4_16x24")
+    views = batch(method, size=24)
+    assert views[0].shape[-2:] == (16, 24)
+    assert torch.isfinite(method.loss(views)["loss"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_method_says_what_it_is(name: str) -> None:
+    cls = resolve_method(name)[1]
+    kinds = {"contrastive", "self-distillation", "reconstruction", "token prediction", "feature regression", "baseline"}
+    assert cls.category in kinds and cls.paper and cls.__doc__ and "Args:" in cls.__doc__
+
+
+def test_two_processes_contrast_against_each_others_keys() -> None:
+    """MoCo v3's keys are gathered from all processes in rank order: two processes compute the joint loss."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=_gathered_loss, args=(rank, port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    losses = [results.get() for _ in range(2)]
+    from ssl_bench.methods.moco_v3 import contrastive_loss
+
+    q, k = _queries_and_keys()
+    assert sum(losses) / 2 == pytest.approx(contrastive_loss(q, k, 0.2).item(), abs=1e-6)
+
+
+def _queries_and_keys() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
+
+
+def _gathered_loss(rank: int, port: int, results: Any) -> None:
+    from ssl_bench.methods.moco_v3 import contrastive_loss
+    from ssl_bench.nets import gather
+
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    q, k = (x.chunk(2)[rank] for x in _queries_and_keys())
+    results.put(contrastive_loss(q, gather(k), 0.2, rank).item())
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,121 @@
+"""The command line as a user meets it: exit statuses, one-line errors, lists."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssl_bench import cli
+from ssl_bench.methods import METHODS
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    status = cli.main(argv)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes of twenty 16 px images in train/, of five in test/."""
+    for split, n in (("train", 20), ("test", 5)):
+        for c, colour in (("cat", (200, 30, 30)), ("dog", (30, 30, 200))):
+            folder = tmp_path / "pets" / split / c
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (16, 16), tuple(v + i for v in colour)).save(folder / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = "import sys; from ssl_bench.cli import make_parser; make_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["methods", "evaluations", "datasets", "backbones", "suites"])
+def test_lists(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    status, out, _ = run(capsys, "list", what, "--json")
+    rows = json.loads(out)
+    assert status == 0 and rows
+    status, out, _ = run(capsys, "list", what)
+    assert status == 0 and len(out.splitlines()) == len(rows)
+    if what == "methods":
+        assert set(rows) == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["bench", "quik"], "unknown suite 'quik': did you mean 'quick'"),
+        (["bench", "quick", "--methods", "may"], "unknown method 'may': did you mean 'mae'"),
+        (["bench", "quick", "--seeds", "x"], "--seeds"),
+        (["bench", "quick", "--data", "cifar11"], "unknown data set 'cifar11': did you mean 'cifar1"),
+        (["bench", "quick", "--data", "folder:nowhere"], "nowhere"),
+        (["pretrain", "mae", "--backbone", "vit_tiny_patch5_32"], "patch size 5"),
+        (["pretrain", "mae", "--set", "mask_rato=0.5"], "did you mean 'mask_ratio'"),
+        (["pretrain", "mae", "--set", "mask_ratio"], "key=value"),
+        (["pretrain", "mae", "--recipe", "quik"], "did you mean 'quick'"),
+        (["evaluate", "nowhere.pt"], "no such checkpoint: nowhere.pt"),
+        (["leaderboard", "nowhere"], "no rows in nowhere"),
+        (["leaderbord", "x"], "invalid choice: 'leaderbord'"),
+        ([], "required"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and words in err
+    assert len(err.splitlines()) == 1 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrain_evaluate_leaderboard_on_a_folder(
+    capsys: pytest.CaptureFixture[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--set", "decoder_dim=16", "decoder_depth=1", "decoder_heads=2", "batch_size=8", "warmup_epochs=0"]
+    data = ["--data", f"folder:{images}"]
+    status, out, err = run(capsys, "pretrain", "mae", "--backbone", "vit_nano_patch4_16", "--epochs", "1", *data, *small)
+    assert status == 0, err
+    encoder = out.strip()
+    status, out, err = run(capsys, "evaluate", encoder, *data, "--out", "rows", "--evaluations", "knn")
+    assert status == 0, err
+    assert out.startswith("knn") and "n = 10" in out
+    row = next(Path("rows/rows").glob("*.json")).read_text()
+    assert str(tmp_path) not in row and '"data": "pets"' in row
+    status, out, _ = run(capsys, "leaderboard", "rows", "--format", "md,csv")
+    assert status == 0 and "mae" in out and Path("rows/leaderboard.csv").exists()
+    status, _, err = run(capsys, "leaderboard", "rows", "--format", "pdf")
+    assert status == 2 and "csv, md" in err
+
+
+def test_unreadable_images_stop_before_training(
+    capsys: pytest.CaptureFixture[str], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = images / "train" / "cat" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    argv = ["pretrain", "mae", "--backbone", "vit_nano_patch4_16", "--data", f"folder:{images}", "--out", "r"]
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "3.png" in err and "--skip-unreadable" in err and not Path("r").exists()
+
+
+def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_list", interrupted)
+    status, _, err = run(capsys, "list", "methods")
+    assert status == 1 and "interrupted" in err and len(err.splitlines()) == 1
+
+
+def test_keys_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "pretrain", "moco_v3", "--keys")
+    assert status == 0 and "--temperature" in out and "--base_lr" in out and "Smallest area of the crops" in out

@@ -1,0 +1,151 @@
+"""A whole suite at toy size: rows, the table, doing nothing twice, being killed, an external method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssl_bench import suite as suite_module
+from ssl_bench.data import Splits
+from ssl_bench.errors import RunError, UserError
+from ssl_bench.results.rows import Row, read_rows
+from ssl_bench.suite import bench, load_suite
+
+ROOT = Path(__file__).parents[1]
+SUITE = """\
+name: toy
+description: for tests
+data: blobs
+backbone: vit_nano_patch4_16
+recipe: none_has_it
+methods: [mae]
+seeds: [0, 1]
+evaluations: [knn, linear]
+training: {epochs: 1, batch_size: 16, base_lr: 1e-2, warmup_epochs: 0}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suite_module, "load", lambda *_, **__: tiny_data)
+    (tmp_path / "toy.yaml").write_text(SUITE)
+    return tmp_path
+
+
+def essence(rows: list[Row]) -> dict[str, object]:
+    """What must not depend on when and how often a suite was started."""
+    return {row["id"]: (row["method"], row["metrics"], row["weights"], row.correct.tolist()) for row in rows}
+
+
+def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    assert bench("toy.yaml", show=shown.append) == []
+    rows = read_rows(folder / "results" / "toy")
+    assert len(rows) == 2 * (1 + 2 + 2 + 2)  # raw pixels once; untrained, supervised and mae for both seeds
+    text = "\n".join(shown)
+    assert all(name in text for name in ("raw_pixels", "untrained", "supervised", "mae"))
+    board = folder / "results" / "toy" / "LEADERBOARD.md"
+    before = board.read_bytes()
+    monkeypatch.setattr(suite_module, "run", lambda *_: pytest.fail("was run twice"))
+    assert bench("toy.yaml", show=shown.append) == []
+    assert board.read_bytes() == before and "7 of them done before" in shown[len(shown) // 2 - 1] + "".join(shown)
+    row = next(row for row in rows if row["method"] == "mae" and row["evaluation"]["name"] == "linear")
+    assert row["pretraining"]["images_seen"] == 48 and row["recipe"]["training"]["batch_size"] == 16
+    assert row["evaluation"]["split"] == "test" and row["weights"]["loaded_percent"] == 100
+    assert row["metrics"][row["headline"]]["n"] == 24 and len(row.correct) == 24
+    assert 100 * row.correct.mean() == pytest.approx(row["metrics"][row["headline"]]["value"], abs=1e-5)
+    assert str(folder) not in row.path.read_text()
+
+
+def test_killed_between_and_within_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench("toy.yaml", out="whole", show=lambda _: None)
+    whole = essence(read_rows("whole"))
+    for file in Path("runs").rglob("encoder.pt"):
+        file.unlink()
+
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+    write = suite_module.judge.__globals__["write_row"]
+
+    def dying(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9):
+            raise Killed
+        write(*args)
+
+    monkeypatch.setitem(suite_module.judge.__globals__, "write_row", dying)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            bench("toy.yaml", out="killed", show=lambda _: None)
+    bench("toy.yaml", out="killed", show=lambda _: None)
+    assert essence(read_rows("killed")) == whole
+
+
+def test_external_method_stands_in_the_same_table(folder: Path) -> None:
+    shown: list[str] = []
+    bench("toy.yaml", show=shown.append, seeds=[0])
+    bench("toy.yaml", methods=[f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"], seeds=[0], show=shown.append)
+    table = shown[-3]
+    assert "SimCLR" in table and "mae" in table
+    row = next(row for row in read_rows("results/toy") if row["method"] == "SimCLR")
+    assert row["recipe"]["training"]["epochs"] == 1 and row["deviations"]
+
+
+def test_one_failure_does_not_stop_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = suite_module.run
+
+    def sometimes(recipe, *rest):  # type: ignore[no-untyped-def]
+        if recipe.method == "supervised":
+            raise RunError("the disk is full")
+        if recipe.method == "mae":
+            raise ZeroDivisionError("a bug")
+        return run(recipe, *rest)
+
+    monkeypatch.setattr(suite_module, "run", sometimes)
+    failed = bench("toy.yaml", seeds=[0], show=lambda _: None)
+    assert failed[0] == "supervised, seed 0: the disk is full"
+    assert failed[1].startswith("mae, seed 0: ZeroDivisionError: a bug (details in ")
+    assert {row["method"] for row in read_rows("results/toy")} == {"raw_pixels", "untrained"}
+
+
+def test_data_override_has_its_own_folder(folder: Path) -> None:
+    bench("toy.yaml", data="blobs", seeds=[0], methods=["mae"], show=lambda _: None)
+    assert (folder / "results" / "toy-blobs" / "LEADERBOARD.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("methods: [mae]", "methods: [may]"), "unknown method 'may'"),
+        (("seeds: [0, 1]", "seeds: [a]"), r"seeds is \[\"a\"\]"),
+        (("description:", "descripton:"), "unknown key 'descripton': did you mean 'description'|'description' is missing"),
+        (("evaluations: [knn, linear]", "evaluations: [knnn]"), "unknown evaluation 'knnn'"),
+        (("patch4_16", "patch5_16"), "patch size 5"),
+        (("epochs: 1", "epoch: 1"), "unknown key 'epoch': did you mean 'epochs'"),
+    ],
+)
+def test_mistakes_in_a_suite_run_nothing(folder: Path, change: tuple[str, str], words: str) -> None:
+    (folder / "toy.yaml").write_text(SUITE.replace(*change))
+    with pytest.raises(UserError, match=words):
+        bench("toy.yaml")
+    assert not (folder / "results").exists()
+
+
+def test_quick_suite_is_shipped() -> None:
+    assert load_suite("quick").methods == ["mae", "moco_v3"]
+
+
+def test_edited_rows_are_refused(folder: Path) -> None:
+    bench("toy.yaml", seeds=[0], methods=["untrained"], show=lambda _: None)
+    path = read_rows("results/toy")[0].path
+    values = json.loads(path.read_text())
+    values["metrics"]["top1"]["value"] = 99.9
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="edited"):
+        read_rows("results/toy")
