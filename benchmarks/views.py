@@ -71,7 +71,7 @@ def on_tensors(view: View) -> Callable[[Tensor], Tensor]:
     if view.jitter_p:
         steps += [v2.RandomApply([v2.ColorJitter(*view.jitter)], view.jitter_p), v2.RandomGrayscale(view.grayscale)]
     if view.blur:
-        kernel = 23 if view.size > 32 else 3  # SimCLR's rule: a tenth of the side
+        kernel = 23 if view.sides[0] > 32 else 3  # SimCLR's rule: a tenth of the side
         steps.append(v2.RandomApply([v2.GaussianBlur(kernel, view.blur_sigma)], view.blur))
     if view.solarize:
         steps.append(v2.RandomSolarize(128, view.solarize))

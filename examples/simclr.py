@@ -7,6 +7,8 @@ loss = CE over the 2N views: each view against its partner and the other 2N - 2 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,8 +47,8 @@ class SimCLR(Method):
 
     @property
     def views(self) -> list[View]:
-        jitter = dict(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5, blur_sigma=self.blur_sigma)
-        return [View(self.backbone.image_size, scale=(0.08, 1.0), count=2, **jitter)]
+        view = View(self.backbone.image_size, scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, count=2)
+        return [replace(view, grayscale=0.2, blur=0.5, blur_sigma=self.blur_sigma)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         z = F.normalize(self.projector(self.backbone(torch.cat(views)).cls).float(), dim=1)

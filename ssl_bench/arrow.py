@@ -74,7 +74,7 @@ def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise UserError(f"the columns of {files[0]} and the files beside it differ: {reason(error)}") from error
-    return from_arrow(table, *columns, classes, os.path.basename(files[0]))
+    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]))
 
 
 def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
@@ -155,7 +155,7 @@ def read_hf(name: str) -> tuple[Raw, Raw | None]:
             _column(f"hf:{name}", table.column_names, IMAGE_COLUMNS),
             _column(f"hf:{name}", table.column_names, LABEL_COLUMNS),
         )
-        return from_arrow(table, *columns, classes, f"hf:{name} {split}")
+        return from_arrow(table, columns[0], columns[1], classes, f"hf:{name} {split}")
 
     train = raw("train", None)
     tests = [raw(split, train.classes) for split in TEST_NAMES if split in splits]

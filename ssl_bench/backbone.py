@@ -90,7 +90,7 @@ class Backbone(VisionTransformer):
         )
         self.name, self.image_size, self.patch_size = name, (height, width), patch
         self.grid_size: tuple[int, int] = (height // patch, width // patch)
-        self.register_parameter("mask_token", nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
         if pos_embed != "learned":
             table = sincos_position_embedding(dim, self.grid_size, first=pos_embed[-2])
             assert self.pos_embed is not None
@@ -145,7 +145,7 @@ class Backbone(VisionTransformer):
         return "cls", "mean", "cls+mean", "last4", *(f"layer={k + 1}" for k in range(len(self.blocks)))
 
     def _encode(self, images: Tensor, mask: Tensor | None, keep: Tensor | None, layers: Sequence[int]) -> list[Tensor]:
-        """Token sequences (B, prefix + L, D) after the named blocks (1 = first), or after the last; final norm applied."""
+        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
         x = self.patch_embed(images)  # (B, rows, columns, D)
         grid = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
@@ -165,7 +165,7 @@ class Backbone(VisionTransformer):
         fused = not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
         outputs = []
         for i, block in enumerate(self.blocks, start=1):
-            block.attn.fused_attn = fused
+            block.attn.fused_attn = fused  # type: ignore[union-attr]
             x = block(x)
             if i in layers:
                 outputs.append(self.norm(x))
@@ -176,7 +176,7 @@ class Backbone(VisionTransformer):
 
 
 class Pixels(nn.Module):
-    """The raw-pixels baseline: an encoder without weights, whose feature is the image at no more than 32 x 32 pixels."""
+    """The raw-pixels baseline: an encoder without weights. Its feature is the image at no more than 32 x 32 pixels."""
 
     poolings = ("pixels",)
     mask_token = None

@@ -111,7 +111,7 @@ class Report(Callback):
         if step % self.every == 0 or step == trainer.max_steps:
             scalars = {key: float(value.detach()) for key, value in pl_module.scalars.items()}  # type: ignore[union-attr,operator]
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_line(step=step, epoch=step / trainer.max_steps * pl_module.plan.epochs, lr=lr, **scalars)  # type: ignore[union-attr,operator]
+            self.log_line(step=step, lr=lr, **scalars)
             if not math.isfinite(scalars["loss"]):
                 raise RunError(f"{self.title}: the loss is {scalars['loss']} at step {step}; try a smaller base_lr")
             if self.bar:
@@ -123,8 +123,11 @@ class Report(Callback):
             self.bar.update(self.task, completed=step)
         elif trainer.is_global_zero:
             left = (now - self.started) / (step - self.first) * (trainer.max_steps - step)
-            loss = float(pl_module.scalars["loss"].detach())  # type: ignore[union-attr,operator,index]
-            print(f"{self.title}: step {step:,} of {trainer.max_steps:,}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr)
+            loss = float(outputs["loss"])
+            print(
+                f"{self.title}: step {step:,} of {trainer.max_steps:,}, loss {loss:.3f}, {left:.0f} s left",
+                file=sys.stderr,
+            )
 
     def log_line(self, **values: float) -> None:
         """Append one line to the log."""
@@ -147,7 +150,9 @@ class Monitor(Callback):
     def __init__(self, report: Report, bank: ImageSet, queries: ImageSet, times: int = 4, size: int = 512) -> None:
         self.report, self.times = report, times
         generator = torch.Generator().manual_seed(0)
-        self.sets = [images.subset(torch.randperm(len(images), generator=generator)[:size], "dev") for images in (bank, queries)]
+        self.sets = [
+            images.subset(torch.randperm(len(images), generator=generator)[:size], "dev") for images in (bank, queries)
+        ]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -165,7 +170,11 @@ class Monitor(Callback):
         encoder.eval()
         features = []
         for images in self.sets:
-            pixels = torch.stack([images.images[i] for i in range(len(images))]) if images.decoded is None else images.decoded
+            pixels = (
+                torch.stack([images.images[i] for i in range(len(images))])
+                if images.decoded is None
+                else images.decoded
+            )
             batch = eval_images(pixels.to(method.device), method.backbone.image_size)  # type: ignore[union-attr,arg-type]
             with autocast(method.device, method.trainer.precision):
                 features.append(encoder.features(batch, encoder.poolings[1:2])[encoder.poolings[1]])

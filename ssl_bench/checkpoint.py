@@ -40,7 +40,9 @@ class Checkpoint:
     loaded: float = 100.0
 
 
-def save_encoder(path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]) -> None:
+def save_encoder(
+    path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]
+) -> None:
     """Write an encoder file. Its state dict loads into plain timm.
 
     Args:

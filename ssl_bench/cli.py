@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _say(f"failed: {error}", 1)
     except KeyboardInterrupt:
-        return _say("interrupted: finished rows and the last checkpoint are kept; the same command goes on from there", 1)
+        return _say(
+            "interrupted: finished rows and the last checkpoint are kept; the same command goes on from there", 1
+        )
     except BrokenPipeError:  # the reader of our output has gone, as in `ssl-bench list methods | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -134,7 +136,9 @@ def run_list(a: argparse.Namespace) -> None:
         return
     width = max(map(len, rows), default=0)
     for name, values in rows.items():
-        print(f"{name:{width}}  " + "; ".join(v if k == "description" else f"{k}: {_plain(v)}" for k, v in values.items()))
+        print(
+            f"{name:{width}}  " + "; ".join(v if k == "description" else f"{k}: {_plain(v)}" for k, v in values.items())
+        )
 
 
 def run_pretrain(a: argparse.Namespace) -> None:
@@ -183,9 +187,7 @@ def run_bench(a: argparse.Namespace) -> int:
     """``ssl-bench bench``."""
     from ssl_bench.suite import bench
 
-    failed = bench(
-        a.suite, methods=a.methods, seeds=a.seeds, data=a.data, out=a.out, skip_unreadable=a.skip_unreadable
-    )
+    failed = bench(a.suite, methods=a.methods, seeds=a.seeds, data=a.data, out=a.out, skip_unreadable=a.skip_unreadable)
     for line in failed:
         _say(f"failed: {line}", 1)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import platform
 import re
@@ -26,9 +27,9 @@ def best_precision(asked: str = "auto") -> str:
         return asked
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(
-        torch.cpu, "_is_amx_tile_supported", bool
-    )()
+    supported = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    )
     return "bf16-mixed" if supported else "32"
 
 
@@ -39,12 +40,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def device_name(device: torch.device) -> str:
-    """ "NVIDIA H100", or "AMD EPYC, 2 threads"."""
+    """For example "NVIDIA H100", or "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{match[1].strip() if match else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = match[1].strip() if match else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -52,10 +54,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
-        except OSError:
-            pass
 
 
 def peak_memory(device: torch.device) -> int:

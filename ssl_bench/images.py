@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_bench.errors import RunError
@@ -41,7 +41,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error)
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image, or cut off in its header"
     return "truncated" if "truncated" in text.lower() else text.split("\n")[0] or type(error).__name__
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -24,6 +23,7 @@ def random_masking(noise: Tensor, mask_ratio: float) -> Shuffle:
         mask_ratio: Part of the patches to mask; ``int(L * (1 - mask_ratio))`` stay visible.
 
     Example:
+        >>> import torch
         >>> s = random_masking(torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7, 0.2, 0.8, 0.4]]), 0.75)
         >>> s.ids_keep.tolist(), s.ids_restore.tolist(), s.mask.int().tolist()
         ([[1, 5]], [[7, 0, 4, 2, 5, 1, 6, 3]], [[1, 0, 1, 1, 1, 0, 1, 1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def mlp(dims: Sequence[int], *, bias: bool = True, last_norm: bool = False) -> n
         last_norm: End with a batch norm without affine parameters (MoCo v3, ``builder.py``).
     """
     layers: list[nn.Module] = []
-    for i, (d_in, d_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (d_in, d_out) in enumerate(pairwise(dims)):
         layers.append(nn.Linear(d_in, d_out, bias=bias))
         if i < len(dims) - 2:
             layers += [nn.BatchNorm1d(d_out), nn.ReLU(inplace=True)]

@@ -111,7 +111,9 @@ def train(
     plan = recipe.training
     per_epoch = len(images) // plan.batch_size
     if per_epoch == 0:
-        raise UserError(f"batch_size {plan.batch_size} is larger than the {len(images)} training images of {images.name}")
+        raise UserError(
+            f"batch_size {plan.batch_size} is larger than the {len(images)} training images of {images.name}"
+        )
     steps = max(1, round(plan.epochs * per_epoch))
     precision = best_precision(plan.precision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,14 +179,18 @@ def measure(method: Method, images: ImageSet, precision: str) -> dict[str, float
         generator = torch.Generator(method.device).manual_seed(step_seed(0, 0))
         views = make_views(torch.stack(few).to(method.device), method.views, generator)
     else:
-        views = [torch.stack(v).to(method.device) for v in zip(*(view_image(i, method.views, 0) for i in few), strict=True)]
+        views = [
+            torch.stack(v).to(method.device) for v in zip(*(view_image(i, method.views, 0) for i in few), strict=True)
+        ]
     method.labels = images.labels[: len(few)].to(method.device)
     return meter(method, views, precision)
 
 
 def no_cost() -> dict[str, Any]:
     """What a baseline without training costs."""
-    zero = {key: 0 for key in ("epochs", "steps", "batch_size", "images_seen", "patches_encoded", "flops", "wall_seconds")}
+    zero = {
+        key: 0 for key in ("epochs", "steps", "batch_size", "images_seen", "patches_encoded", "flops", "wall_seconds")
+    }
     return zero | {"target_patches_encoded": 0, "patches_per_image": 0, "peak_memory_bytes": 0}
 
 

@@ -77,7 +77,7 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
         try:
             with source.open(index) as file:
                 if full or index in sample:
-                    record += hashlib.file_digest(file, "sha256").digest()
+                    record += hashlib.sha256(file.read()).digest()
                     file.seek(0)
                 if hold:
                     return decode(file), record, ""

@@ -179,7 +179,7 @@ def recipe_parser(cls: type[Method]) -> ArgumentParser:
 
 
 def _keywords(cls: type) -> list[str]:
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = list(inspect.signature(cls).parameters.values())
     return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
@@ -193,7 +193,7 @@ def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) 
     Raises:
         UserError: An unknown key or a value of the wrong type, with where it was written and what is valid.
     """
-    valid = [key for key in parser.get_defaults().keys() if "." not in key]
+    valid = [action.dest for action in parser._actions if "." not in action.dest]
     for key, (value, origin) in values.items():
         if key not in valid:
             raise UserError(f"{origin}: {unknown('key', key, valid)}")

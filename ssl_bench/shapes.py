@@ -139,8 +139,8 @@ def _draw_scenes(seed: int, blocks: range, size: int) -> dict[str, Tensor]:
     return {
         **raw,
         **u,
-        "x": 0.5 + 0.2 * (u["x"] - 0.5),
-        "y": 0.5 + 0.2 * (u["y"] - 0.5),
+        "x": 0.5 + 0.3 * (u["x"] - 0.5),
+        "y": 0.5 + 0.3 * (u["y"] - 0.5),
         "scale": 0.52 + 0.16 * u["scale"],
         "stretch": 1.0 + 0.25 * u["stretch"],
         # Upright or lying over to one side, as most things in photographs; the texture turns with its object.

@@ -90,7 +90,9 @@ def _class_folders(folder: str, classes: tuple[str, ...] | None) -> Raw:
     if not found:
         raise UserError(f"no class folders in {folder} (expected one folder of images per class)")
     classes = tuple(found) if classes is None else classes
-    paths, sizes, labels = [], [], []
+    paths: list[bytes] = []
+    sizes: list[int] = []
+    labels: list[int] = []
     for name in progress(found, f"listing {folder}"):
         if name not in classes:
             raise UserError(f"class {name!r} of {folder} has no training images (training classes: {some(classes)})")

@@ -63,7 +63,7 @@ class Task:
 
     @property
     def title(self) -> str:
-        """ "mae, seed 0"."""
+        """For example "mae, seed 0"."""
         return f"{self.recipe.method}, seed {self.recipe.seed}"
 
     @property
@@ -151,7 +151,9 @@ def resolve(plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, da
         own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
         for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
             layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
-            recipes.append(load_recipe(method, plan.recipe if brings_recipe else None, layer, origin=f"suite {plan.name}"))
+            recipes.append(
+                load_recipe(method, plan.recipe if brings_recipe else None, layer, origin=f"suite {plan.name}")
+            )
     return recipes
 
 

@@ -338,9 +338,7 @@ def _crop(images: Tensor, view: View, draw: Draw, out: Tensor) -> None:
         for first in range(start, len(out), batch):  # of each view
             rows = slice(first, first + len(pixels))
             to_height, to_width = view.sides
-            across = resampling(
-                draw.left[rows], draw.width[rows], width, to_width, view.interpolation, draw.flip[rows]
-            )
+            across = resampling(draw.left[rows], draw.width[rows], width, to_width, view.interpolation, draw.flip[rows])
             down = resampling(draw.top[rows], draw.height[rows], height, to_height, view.interpolation)
             # PIL saturates after each pass, which only bicubic can overshoot.
             x = (pixels @ across.mT).clamp_(0, 1).view(-1, 3, height, to_width)
@@ -386,7 +384,9 @@ def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *paramet
 def _view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
     """One crop of `image` (3, H, W); the fields of `draw` are plain numbers."""
     top, left, height, width = (int(side) for side in draw[:4])
-    crop = tv.resized_crop(image, top, left, height, width, list(view.sides), FILTERS[view.interpolation], antialias=True)
+    crop = tv.resized_crop(
+        image, top, left, height, width, list(view.sides), FILTERS[view.interpolation], antialias=True
+    )
     if draw.flip:
         crop = crop.flip(-1)
     x = crop.float().contiguous().div_(255).unsqueeze(0)

@@ -82,7 +82,9 @@ def test_pretrain_evaluate_leaderboard_on_a_folder(
     monkeypatch.chdir(tmp_path)
     small = ["--set", "decoder_dim=16", "decoder_depth=1", "decoder_heads=2", "batch_size=8", "warmup_epochs=0"]
     data = ["--data", f"folder:{images}"]
-    status, out, err = run(capsys, "pretrain", "mae", "--backbone", "vit_nano_patch4_16", "--epochs", "1", *data, *small)
+    status, out, err = run(
+        capsys, "pretrain", "mae", "--backbone", "vit_nano_patch4_16", "--epochs", "1", *data, *small
+    )
     assert status == 0, err
     encoder = out.strip()
     status, out, err = run(capsys, "evaluate", encoder, *data, "--out", "rows", "--evaluations", "knn")

@@ -102,7 +102,9 @@ def test_overrides_are_key_equals_value() -> None:
 
 @pytest.mark.parametrize(("method", "recipe"), SHIPPED)
 def test_shipped_recipes_resolve(method: str, recipe: str) -> None:
-    load_recipe(method, recipe, {} if "backbone" in (shipped("methods") / method / f"{recipe}.yaml").read_text() else NANO)
+    load_recipe(
+        method, recipe, {} if "backbone" in (shipped("methods") / method / f"{recipe}.yaml").read_text() else NANO
+    )
 
 
 def test_recipes_and_methods_pair_by_name() -> None:

@@ -124,7 +124,10 @@ def test_data_override_has_its_own_folder(folder: Path) -> None:
     [
         (("methods: [mae]", "methods: [may]"), "unknown method 'may'"),
         (("seeds: [0, 1]", "seeds: [a]"), r"seeds is \[\"a\"\]"),
-        (("description:", "descripton:"), "unknown key 'descripton': did you mean 'description'|'description' is missing"),
+        (
+            ("description:", "descripton:"),
+            "unknown key 'descripton': did you mean 'description'|'description' is missing",
+        ),
         (("evaluations: [knn, linear]", "evaluations: [knnn]"), "unknown evaluation 'knnn'"),
         (("patch4_16", "patch5_16"), "patch size 5"),
         (("epochs: 1", "epoch: 1"), "unknown key 'epoch': did you mean 'epochs'"),

@@ -103,7 +103,9 @@ def test_blur_is_gaussian_with_repeated_border() -> None:
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 1.0, 2.0])
 def test_blur_of_one_image_is_that_of_a_batch(sigma: float) -> None:
     x = torch.rand(1, 3, 24, 24, generator=seeded())
-    torch.testing.assert_close(imageops.blur_one(x, sigma), imageops.gaussian_blur(x, torch.tensor([sigma])), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        imageops.blur_one(x, sigma), imageops.gaussian_blur(x, torch.tensor([sigma])), atol=1e-4, rtol=0
+    )
 
 
 def test_blur_is_close_to_pil() -> None:

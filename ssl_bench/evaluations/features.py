@@ -83,7 +83,7 @@ class FrozenEncoder:
             yield from images.decoded.split(self.batch_size)
         else:
             crops = _Crops(images, self.encoder.image_size)
-            yield from DataLoader(crops, self.batch_size, num_workers=self.workers)  # type: ignore[arg-type]
+            yield from DataLoader(crops, self.batch_size, num_workers=self.workers)
 
 
 class _Crops(Dataset[Tensor]):

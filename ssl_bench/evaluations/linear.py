@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ INPUTS = ("standardised", "whitened")
 RIDGE = (
     1e-4  # added to the correlation matrix (mean eigenvalue 1) before it is inverted: weaker directions count as noise
 )
+WHITENING_ROWS = 10  # images a dimension; with fewer, whitening overfits and is left out if there is another input
 ROWS_PER_BLOCK = 4096  # images at a time, where memory would grow with the data set
 
 
@@ -33,8 +34,8 @@ class Linear(Evaluator):
     step by step; zero initialisation. Inputs are standardised per dimension (MAE's BatchNorm without affine parameters,
     but with the statistics of the whole training split instead of each batch) or also whitened, which is ours:
     correlated features leave SGD far from the optimum after any affordable number of steps; whitened ones do not, but
-    overfit when images are few. Heads are trained on fit and compared on dev; the winner's settings are then trained
-    afresh on all training images, and that head alone meets the test images.
+    overfit when images are few (below ten a dimension they are left out). Heads are trained on fit and compared on dev;
+    the winner's settings are then trained afresh on all training images, and that head alone meets the test images.
 
     Args:
         base_lr: Learning rates per 256 images.
@@ -92,24 +93,25 @@ class Linear(Evaluator):
         """
         classes = len(data.train.classes)
         fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
-        grid = list(itertools.product(self.inputs, self.base_lr, self.weight_decay))
         tried: dict[tuple[str, str, float, float], tuple[float, float]] = {}  # settings -> dev accuracy, -dev loss
-        for name, heads in self._train(fit, data.fit.labels, classes, grid).items():
-            top1, loss = heads.judge(dev[name], data.dev.labels)
+        for name, features in fit.items():
+            wide = len(features) < WHITENING_ROWS * features.shape[1]
+            inputs = [kind for kind in self.inputs if not (wide and kind == "whitened")] or self.inputs
+            grid = list(itertools.product(inputs, self.base_lr, self.weight_decay))
+            top1, loss = self._train(features, data.fit.labels, classes, grid).judge(dev[name], data.dev.labels)
             for settings, accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
                 tried[name, *settings] = accuracy, -cross_entropy
         finite = {settings: found for settings, found in tried.items() if math.isfinite(found[1])}
         if not finite:
             raise RunError(f"linear: all {len(tried)} heads diverged; base_lr {self.base_lr} needs smaller values")
         best = max(finite, key=finite.__getitem__)
-        pooling, inputs, lr, decay = best
+        pooling, kind, lr, decay = best
         by_pooling: dict[str, float] = {}
         for (name, *_), (accuracy, _) in finite.items():
             by_pooling[name] = max(accuracy, by_pooling.get(name, 0.0))
 
         labels = data.train.labels
-        train = {pooling: self.features(encoder, data.train)[pooling]}
-        final = self._train(train, labels, classes, [(inputs, lr, decay)])[pooling]
+        final = self._train(self.features(encoder, data.train)[pooling], labels, classes, [(kind, lr, decay)])
         if not torch.isfinite(final.weight).all():
             raise RunError(f"linear: the head with base_lr {lr} diverged when trained on all training images")
         rank = final.ranks(self.features(encoder, data.test)[pooling], data.test.labels)
@@ -117,7 +119,7 @@ class Linear(Evaluator):
         metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
             "pooling": pooling,
-            "input": inputs,
+            "input": kind,
             "base_lr": lr,
             "lr": lr * min(self.batch_size, len(labels)) / 256,
             "weight_decay": decay,
@@ -133,9 +135,7 @@ class Linear(Evaluator):
     def _steps(self, n: int) -> int:
         return max(self.epochs * (n // min(self.batch_size, n)), self.min_steps)
 
-    def _train(
-        self, features: Mapping[str, Tensor], labels: Tensor, classes: int, grid: Sequence[tuple[str, float, float]]
-    ) -> dict[str, Heads]:
+    def _train(self, features: Tensor, labels: Tensor, classes: int, grid: Sequence[tuple[str, float, float]]) -> Heads:
         batch_size, steps = min(self.batch_size, len(labels)), self._steps(len(labels))
         return train_heads(features, labels, classes, grid, steps=steps, batch_size=batch_size, seed=self.seed)
 
@@ -228,7 +228,7 @@ def inverse_correlation(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor
 
 
 def train_heads(
-    features: Mapping[str, Tensor],
+    features: Tensor,
     labels: Tensor,
     classes: int,
     grid: Sequence[tuple[str, float, float]],
@@ -236,13 +236,13 @@ def train_heads(
     steps: int,
     batch_size: int,
     seed: int,
-) -> dict[str, Heads]:
-    """Train H softmax classifiers for each kind of features, all on the same batches, on a GPU if there is one.
+) -> Heads:
+    """Train H softmax classifiers on the same batches, on a GPU if there is one.
 
     Each epoch is a new order of the images; the images that do not fill its last batch are left out.
 
     Args:
-        features: Pooling name to (N, D) float32.
+        features: (N, D) float32.
         labels: (N,) int64 in [0, classes).
         classes: C.
         grid: Each head's input (one of `INPUTS`), base lr and weight decay (not of the bias).
@@ -251,47 +251,39 @@ def train_heads(
         seed: Seed of the order.
 
     Returns:
-        Pooling name to heads in the order of `grid`.
+        The heads in the order of `grid`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(seed)
     n, count = len(labels), len(grid)
     lr = torch.tensor([lr * batch_size / 256 for _, lr, _ in grid]).repeat_interleave(classes).to(device)
     decays = torch.tensor([decay for *_, decay in grid]).repeat_interleave(classes).to(device)
-    inputs = {name: x.to(device) for name, x in features.items()}
-    labels = labels.to(device)
-    whiten = torch.tensor([inputs == "whitened" for inputs, *_ in grid])
-    white = whiten.repeat_interleave(classes).nonzero()[:, 0].to(device)
-    heads, momentum, inverse = {}, {}, {}
-    for name, x in inputs.items():
-        weight, bias = (
-            torch.zeros(x.shape[1], count * classes, device=device),
-            torch.zeros(count * classes, device=device),
-        )
-        heads[name] = Heads(*standardisation(x), weight, bias, classes)
-        if len(white):
-            inverse[name] = inverse_correlation(x, heads[name].mean, heads[name].scale)
-        momentum[name] = torch.zeros_like(weight), torch.zeros_like(bias)
+    features, labels = features.to(device), labels.to(device)
+    mean, scale = standardisation(features)
+    weight = torch.zeros(features.shape[1], count * classes, device=device)
+    bias = torch.zeros(count * classes, device=device)
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
+    white = (
+        torch.tensor([kind == "whitened" for kind, *_ in grid]).repeat_interleave(classes).nonzero()[:, 0].to(device)
+    )
+    inverse = inverse_correlation(features, mean, scale) if len(white) else None
 
     rows, batches_per_epoch = torch.arange(batch_size, device=device), n // batch_size
     for step in range(steps):
         if step % batches_per_epoch == 0:
             batches = torch.randperm(n, generator=generator).to(device).split(batch_size)
         index = batches[step % batches_per_epoch]
-        y = labels[index]
+        x = (features[index] - mean) * scale
+        # d(mean cross-entropy) / d(logits) = (softmax - one_hot) / B
+        error = torch.addmm(bias, x, weight).unflatten(1, (count, classes)).softmax(2)
+        error[rows, :, labels[index]] -= 1
+        error = error.flatten(1).div_(batch_size)
+        gradient = x.T @ error
+        if inverse is not None:
+            gradient[:, white] = inverse @ gradient[:, white]
+        weight_momentum.mul_(0.9).add_(gradient).addcmul_(decays, weight)
+        bias_momentum.mul_(0.9).add_(error.sum(0))
         rate = lr * (0.5 * (1 + math.cos(math.pi * step / steps)))
-        for name, head in heads.items():
-            x = (inputs[name][index] - head.mean) * head.scale
-            # d(mean cross-entropy) / d(logits) = (softmax - one_hot) / B
-            error = torch.addmm(head.bias, x, head.weight).unflatten(1, (count, classes)).softmax(2)
-            error[rows, :, y] -= 1
-            error = error.flatten(1).div_(batch_size)
-            gradient = x.T @ error
-            if len(white):
-                gradient[:, white] = inverse[name] @ gradient[:, white]
-            weight_momentum, bias_momentum = momentum[name]
-            weight_momentum.mul_(0.9).add_(gradient).addcmul_(decays, head.weight)
-            bias_momentum.mul_(0.9).add_(error.sum(0))
-            head.weight.addcmul_(weight_momentum, rate, value=-1)
-            head.bias.addcmul_(bias_momentum, rate, value=-1)
-    return heads
+        weight.addcmul_(weight_momentum, rate, value=-1)
+        bias.addcmul_(bias_momentum, rate, value=-1)
+    return Heads(mean, scale, weight, bias, classes)

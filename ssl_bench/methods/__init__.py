@@ -1,4 +1,4 @@
-"""The methods, by name. A method outside this package is named ``package.module:Class`` or ``path/to/file.py:Class``."""
+"""The methods, by name. One outside this package is named ``package.module:Class`` or ``path/to/file.py:Class``."""
 
 from __future__ import annotations
 

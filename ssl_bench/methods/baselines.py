@@ -63,4 +63,3 @@ class Supervised(Method):
         assert self.labels is not None
         loss = F.cross_entropy(logits, self.labels, label_smoothing=self.label_smoothing)
         return {"loss": loss, "top1": 100 * (logits.argmax(1) == self.labels).float().mean()}
-

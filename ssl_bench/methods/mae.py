@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -56,11 +57,9 @@ class MAE(Method):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         table = sincos_position_embedding(decoder_dim, backbone.grid_size, first="x")
         self.decoder_pos_embed = nn.Parameter(table[None], requires_grad=False)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(
-            *(
-                Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-                for _ in range(decoder_depth)
-            )
+            *(Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth))
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
@@ -102,7 +101,7 @@ class MAE(Method):
         patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[-1]))  # unshuffle
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            block.attn.fused_attn = self.backbone.blocks[0].attn.fused_attn
+            block.attn.fused_attn = self.backbone.blocks[0].attn.fused_attn  # type: ignore[union-attr]
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 

@@ -20,8 +20,8 @@ from ssl_bench.results.rows import Row, read_rows
 FORMATS = ("md", "csv")
 LEGEND = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
-test images; with one seed only the latter). In brackets the difference from the untrained backbone, ▲ or ▼ where the two
-intervals don't overlap. Everything is chosen on images held out of the training set; the test split is used once.
+test images; with one seed only the latter). In brackets the difference from the untrained backbone, ▲ or ▼ where the
+two intervals don't overlap. Everything is chosen on images held out of the training set; the test split is used once.
 Patches: encoded with gradient for one image, all views together; in brackets those of a momentum encoder or teacher.
 FLOPs: matrix products of the whole pre-training. Time and memory: of one pre-training run on the device named."""
 
@@ -110,7 +110,18 @@ class Table:
     @property
     def header(self) -> list[str]:
         """Column names."""
-        return ["method", "category", *self.evaluations, "seeds", "views", "epochs", "patches", "FLOPs", "time", "memory"]
+        return [
+            "method",
+            "category",
+            *self.evaluations,
+            "seeds",
+            "views",
+            "epochs",
+            "patches",
+            "FLOPs",
+            "time",
+            "memory",
+        ]
 
     def cells(self) -> list[list[str]]:
         """The table as text."""
@@ -119,7 +130,8 @@ class Table:
         for line in self.lines:
             row = [line.label + _marks(line), line.first["category"] or ""]
             for evaluation in self.evaluations:
-                row.append(_score(line.cell(evaluation), untrained and line is not untrained and untrained.cell(evaluation)))
+                base = untrained.cell(evaluation) if untrained and line is not untrained else None
+                row.append(_score(line.cell(evaluation), base))
             row.append(str(len({(r["recipe"] or {}).get("seed") for r in line.rows})))
             out.append(row + _cost(line))
         return out
@@ -228,11 +240,11 @@ def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:
     return Cell(float(values.mean()), math.hypot(seeds, images), n, "/".join(poolings))
 
 
-def _score(cell: Cell | None, untrained: Cell | None | bool) -> str:
+def _score(cell: Cell | None, untrained: Cell | None) -> str:
     if cell is None:
         return "–"
     text = f"{cell.mean:.1f} ± {cell.half:.1f}"
-    if isinstance(untrained, Cell):
+    if untrained is not None:
         difference = cell.mean - untrained.mean
         arrow = ("▲" if difference > 0 else "▼") if cell.apart(untrained) else ""
         text += f" ({difference:+.1f}{arrow})"

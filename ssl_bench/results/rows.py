@@ -51,7 +51,9 @@ class Row:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a row: {error}") from error
         if not ok:
-            raise UserError(f"{path} was edited after it was written, or has another schema than {SCHEMA}; measure it again")
+            raise UserError(
+                f"{path} was edited after it was written, or has another schema than {SCHEMA}; measure it again"
+            )
         return cls(path, values)
 
     @property

@@ -74,30 +74,27 @@ def test_steps_equal_autograd_and_torch_sgd() -> None:
     """Each fused head follows its own nn.Linear trained by autograd, SGD with momentum, and a cosine."""
     (x, y), steps, batch = correlated(100, 1), 7, 32
     grid = [("standardised", 2.4, 0.0), ("whitened", 0.08, 0.1), ("standardised", 0.08, 0.1)]
-    inputs = {"mean": x, "half": x[:, :16]}
-    heads = train_heads(inputs, y, 5, grid, steps=steps, batch_size=batch, seed=9)
+    heads = train_heads(x, y, 5, grid, steps=steps, batch_size=batch, seed=9)
     order = torch.Generator().manual_seed(9)
     batches = [index for _ in range(3) for index in torch.randperm(100, generator=order).split(batch)[:3]][:steps]
-    for name, features in inputs.items():
-        standard = (features.double() - features.double().mean(0)) / features.double().std(0, correction=0)
-        values, vectors = torch.linalg.eigh(standard.T @ standard / 100)
-        for h, (kind, base_lr, decay) in enumerate(grid):
-            z, lr = standard, base_lr * 32 / 256
-            if kind == "whitened":
-                z = standard @ (vectors / (values + 1e-4).sqrt())
-            layer = nn.Linear(z.shape[1], 5, dtype=torch.float64)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-            groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias]}]
-            optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
-            for step, index in enumerate(batches):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(layer(z[index]), y[index]).backward()
-                optimizer.step()
-            expected = layer(z).detach().float()
-            torch.testing.assert_close(heads[name].logits(features)[:, h], expected, atol=1e-3, rtol=1e-3)
+    standard = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
+    values, vectors = torch.linalg.eigh(standard.T @ standard / 100)
+    for h, (kind, base_lr, decay) in enumerate(grid):
+        z, lr = standard, base_lr * 32 / 256
+        if kind == "whitened":
+            z = standard @ (vectors / (values + 1e-4).sqrt())
+        layer = nn.Linear(z.shape[1], 5, dtype=torch.float64)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias]}]
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        for step, index in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(layer(z[index]), y[index]).backward()
+            optimizer.step()
+        torch.testing.assert_close(heads.logits(x)[:, h], layer(z).detach().float(), atol=1e-3, rtol=1e-3)
 
 
 def test_within_half_a_point_of_exact_logistic_regression() -> None:
@@ -163,9 +160,9 @@ def test_the_winner_is_trained_again_on_all_training_images() -> None:
     lr = result.chosen["lr"]
     assert isinstance(lr, float)
     assert lr == pytest.approx(result.chosen["base_lr"] * 100 / 256)
-    x = {"mean": encoder.of["train"]["mean"]}
+    x = encoder.of["train"]["mean"]
     grid = [(result.chosen["input"], result.chosen["base_lr"], 0.0)]
-    head = train_heads(x, data.train.labels, 5, grid, steps=200, batch_size=100, seed=0)["mean"]  # type: ignore[arg-type]
+    head = train_heads(x, data.train.labels, 5, grid, steps=200, batch_size=100, seed=0)  # type: ignore[arg-type]
     right = head.logits(encoder.of["test"]["mean"])[:, 0].argmax(1) == data.test.labels
     np.testing.assert_array_equal(result.correct, right.numpy())
     assert result.metrics["top1"].n == 1000
@@ -195,7 +192,7 @@ def test_two_runs_are_bit_identical_and_the_seed_counts() -> None:
 
     def logits(seed: int) -> Tensor:
         grid = [("standardised", 0.1, 0.0), ("whitened", 0.3, 0.0)]
-        return train_heads({"m": x}, y, 5, grid, steps=50, batch_size=64, seed=seed)["m"].logits(z)
+        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=seed).logits(z)
 
     torch.manual_seed(1)
     first = logits(0)
@@ -209,7 +206,7 @@ def test_heads_do_not_disturb_each_other() -> None:
 
     def logits(*lrs: float) -> Tensor:
         grid = [("standardised", lr, 0.0) for lr in lrs]
-        return train_heads({"m": x}, y, 5, grid, steps=50, batch_size=64, seed=0)["m"].logits(z)
+        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=0).logits(z)
 
     together, alone = logits(3e38, 0.1, 0.3), logits(0.1)
     assert not torch.isfinite(together[:, 0]).all()
@@ -265,6 +262,12 @@ def test_duplicated_test_set_keeps_the_accuracy() -> None:
     after = Linear(**QUICK).run(encoder, twice)
     assert top1(after) == pytest.approx(top1(before), abs=0.1)
     assert (after.correct[:1000] == after.correct[1000:]).mean() > 0.999
+
+
+def test_whitening_needs_ten_images_a_dimension_or_no_alternative() -> None:
+    encoder, data = realistic(n_train=350)  # fit: 280 images for 32 dimensions of "mean", 8 of "cls"
+    assert Linear(**QUICK).run(encoder, data).chosen["heads"] == 3 + 6
+    assert Linear(**QUICK, inputs=("whitened",)).run(encoder, data).chosen["heads"] == 6
 
 
 def test_small_sets_get_enough_steps() -> None:

@@ -55,7 +55,10 @@ def test_visible_patches_do_not_count() -> None:
 
 
 def test_parameter_counts_of_the_paper_models() -> None:
-    for name, total, trainable in (("vit_base_patch16_224", 111.907840, 111.655680), ("vit_large_patch16_224", 329.541888, None)):
+    for name, total, trainable in (
+        ("vit_base_patch16_224", 111.907840, 111.655680),
+        ("vit_large_patch16_224", 329.541888, None),
+    ):
         model = MAE(Backbone(name))
         assert sum(p.numel() for p in model.parameters()) == round(total * 1e6)
         if trainable:
