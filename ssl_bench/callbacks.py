@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from ssl_bench.compute import autocast
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError
+from ssl_bench.progress import interactive
 from ssl_bench.views import eval_images
 
 
@@ -94,7 +95,7 @@ class Report(Callback):
             kept = (line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n"))
             self.lines = [line for line in kept if json.loads(line)["step"] <= self.first]
         self.path.write_text("".join(self.lines))
-        if sys.stderr.isatty() and trainer.is_global_zero:
+        if interactive() and trainer.is_global_zero:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

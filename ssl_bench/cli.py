@@ -187,7 +187,8 @@ def run_bench(a: argparse.Namespace) -> int:
     """``ssl-bench bench``."""
     from ssl_bench.suite import bench
 
-    failed = bench(a.suite, methods=a.methods, seeds=a.seeds, data=a.data, out=a.out, skip_unreadable=a.skip_unreadable)
+    options = {key: value for key, value in vars(a).items() if key not in ("suite", "run")}
+    failed = bench(a.suite, **options)
     for line in failed:
         _say(f"failed: {line}", 1)
     return 1 if failed else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.reading import processors
 from ssl_bench.views import View, view_image
 
 MOST_WORKERS = 16
@@ -186,8 +186,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _default_workers(world: int) -> int:
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, processors // world))
+    return min(MOST_WORKERS, max(1, processors() // world))
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -29,7 +30,12 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return _bar(items, description, total) if sys.stderr.isatty() else _lines(items, description, total)
+    return _bar(items, description, total) if interactive() else _lines(items, description, total)
+
+
+def interactive() -> bool:
+    """Whether a bar may be drawn: standard error is a terminal that no other process of this command writes to."""
+    return sys.stderr.isatty() and multiprocessing.parent_process() is None
 
 
 def _lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:

@@ -136,6 +136,11 @@ def decoded_bytes(images: Encoded | Tensor) -> int:
     return int(np.mean(sizes) * len(images)) if sizes else 0
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def memory_budget() -> int:
     """Bytes that decoded images may take: SSL_BENCH_MEMORY, otherwise half of the memory that is free.
 
@@ -162,7 +167,7 @@ def memory_budget() -> int:
 
 def _parallel(function: Callable[[int], T], count: int, chunk: int = 64) -> Iterator[T]:
     """``function(0)`` to ``function(count - 1)`` in order, on a thread per processor: Pillow releases the GIL."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = processors()
 
     def several(start: int) -> list[T]:
         return [function(index) for index in range(start, min(start + chunk, count))]

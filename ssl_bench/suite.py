@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
 
 from ssl_bench.checkpoint import load_encoder
@@ -19,6 +23,7 @@ from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.files import find_yaml, write_atomic
 from ssl_bench.methods import BASELINES
 from ssl_bench.pretrain import run, run_folder
+from ssl_bench.reading import memory_budget, processors
 from ssl_bench.recipe import Recipe, load_recipe, parse_values, read_yaml, recipe_names, resolve_method
 from ssl_bench.results.leaderboard import leaderboard
 from ssl_bench.results.rows import origin, row_id, row_path
@@ -80,6 +85,7 @@ def bench(
     data: str | None = None,
     out: str | Path | None = None,
     skip_unreadable: bool = False,
+    jobs: int | None = None,
     show: Callable[[str], None] = print,
 ) -> list[str]:
     """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
@@ -91,6 +97,7 @@ def bench(
         data: Instead of the suite's data set.
         out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
         skip_unreadable: Leave unreadable images out and count them in the rows.
+        jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
         show: What to do with the lines of the report.
 
     Returns:
@@ -105,23 +112,108 @@ def bench(
     splits = load(data or plan.data, skip_unreadable=skip_unreadable)
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, splits, evaluators, folder) for recipe in recipes]
-    missing = [task for task in tasks if not task.done]
+    missing = [index for index, task in enumerate(tasks) if not task.done]
     show(f"{plan.name} on {splits.train.name}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
-    failed = []
-    for number, task in enumerate(missing, start=1):
-        print(f"[{number}/{len(missing)}] {task.title}", file=sys.stderr, flush=True)
-        try:
-            encoder = load_encoder(run(task.recipe, splits, task.folder))
-            judge(encoder, evaluators, splits, folder, plan.name)
-        except (UserError, RunError) as error:
-            failed.append(f"{task.title}: {error}")
-        except Exception as error:  # a method from outside may raise anything; the other tasks still run
-            log = write_atomic(task.folder / "error.txt", traceback.format_exc())
-            failed.append(f"{task.title}: {type(error).__name__}: {error} (details in {log})")
-        if failed and failed[-1].startswith(task.title):
-            print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+    jobs = min(jobs or default_jobs(), len(missing))
+    if jobs > 1:
+        work = Work(plan, list(methods or plan.methods), seeds, data or plan.data, splits, folder)
+        failed = run_side_by_side(work, missing, jobs)
+    else:
+        failed = [line for index in missing if (line := run_task(tasks[index], splits, evaluators, folder, plan.name))]
     leaderboard(folder, show=show)
     return failed
+
+
+def run_task(task: Task, splits: Splits, evaluators: dict[str, Evaluator], folder: Path, suite: str) -> str | None:
+    """Pre-train and evaluate; a line that says why, if it failed."""
+    start = time.monotonic()
+    try:
+        encoder = load_encoder(run(task.recipe, splits, task.folder))
+        judge(encoder, evaluators, splits, folder, suite)
+    except (UserError, RunError) as error:
+        failure = f"{task.title}: {error}"
+    except Exception as error:  # a method from outside may raise anything; the other tasks still run
+        log = write_atomic(task.folder / "error.txt", traceback.format_exc())
+        failure = f"{task.title}: {type(error).__name__}: {error} (details in {log})"
+    else:
+        print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        return None
+    print(f"failed: {failure}", file=sys.stderr, flush=True)
+    return failure
+
+
+# Several tasks at once ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to run any task of a suite. The images are shared, not copied."""
+
+    plan: Suite
+    methods: list[str]
+    seeds: Sequence[int] | None
+    data: str
+    splits: Splits
+    folder: Path
+
+
+def default_jobs() -> int:
+    """Tasks to run side by side: one a processor where small networks would leave a second thread half idle, and where
+    the memory allows 3 GB for each; one on a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(processors(), memory_budget() * 2 // 3_000_000_000))
+
+
+def run_side_by_side(work: Work, missing: Sequence[int], jobs: int) -> list[str]:
+    """Run tasks in ``jobs`` processes that share the processors; failures as in ``bench``."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue, results = context.SimpleQueue(), context.SimpleQueue()
+    for index in [*missing, *[None] * jobs]:
+        queue.put(index)
+    threads = max(1, processors() // jobs)
+    workers = [context.Process(target=_worker, args=(work, queue, results, threads), daemon=True) for _ in range(jobs)]
+    for worker in workers:
+        worker.start()
+    failed: list[str] = []
+    left = len(missing)
+    try:
+        while left:
+            while results.empty():
+                if not any(worker.is_alive() for worker in workers) and results.empty():
+                    return [
+                        *failed,
+                        f"{left} runs: the processes that ran them have died (out of memory?); try --jobs 1",
+                    ]
+                time.sleep(0.05)
+            line, left = results.get(), left - 1
+            failed += [line] if line else []
+    finally:
+        for worker in workers:
+            worker.join(5 if not left else 0)
+            worker.terminate()
+    return failed
+
+
+def _worker(work: Work, queue: Any, results: Any, threads: int) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        evaluators = {name: load_evaluator(name) for name in work.plan.evaluations}
+        recipes = resolve(work.plan, work.methods, work.seeds, work.data)
+        while (index := queue.get()) is not None:
+            task = make_task(recipes[index], work.splits, evaluators, work.folder)
+            results.put(run_task(task, work.splits, evaluators, work.folder, work.plan.name))
+    except KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the first one speaks
+        pass
+
+
+def _die_with_parent() -> None:
+    """A killed suite must not go on in the background and race with the one that is started next."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def load_suite(name: str) -> Suite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from ssl_bench import suite as suite_module
 from ssl_bench.data import Splits
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.results.rows import Row, read_rows
-from ssl_bench.suite import bench, load_suite
+from ssl_bench.suite import load_suite
+
+bench = partial(suite_module.bench, jobs=1)  # what a test patches exists in this process alone
 
 ROOT = Path(__file__).parents[1]
+SIMCLR = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
 SUITE = """\
 name: toy
 description: for tests
@@ -87,10 +91,20 @@ def test_killed_between_and_within_tasks(folder: Path, monkeypatch: pytest.Monke
     assert essence(read_rows("killed")) == whole
 
 
+def test_side_by_side_gives_the_same_rows(folder: Path) -> None:
+    text = SUITE.replace("vit_nano_patch4_16", "vit_micro_patch8_16")
+    (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{SIMCLR}']"))
+    bench("toy.yaml", out="one", show=lambda _: None)
+    for file in Path("runs").rglob("encoder.pt"):
+        file.unlink()
+    assert bench("toy.yaml", out="two", show=lambda _: None, jobs=2) == []
+    assert essence(read_rows("two")) == essence(read_rows("one"))
+
+
 def test_external_method_stands_in_the_same_table(folder: Path) -> None:
     shown: list[str] = []
     bench("toy.yaml", show=shown.append, seeds=[0])
-    bench("toy.yaml", methods=[f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"], seeds=[0], show=shown.append)
+    bench("toy.yaml", methods=[SIMCLR], seeds=[0], show=shown.append)
     table = shown[-3]
     assert "SimCLR" in table and "mae" in table
     row = next(row for row in read_rows("results/toy") if row["method"] == "SimCLR")
