@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ def bench(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     data: str | None = None,
+    budget: float = 1.0,
     out: str | Path | None = None,
     skip_unreadable: bool = False,
     jobs: int | None = None,
@@ -95,6 +96,7 @@ def bench(
         methods: Instead of the suite's methods; the baselines stay.
         seeds: Instead of the suite's seeds.
         data: Instead of the suite's data set.
+        budget: Multiplies the epochs of every recipe.
         out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
         skip_unreadable: Leave unreadable images out and count them in the rows.
         jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
@@ -108,7 +110,7 @@ def bench(
     """
     plan = load_suite(suite)
     evaluators = {name: load_evaluator(name) for name in plan.evaluations}
-    recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data)
+    recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data, budget)
     splits = load(data or plan.data, skip_unreadable=skip_unreadable)
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, splits, evaluators, folder) for recipe in recipes]
@@ -116,7 +118,7 @@ def bench(
     show(f"{plan.name} on {splits.train.name}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
     if jobs > 1:
-        work = Work(plan, list(methods or plan.methods), seeds, data or plan.data, splits, folder)
+        work = Work(plan, list(methods or plan.methods), seeds, data or plan.data, budget, splits, folder)
         failed = run_side_by_side(work, missing, jobs)
     else:
         failed = [line for index in missing if (line := run_task(tasks[index], splits, evaluators, folder, plan.name))]
@@ -153,6 +155,7 @@ class Work:
     methods: list[str]
     seeds: Sequence[int] | None
     data: str
+    budget: float
     splits: Splits
     folder: Path
 
@@ -200,7 +203,7 @@ def _worker(work: Work, queue: Any, results: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         evaluators = {name: load_evaluator(name) for name in work.plan.evaluations}
-        recipes = resolve(work.plan, work.methods, work.seeds, work.data)
+        recipes = resolve(work.plan, work.methods, work.seeds, work.data, work.budget)
         while (index := queue.get()) is not None:
             task = make_task(recipes[index], work.splits, evaluators, work.folder)
             results.put(run_task(task, work.splits, evaluators, work.folder, work.plan.name))
@@ -233,7 +236,9 @@ def load_suite(name: str) -> Suite:
     return Suite(**parsed.as_dict())
 
 
-def resolve(plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str) -> list[Recipe]:
+def resolve(
+    plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
+) -> list[Recipe]:
     """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
     recipes = []
     for method in dict.fromkeys([*BASELINES, *methods]):
@@ -243,9 +248,10 @@ def resolve(plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, da
         own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
         for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
             layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
-            recipes.append(
-                load_recipe(method, plan.recipe if brings_recipe else None, layer, origin=f"suite {plan.name}")
-            )
+            named = plan.recipe if brings_recipe else None
+            recipe = load_recipe(method, named, layer, origin=f"suite {plan.name}")
+            training = replace(recipe.training, epochs=recipe.training.epochs * budget)
+            recipes.append(replace(recipe, training=training))
     return recipes
 
 
