@@ -90,6 +90,8 @@ def make_parser() -> Parser:
     sub.add_argument("--seeds", type=_seeds, metavar="0,1", help="instead of the suite's")
     sub.add_argument("--data", metavar="DATA", help=f"instead of the suite's: {data_help}")
     sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
+    sub.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the epochs of every recipe")
+    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
 
     sub = command("leaderboard", run_leaderboard, "Rank the rows of a folder.")
