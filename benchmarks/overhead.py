@@ -1,0 +1,70 @@
+"""What the trainer, the schedules, the log, the online k-NN and the resume checkpoints cost on top of a bare loop.
+
+    python benchmarks/overhead.py [--steps 300] [--repeats 3]
+
+Trains MAE of the suite `quick` with ``ssl_bench.pretrain.run`` and with the same steps in a plain loop, in turn, and
+prints the ratio of their medians. Everything else (views, loss, optimiser) is the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ssl_bench.compute import autocast, best_precision
+from ssl_bench.data import Splits, load
+from ssl_bench.loader import Loader
+from ssl_bench.pretrain import build, run
+from ssl_bench.recipe import Recipe, load_recipe
+from ssl_bench.views import make_views
+
+
+def bare(recipe: Recipe, data: Splits, steps: int) -> float:
+    """Seconds of ``steps`` steps without any of it."""
+    method = build(recipe, 10)
+    optimizer = method.configure_optimizers()
+    device = torch.device("cpu")
+    generator = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    for batch in Loader(data.train, None, batch_size=recipe.training.batch_size, steps=steps, seed=0):
+        views = make_views(batch["images"], method.views, generator)
+        with autocast(device, best_precision()):
+            loss = method.loss(views)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def suite(recipe: Recipe, data: Splits) -> float:
+    """Seconds of the same steps as users run them, without the set-up before the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = torch.load(run(recipe, data, Path(folder)), weights_only=True)
+    return encoder["about"]["pretraining"]["wall_seconds"]
+
+
+def main() -> None:
+    """Print both times and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    data = load("shapes")
+    recipe = load_recipe("mae", "quick", {"backbone": "vit_micro_patch8_32"})
+    per_epoch = len(data.train) // recipe.training.batch_size
+    recipe = load_recipe("mae", "quick", {"backbone": "vit_micro_patch8_32", "epochs": arguments.steps / per_epoch})
+    pairs = [(bare(recipe, data, arguments.steps), suite(recipe, data)) for _ in range(arguments.repeats + 1)][1:]
+    plain, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
+    per_step = 1000 * plain / arguments.steps
+    print(f"bare loop {plain:.2f} s ({per_step:.1f} ms a step), suite {ours:.2f} s: {ours / plain:.3f}x")
+
+
+if __name__ == "__main__":
+    main()
