@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_bench.errors import UserError
+from ssl_bench.outlines import OBJECTS, column, turn
 
 CLASSES = ("disk", "square", "triangle", "star", "ring", "cross", "crescent", "heart", "capsule", "clover")
 BACKGROUNDS = ("gradient", "clouds", "grain", "bands")
-MAX_CLUTTER = 6
-TILT = 50  # degrees an object leans at most to either side
+MAX_CLUTTER = 4
+TILT = 15  # degrees an object leans at most to either side
 MIN_SIZE = 32
 
 _SUPERSAMPLE = 2  # outline and texture are sampled 2x2 times per pixel
@@ -61,7 +62,7 @@ class Drawn:
         labels: `(n,)` int64, index into `CLASSES`.
         factors: Name -> `(n,)` tensor. int64: `shape` (the class), `background` (index into `BACKGROUNDS`), `clutter`
             (count). float32: `x`, `y` (object centre, fractions of the side), `scale` (root of the object's area, in
-            sides), `orientation`, `texture_orientation`, `hue`, `background_hue` (degrees in [0, 360]),
+            sides), `orientation`, `texture_orientation` (degrees from upright), `hue`, `background_hue` (degrees),
             `period` (of the texture, fraction of the side), `stretch` (aspect ratio), `contrast` (luminance step of the
             texture), `light` (relative strength of the light gradient).
     """
@@ -139,20 +140,20 @@ def _draw_scenes(seed: int, blocks: range, size: int) -> dict[str, Tensor]:
     return {
         **raw,
         **u,
-        "x": 0.5 + 0.3 * (u["x"] - 0.5),
-        "y": 0.5 + 0.3 * (u["y"] - 0.5),
-        "scale": 0.52 + 0.16 * u["scale"],
+        "x": 0.5 + 0.5 * (u["x"] - 0.5),
+        "y": 0.5 + 0.5 * (u["y"] - 0.5),
+        "scale": 0.45 + 0.2 * u["scale"],
         "stretch": 1.0 + 0.25 * u["stretch"],
-        # Upright or lying over to one side, as most things in photographs; the texture turns with its object.
-        "orientation": (TILT * (2 * u["orientation"] - 1)) % 360,
-        "texture_orientation": (TILT * (2 * u["orientation"] - 1) + 15 * (2 * u["texture_orientation"] - 1)) % 360,
+        # Upright, as most things in photographs; the texture turns with its object.
+        "orientation": TILT * (2 * u["orientation"] - 1),
+        "texture_orientation": TILT * (2 * u["orientation"] - 1) + 15 * (2 * u["texture_orientation"] - 1),
         "period": 0.15 + 0.06 * u["period"],
         "hue": 360 * u["hue"],
-        "contrast": 0.4 + 0.25 * u["contrast"],
+        "contrast": 0.5 + 0.25 * u["contrast"],
         "background": (u["background"] * len(BACKGROUNDS)).long(),
         "background_hue": 360 * u["background_hue"],
         "clutter": (u["clutter"] * (MAX_CLUTTER + 1)).long(),
-        "light": 0.3 * u["light"],
+        "light": 0.2 * u["light"],
     }
 
 
@@ -177,26 +178,26 @@ def _render(scene: Mapping[str, Tensor], size: int) -> Tensor:
     image = image * (1 - cover) + colour_1 * (cover - painted) + colour_2 * painted
     # Light falls off across the picture; the sensor adds noise.
     x, y = _grid(size)
-    angle = _column(2 * math.pi * scene["light_angle"])
-    image = image * (1 + _column(scene["light"]) * (angle.cos() * (2 * x - 1) + angle.sin() * (2 * y - 1))).unsqueeze(1)
-    image = image + (0.04 * scene["noise"]).view(-1, 1, 1, 1) * scene["pixel_noise"]
+    angle = column(2 * math.pi * scene["light_angle"])
+    image = image * (1 + column(scene["light"]) * (angle.cos() * (2 * x - 1) + angle.sin() * (2 * y - 1))).unsqueeze(1)
+    image = image + (0.03 * scene["noise"]).view(-1, 1, 1, 1) * scene["pixel_noise"]
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _background(scene: Mapping[str, Tensor], size: int) -> Tensor:
     """`(N, 3, size, size)` in [0, 1]: two colours mixed in a gradient, clouds, fine grain or broad bands."""
     x, y = _grid(size)
-    angle = _column(2 * math.pi * scene["background_angle"])
+    angle = column(2 * math.pi * scene["background_angle"])
     along = angle.cos() * (x - 0.5) + angle.sin() * (y - 0.5)
     cloud = scene["cloud"]
     kinds = (
         0.5 + 0.7 * along,
         F.interpolate(cloud[:, :1, :4, :4], size=(size, size), mode="bicubic", align_corners=True).squeeze(1),
         F.interpolate(cloud[:, 1:2], size=(size, size), mode="bicubic", align_corners=True).squeeze(1),
-        0.5 + 0.5 * torch.sin(2 * math.pi * (1.5 * along + _column(cloud[:, 2, 0, 0]))),
+        0.5 + 0.5 * torch.sin(2 * math.pi * (1.5 * along + column(cloud[:, 2, 0, 0]))),
     )
     mix = torch.stack(kinds, 1)[torch.arange(len(cloud)), scene["background"]].unsqueeze(1)
-    step = 0.3 * scene["background_contrast"]
+    step = 0.15 * scene["background_contrast"]
     low = 0.1 + (0.8 - step) * scene["background_luminance"]
     first = _colour(low, scene["background_hue"], 0.25 * cloud[:, 2, 0, 1])
     second = _colour(low + step, scene["background_hue"] + 180 * cloud[:, 2, 0, 2], 0.25 * cloud[:, 2, 0, 3])
@@ -210,11 +211,11 @@ def _add_clutter(image: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
     for item in range(MAX_CLUTTER):
         rows = (scene["clutter"] > item).nonzero().squeeze(1)
         cx, cy, angle, length, width, luminance, hue, saturation = scene["clutter_items"][rows, item].unbind(1)
-        px, py = x - _column(cx), y - _column(cy)
-        cos, sin = _column((2 * math.pi * angle).cos()), _column((2 * math.pi * angle).sin())
+        px, py = x - column(cx), y - column(cy)
+        cos, sin = column((2 * math.pi * angle).cos()), column((2 * math.pi * angle).sin())
         along, across = px * cos + py * sin, py * cos - px * sin
-        half = _column(0.12 * length)
-        distance = torch.hypot(along - along.clamp(-half, half), across) - _column(0.02 + 0.04 * width)
+        half = column(0.12 * length)
+        distance = torch.hypot(along - along.clamp(-half, half), across) - column(0.02 + 0.04 * width)
         cover = (0.5 - distance * size).clamp(0, 1).unsqueeze(1)
         image[rows] += cover * (_colour(0.1 + 0.8 * luminance, 360 * hue, 0.3 * saturation) - image[rows])
     return image
@@ -222,18 +223,18 @@ def _add_clutter(image: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
 
 def _object(label: int, scene: Mapping[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
     """Coverage and texture of the object of one class, both `(N, size, size)` in [0, 1]."""
-    outline, unit_area, texture = _OBJECTS[label]
+    outline, unit_area, texture = OBJECTS[label]
     x, y = _grid(size)
-    px, py = x - _column(scene["x"]), y - _column(scene["y"])
+    px, py = x - column(scene["x"]), y - column(scene["y"])
     # Local coordinates: turned, stretched at constant area, and scaled so that the outline has area scale^2.
     unit = scene["scale"] / math.sqrt(unit_area)
-    stretch = _column(scene["stretch"].sqrt())
-    qx, qy = _turn(px, py, scene["orientation"])
-    distance = outline(qx / (_column(unit) * stretch), qy / _column(unit) * stretch, scene)
-    inside = (0.5 - distance * _column(unit) * size).clamp(0, 1)
-    tx, ty = _turn(px, py, scene["texture_orientation"])
-    wave = texture(tx / _column(scene["period"]), ty / _column(scene["period"]), scene)
-    return inside, (0.5 + 2.0 * (wave + 0.3 * (_column(scene["duty"]) - 0.5))).clamp(0, 1)
+    stretch = column(scene["stretch"].sqrt())
+    qx, qy = turn(px, py, scene["orientation"])
+    distance = outline(qx / (column(unit) * stretch), qy / column(unit) * stretch, scene)
+    inside = (0.5 - distance * column(unit) * size).clamp(0, 1)
+    tx, ty = turn(px, py, scene["texture_orientation"])
+    wave = texture(tx / column(scene["period"]), ty / column(scene["period"]), scene)
+    return inside, (0.5 + 2.0 * (wave + 0.3 * (column(scene["duty"]) - 0.5))).clamp(0, 1)
 
 
 def _grid(size: int) -> tuple[Tensor, Tensor]:
@@ -242,158 +243,7 @@ def _grid(size: int) -> tuple[Tensor, Tensor]:
     return centres.view(1, -1), centres.view(-1, 1)
 
 
-def _column(values: Tensor) -> Tensor:
-    """`(N,)` -> `(N, 1, 1)`, to combine with pixel grids."""
-    return values.view(-1, 1, 1)
-
-
-def _turn(x: Tensor, y: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates in axes turned by `degrees` `(N,)`."""
-    angle = _column(torch.deg2rad(degrees))
-    return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-
-
 def _colour(luminance: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
     """`(N,)` luminance in [0, 1], hue in degrees, saturation in [0, 1] -> RGB `(N, 3, 1, 1)`."""
     phase = torch.deg2rad(hue.unsqueeze(1) - torch.tensor([0.0, 120.0, 240.0]))
     return (luminance.unsqueeze(1) + saturation.unsqueeze(1) * phase.cos()).clamp(0, 1).view(-1, 3, 1, 1)
-
-
-# Outlines: local coordinates (N, H, W) -> roughly the signed distance to the outline, negative inside. `variant` and
-# `rounding`, in [0, 1), vary them within the class.
-
-
-def _disk(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    return torch.hypot(x, y) - 1
-
-
-def _square(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    radius = _column(0.1 + 0.3 * scene["rounding"])
-    ax, ay = x.abs() - (1 - radius), y.abs() - (1 - radius)
-    return torch.hypot(ax.clamp(min=0), ay.clamp(min=0)) + torch.maximum(ax, ay).clamp(max=0) - radius
-
-
-def _triangle(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    sharpness = _column(8 + 16 * scene["rounding"])
-    sides = [x * math.cos(a) + y * math.sin(a) for a in (math.pi / 2, math.pi * 7 / 6, math.pi * 11 / 6)]
-    return torch.logsumexp(sharpness.unsqueeze(0) * torch.stack(sides), 0) / sharpness - 0.5
-
-
-def _star(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    tips = _column(5.0 + (scene["variant"] < 0.4))
-    fold = 2 * (torch.remainder(torch.atan2(y, x) * tips / (2 * math.pi), 1) - 0.5).abs()  # 1 at a tip, 0 between two
-    valley = _column(2.0 + 0.5 * scene["rounding"])
-    return 0.6 * (torch.hypot(x, y) - 1 / (valley + (1 - valley) * fold))
-
-
-def _ring(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    return (torch.hypot(x, y) - 0.75).abs() - _column(0.22 + 0.06 * scene["variant"])
-
-
-def _cross(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    ax, ay = x.abs(), y.abs()
-    return torch.maximum(torch.maximum(ax, ay) - 1, torch.minimum(ax, ay) - _column(0.34 + 0.1 * scene["variant"]))
-
-
-def _crescent(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    x = x - 0.3
-    bite = torch.hypot(x - _column(0.6 + 0.1 * scene["variant"]), y)
-    return torch.maximum(torch.hypot(x, y) - 1, 0.75 - bite)
-
-
-def _heart(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    # A square and two discs, turned so that the tip lies on an axis: stretching keeps the symmetry.
-    x, y = math.sqrt(0.5) * (x - y) + 0.15, math.sqrt(0.5) * (x + y) + 0.15
-    box = torch.maximum(x.abs(), y.abs()) - 0.5
-    lobes = torch.minimum(torch.hypot(x - 0.5, y), torch.hypot(x, y - 0.5)) - 0.5
-    return torch.minimum(box, lobes)
-
-
-def _capsule(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    half = _column(0.9 + 0.4 * scene["variant"])
-    return torch.hypot(x - x.clamp(-half, half), y) - 1
-
-
-def _clover(x: Tensor, y: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    petals = _column(3.0 + (scene["variant"] < 0.5))
-    return 0.6 * (torch.hypot(x, y) - 0.7 - 0.3 * torch.cos(petals * torch.atan2(y, x)))
-
-
-# Textures: coordinates in periods, turned by the texture's own orientation and centred on the object -> a pattern whose
-# sign tells which of the two colours shows.
-
-
-def _checker(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    u, v = _shift(u, v, scene)
-    return 1.5 * torch.cos(1.4 * math.pi * u) * torch.cos(1.4 * math.pi * v)
-
-
-def _dots(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    u, v = _shift(u, v, scene)
-    return 0.7 * (torch.cos(2 * math.pi * u) + torch.cos(2 * math.pi * v)) - 0.4
-
-
-def _speckle(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    total = torch.zeros_like(u)
-    for wave in scene["waves"].unbind(1):
-        phase, angle, frequency = wave.unbind(1)
-        tu, _ = _turn(u, v, 360 * angle)
-        total += torch.cos(2 * math.pi * (tu * _column(0.6 + 0.6 * frequency) + _column(phase)))
-    return 0.5 * total
-
-
-def _shaded(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    return 0.12 * u
-
-
-def _spokes(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    count = _column((6 + 3 * scene["phase_v"]).floor())
-    return torch.cos(count * torch.atan2(v, u))
-
-
-def _mosaic(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    tiles = scene["tiles"]
-    n, side, _ = tiles.shape
-    column, row = ((axis / 0.45 + side / 2).long().clamp(0, side - 1) for axis in (u, v))
-    return 2 * tiles[torch.arange(n).view(n, 1, 1), row, column] - 1
-
-
-def _stripes(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    u, _ = _shift(u, v, scene)
-    return torch.cos(2 * math.pi * u)
-
-
-def _concentric(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    return torch.cos(2 * math.pi * (torch.hypot(u, v) + _column(scene["phase_u"])))
-
-
-def _zigzag(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    u, v = _shift(u, v, scene)
-    return torch.cos(2 * math.pi * (u + 1.2 * (torch.remainder(0.5 * v, 1) - 0.5).abs()))
-
-
-def _waves(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
-    u, v = _shift(u, v, scene)
-    bend = 0.45 * torch.sin(2 * math.pi * 0.35 * v) + 0.3 * torch.sin(2 * math.pi * (0.3 * u + 0.2 * v))
-    return torch.cos(2 * math.pi * (0.8 * u + bend))
-
-
-def _shift(u: Tensor, v: Tensor, scene: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Texture coordinates moved by the image's random phase."""
-    return u + _column(scene["phase_u"]), v + _column(scene["phase_v"])
-
-
-# Per class, in the order of CLASSES: outline, its mean area in local units, texture.
-_Field = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-_OBJECTS: tuple[tuple[_Field, float, _Field], ...] = (
-    (_disk, 3.12, _checker),
-    (_square, 3.90, _dots),
-    (_triangle, 1.25, _speckle),
-    (_star, 1.39, _shaded),
-    (_ring, 2.33, _spokes),
-    (_cross, 2.46, _mosaic),
-    (_crescent, 1.87, _stripes),
-    (_heart, 1.78, _concentric),
-    (_capsule, 7.48, _zigzag),
-    (_clover, 1.67, _waves),
-)

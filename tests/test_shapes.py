@@ -116,19 +116,19 @@ def test_factors_are_in_range(train: Drawn) -> None:
     assert torch.equal(factors["shape"], train.labels)
     ranges = {
         "shape": (0, 9),
-        "x": (0.38, 0.62),
-        "y": (0.38, 0.62),
-        "scale": (0.48, 0.64),
-        "orientation": (0, 360),
-        "texture_orientation": (0, 360),
+        "x": (0.25, 0.75),
+        "y": (0.25, 0.75),
+        "scale": (0.45, 0.65),
+        "orientation": (-15, 15),
+        "texture_orientation": (-30, 30),
         "hue": (0, 360),
         "background_hue": (0, 360),
         "stretch": (1, 1.25),
         "period": (0.15, 0.21),
-        "contrast": (0.4, 0.65),
+        "contrast": (0.5, 0.75),
         "background": (0, len(BACKGROUNDS) - 1),
         "clutter": (0, MAX_CLUTTER),
-        "light": (0, 0.3),
+        "light": (0, 0.2),
     }
     assert set(factors) == set(ranges)
     for name, (low, high) in ranges.items():
