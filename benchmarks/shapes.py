@@ -1,6 +1,6 @@
 """How hard is `shapes`? Prints the calibration table of the built-in data set.
 
-    python benchmarks/shapes.py                                     # probes only, about two minutes on 2 cores
+    python benchmarks/shapes.py                                     # probes only
     python benchmarks/shapes.py --supervised-minutes 4              # and a supervised ViT at patch 8
     python benchmarks/shapes.py --supervised-minutes 8 --patch-size 4
 

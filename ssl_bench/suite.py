@@ -114,7 +114,8 @@ def bench(
     splits = load(data or plan.data, skip_unreadable=skip_unreadable)
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, splits, evaluators, folder) for recipe in recipes]
-    missing = [index for index, task in enumerate(tasks) if not task.done]
+    # The baselines come last: they are short, and fill the time when the last long run leaves a processor free.
+    missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     show(f"{plan.name} on {splits.train.name}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
     if jobs > 1:
