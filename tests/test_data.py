@@ -418,7 +418,7 @@ def test_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(shapes, "draw", fewer)
     splits = load("shapes")
-    assert [n for n, _, _ in asked] == [10_000, 2_000]
+    assert [n for n, _, _ in asked] == [10_000, 4_000]
     assert asked[0][2] != asked[1][2]
     assert splits.train.decoded is not None
     assert splits.train.decoded.shape == (20, 3, 32, 32)
