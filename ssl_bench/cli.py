@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _say(f"failed: {error}", 1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not break the clean-up
         return _say(
             "interrupted: finished rows and the last checkpoint are kept; the same command goes on from there", 1
         )

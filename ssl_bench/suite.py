@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -177,8 +178,11 @@ def run_side_by_side(work: Work, missing: Sequence[int], jobs: int) -> list[str]
         queue.put(index)
     threads = max(1, processors() // jobs)
     workers = [context.Process(target=_worker, args=(work, queue, results, threads), daemon=True) for _ in range(jobs)]
+    # Ctrl-C reaches every process of the terminal: the workers are born deaf to it, and this one ends them.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for worker in workers:
         worker.start()
+    signal.signal(signal.SIGINT, handler)
     failed: list[str] = []
     left = len(missing)
     try:
@@ -195,21 +199,18 @@ def run_side_by_side(work: Work, missing: Sequence[int], jobs: int) -> list[str]
     finally:
         for worker in workers:
             worker.join(5 if not left else 0)
-            worker.terminate()
+            worker.kill()  # nothing is lost: every file is written atomically
     return failed
 
 
 def _worker(work: Work, queue: Any, results: Any, threads: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        evaluators = {name: load_evaluator(name) for name in work.plan.evaluations}
-        recipes = resolve(work.plan, work.methods, work.seeds, work.data, work.budget)
-        while (index := queue.get()) is not None:
-            task = make_task(recipes[index], work.splits, evaluators, work.folder)
-            results.put(run_task(task, work.splits, evaluators, work.folder, work.plan.name))
-    except KeyboardInterrupt:  # Ctrl-C reaches every process of the terminal; the first one speaks
-        pass
+    evaluators = {name: load_evaluator(name) for name in work.plan.evaluations}
+    recipes = resolve(work.plan, work.methods, work.seeds, work.data, work.budget)
+    while (index := queue.get()) is not None:
+        task = make_task(recipes[index], work.splits, evaluators, work.folder)
+        results.put(run_task(task, work.splits, evaluators, work.folder, work.plan.name))
 
 
 def _die_with_parent() -> None:
