@@ -19,8 +19,9 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from ssl_bench.compute import autocast
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError
+from ssl_bench.evaluations.knn import votes
 from ssl_bench.progress import interactive
-from ssl_bench.views import eval_images
+from ssl_bench.views import eval_images, resize_crop
 
 
 class Resume(Callback):
@@ -171,12 +172,11 @@ class Monitor(Callback):
         encoder.eval()
         features = []
         for images in self.sets:
-            pixels = (
-                torch.stack([images.images[i] for i in range(len(images))])
-                if images.decoded is None
-                else images.decoded
-            )
-            batch = eval_images(pixels.to(method.device), method.backbone.image_size)  # type: ignore[union-attr,arg-type]
+            size: Any = method.backbone.image_size  # type: ignore[union-attr]
+            pixels = images.decoded
+            if pixels is None:  # of several sizes
+                pixels = torch.stack([resize_crop(images.images[i], size) for i in range(len(images))])
+            batch = eval_images(pixels.to(method.device), size)
             with autocast(method.device, method.trainer.precision):
                 features.append(encoder.features(batch, encoder.poolings[1:2])[encoder.poolings[1]])
         encoder.train(training)
@@ -184,10 +184,9 @@ class Monitor(Callback):
         nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(min(20, len(bank)), dim=1)
         labels = self.sets[0].labels.to(bank.device)
         n_classes = len(self.sets[0].classes)
-        votes = torch.zeros(len(queries), n_classes, device=bank.device)
-        votes.scatter_add_(1, labels[nearest.indices], (nearest.values / 0.07).exp())
+        ((_, vote),) = votes(nearest.values, labels[nearest.indices], n_classes, [nearest.values.shape[1]], 0.07)
         truth = self.sets[1].labels.to(bank.device)
-        top1 = multiclass_accuracy(votes.argmax(1), truth, n_classes, average="micro")
+        top1 = multiclass_accuracy(vote.argmax(1), truth, n_classes, average="micro")
         return {"knn": 100 * float(top1), **collapse_meters(bank)}
 
 

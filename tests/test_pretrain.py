@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ssl_bench import callbacks
 from ssl_bench.checkpoint import load_encoder
 from ssl_bench.data import Splits
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.images import pack
 from ssl_bench.pretrain import run, run_folder
 from ssl_bench.recipe import Recipe, load_recipe
 
@@ -135,3 +137,13 @@ def test_collapse_meters() -> None:
     assert spread["feature_std"] == pytest.approx(1, abs=0.05) and spread["effective_rank"] > 14
     line = callbacks.collapse_meters(torch.randn(512, 1) * torch.ones(16))
     assert line["effective_rank"] == pytest.approx(1, abs=0.1)
+
+
+def test_images_of_several_sizes_train_and_are_monitored(tiny_data: Splits, tmp_path: Path) -> None:
+    train = tiny_data.train
+    assert train.decoded is not None
+    ragged = [image[:, : 16 - i % 3] for i, image in enumerate(train.decoded)]
+    packed = replace(train, images=pack(ragged))
+    assert packed.decoded is None
+    run(recipe("mae"), Splits(packed, tiny_data.test), tmp_path / "r")
+    assert '"knn"' in (tmp_path / "r" / "log.jsonl").read_text()
