@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
+from timm.models.beit import RelativePositionBias
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,9 +41,13 @@ class Backbone(VisionTransformer):
             ``vit_micro_patch8_32x64`` (height x width).
         num_heads: Attention heads; the size's own when left out (MoCo v3's ViT-S has 12).
         pos_embed: Position embedding: learned; fixed sine-cosine with the column first (sincos_xy, MAE) or with
-            the row first (sincos_yx, MoCo v3).
+            the row first (sincos_yx, MoCo v3); none.
+        relative_positions: Add a learned bias for each relative position to the attention, one table for all blocks
+            (BEiT, section 2.2 of its code's pre-training form).
         init: Initial weights: timm's truncated normal; mae (Xavier, ``models_mae.py``); moco_v3 (Xavier with q, k and
-            v as separate matrices and a tiny cls token, ``vits.py``).
+            v as separate matrices and a tiny cls token, ``vits.py``); dino (truncated normal,
+            ``vision_transformer.py``); beit (truncated at one sigma and scaled down with depth,
+            ``modeling_pretrain.py``; also EVA's).
         layer_scale: Initial layer scale; none when left out.
         drop_path: Stochastic depth of the last block, rising linearly from 0.
         registers: Register tokens (Darcet et al. 2024).
@@ -62,8 +67,9 @@ class Backbone(VisionTransformer):
         name: str,
         *,
         num_heads: int | None = None,
-        pos_embed: Literal["learned", "sincos_xy", "sincos_yx"] = "sincos_xy",
-        init: Literal["timm", "mae", "moco_v3"] = "mae",
+        pos_embed: Literal["learned", "sincos_xy", "sincos_yx", "none"] = "sincos_xy",
+        relative_positions: bool = False,
+        init: Literal["timm", "mae", "moco_v3", "dino", "beit"] = "mae",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         registers: int = 0,
@@ -86,30 +92,36 @@ class Backbone(VisionTransformer):
             no_embed_class=registers > 0,
             reg_tokens=registers,
             drop_path_rate=drop_path,
+            pos_embed="none" if pos_embed == "none" else "learn",
             dynamic_img_size=True,
         )
         self.name, self.image_size, self.patch_size = name, (height, width), patch
         self.grid_size: tuple[int, int] = (height // patch, width // patch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
-        if pos_embed != "learned":
+        self.rel_pos_bias = RelativePositionBias(self.grid_size, heads) if relative_positions else None
+        if pos_embed.startswith("sincos"):
             table = sincos_position_embedding(dim, self.grid_size, first=pos_embed[-2])
             assert self.pos_embed is not None
             self.pos_embed.data.copy_(table[-self.pos_embed.shape[1] :])
             self.pos_embed.requires_grad_(False)
-        {"timm": lambda _: None, "mae": init_mae, "moco_v3": init_moco_v3}[init](self)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
+        if init != "timm":
+            {"mae": init_mae, "moco_v3": init_moco_v3, "dino": init_dino, "beit": init_beit}[init](self)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tokens:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
+    ) -> Tokens:
         """Encode images.
 
         Args:
             images: (B, 3, H, W) float; sides that are multiples of the patch size, positions are interpolated.
-            mask: (B, L) bool; True = the patch is replaced by the mask token.
+            mask: (B, L) bool; True = the embedding of the patch is replaced by the mask token.
             keep: (B, K) int64; encode just these patches, in this order.
+            swap: (B, L) int64; the patch whose embedding stands in each place (before masking and positions).
         """
-        x = self._encode(images, mask, keep, layers=())[-1]
-        return self._split(x)
+        x = self._embed(images, mask, keep, swap)
+        return self._split(self._blocks(x, layers=())[-1])
 
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         """Pooled features for evaluators; one forward serves all poolings.
@@ -126,7 +138,7 @@ class Backbone(VisionTransformer):
         depth = len(self.blocks)
         wanted = {p: pooling_layers(p, depth) for p in poolings}
         layers = sorted({layer for needed in wanted.values() for layer in needed})
-        outputs = dict(zip(layers, self._encode(images, None, None, layers), strict=True))
+        outputs = dict(zip(layers, self._blocks(self._embed(images), layers), strict=True))
         tokens = {layer: self._split(x) for layer, x in outputs.items()}
         pooled = {}
         for pooling, needed in wanted.items():
@@ -144,29 +156,43 @@ class Backbone(VisionTransformer):
         """The poolings that ``features`` understands."""
         return "cls", "mean", "cls+mean", "last4", *(f"layer={k + 1}" for k in range(len(self.blocks)))
 
-    def _encode(self, images: Tensor, mask: Tensor | None, keep: Tensor | None, layers: Sequence[int]) -> list[Tensor]:
-        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
+    def _embed(
+        self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
+    ) -> Tensor:
+        """(B, prefix + L, D) embeddings with their positions, as ``forward`` describes them."""
         x = self.patch_embed(images)  # (B, rows, columns, D)
         grid = (x.shape[1], x.shape[2])
+        assert self.rel_pos_bias is None or grid == self.grid_size, "relative positions are for one image size"
         x = x.flatten(1, 2)
+        if swap is not None:
+            x = x.gather(1, swap[..., None].expand(-1, -1, x.shape[-1]))
         if mask is not None:
             assert self.mask_token is not None, "this backbone was built without mask_token=True"
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        assert self.pos_embed is not None and self.cls_token is not None
-        rows = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]  # prefix rows in the table: 1 or 0
-        positions = resample_positions(self.pos_embed, self.grid_size, grid, rows)
-        x = x + positions[:, rows:]
+        assert self.cls_token is not None
+        cls: Tensor = self.cls_token
+        if self.pos_embed is not None:
+            rows = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]  # prefix rows in the table: 1 or 0
+            positions = resample_positions(self.pos_embed, self.grid_size, grid, rows)
+            x = x + positions[:, rows:]
+            cls = cls + positions[:, :1] if rows else cls
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        cls = self.cls_token + positions[:, :1] if rows else self.cls_token
         prefix = [cls] if self.reg_token is None else [cls, self.reg_token]
-        x = torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
+        return torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
+
+    def _blocks(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()[None]  # (1, heads, 1 + L, 1 + L)
         # On a CPU in bf16 the backward of torch's fused attention is up to 1.5x slower than plain matrix products.
-        fused = not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+        mixed = torch.is_autocast_enabled(x.device.type)
+        fused = not (x.device.type == "cpu" and mixed)
+        if bias is not None and mixed:
+            bias = bias.to(torch.get_autocast_dtype(x.device.type))
         outputs = []
         for i, block in enumerate(self.blocks, start=1):
             block.attn.fused_attn = fused  # type: ignore[union-attr]
-            x = block(x)
+            x = block(x, attn_mask=bias)
             if i in layers:
                 outputs.append(self.norm(x))
         return outputs or [self.norm(x)]
@@ -185,6 +211,7 @@ class Pixels(nn.Module):
         super().__init__()
         size = int(name.removeprefix("pixels_"))
         self.name, self.image_size, self.patch_size = name, (size, size), 1
+        self.spec = {"name": name}
 
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         """``{"pixels": (B, 3 * s * s)}`` with s = min(32, side): larger images are averaged down."""
@@ -192,11 +219,6 @@ class Pixels(nn.Module):
         if images.shape[-1] > 32:
             images = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
         return {"pixels": images.flatten(1)}
-
-
-def build_encoder(spec: Mapping[str, Any]) -> Backbone | Pixels:
-    """The encoder that a checkpoint or recipe describes: ``{"name": ..., **Backbone keywords}``."""
-    return Pixels(spec["name"]) if spec["name"].startswith("pixels_") else Backbone(**spec)
 
 
 def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
@@ -259,3 +281,32 @@ def init_moco_v3(vit: VisionTransformer) -> None:
     nn.init.zeros_(vit.patch_embed.proj.bias)
     assert vit.cls_token is not None
     nn.init.normal_(vit.cls_token, std=1e-6)
+
+
+def init_dino(vit: VisionTransformer) -> None:
+    """DINO's initial weights: truncated normal of std 0.02, biases 0; the patch projection at torch's default."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    vit.patch_embed.proj.reset_parameters()
+    for token in (vit.cls_token, vit.pos_embed):
+        if token is not None and token.requires_grad:
+            nn.init.trunc_normal_(token, std=0.02)
+
+
+def init_beit(vit: VisionTransformer, std: float = 0.02) -> None:
+    """BEiT's initial weights: normal, truncated at one sigma (which leaves a deviation of 0.54 std), biases 0; the two
+    projections back into the residual stream of block i divided by sqrt(2 i)."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=std, a=-std, b=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for token in (vit.cls_token, vit.pos_embed, vit.mask_token):
+        if isinstance(token, nn.Parameter) and token.requires_grad:
+            nn.init.trunc_normal_(token, std=std, a=-std, b=std)
+    for i, block in enumerate(vit.blocks, start=1):
+        for projection in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+            projection.weight.data.div_((2 * i) ** 0.5)  # type: ignore[union-attr, operator]

@@ -86,16 +86,19 @@ class Report(Callback):
         self.path, self.title, self.points = path, title, points
         self.lines: list[str] = []
         self.bar: Any = None
+        self.writes = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the log of the steps before an interruption, drop what is done again."""
         self.every = max(1, trainer.max_steps // self.points)
         self.started = self.shown = time.monotonic()
         self.first = trainer.global_step
+        self.writes = trainer.is_global_zero
         if self.path.exists():
             kept = (line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n"))
             self.lines = [line for line in kept if json.loads(line)["step"] <= self.first]
-        self.path.write_text("".join(self.lines))
+        if self.writes:
+            self.path.write_text("".join(self.lines))
         if interactive() and trainer.is_global_zero:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -133,6 +136,8 @@ class Report(Callback):
 
     def log_line(self, **values: float) -> None:
         """Append one line to the log."""
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import build_encoder, parse_name
+from ssl_bench.backbone import Backbone, Pixels, parse_name
 from ssl_bench.errors import UserError
 from ssl_bench.files import PACKAGE, write_atomic
 
@@ -61,6 +61,13 @@ def save_encoder(
     write_atomic(path, buffer.getvalue())
 
 
+def save_weights(path: Path, method: nn.Module) -> None:
+    """Write all weights of a method: heads, decoder and teacher too, for its pictures."""
+    buffer = io.BytesIO()
+    torch.save({name: value.detach().cpu() for name, value in method.state_dict().items()}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
 def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
 
@@ -92,6 +99,22 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     check_weights(encoder, weights, path, spec["name"])
     encoder.load_state_dict(weights, strict=False)
     return Checkpoint(encoder.eval(), method, about, weights_hash(weights))
+
+
+def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
+    """The network that an encoder file describes: ``{"name": ..., **keywords}``."""
+    kind = spec["name"].split("_")[0]
+    if kind == "pixels":
+        return Pixels(**spec)
+    if kind == "dvae":
+        from ssl_bench.methods.dvae import Tokenizer
+
+        return Tokenizer(**spec)
+    if kind == "clip":
+        from ssl_bench.methods.clip import CLIPTower
+
+        return CLIPTower(**spec)
+    return Backbone(**spec)
 
 
 def check_weights(encoder: nn.Module, weights: Mapping[str, Tensor], path: Path, name: str) -> None:

@@ -86,13 +86,15 @@ def meter(method: Method, views: list[Tensor], precision: str) -> dict[str, floa
         if isinstance(output, Tokens):
             patches[torch.is_grad_enabled()] += output.patches.shape[0] * output.patches.shape[1]
 
-    for module in twin.modules():
-        module.register_forward_hook(count)
     random_state = torch.get_rng_state()
-    with FlopCounterMode(display=False) as counter:
-        with autocast(views[0].device, precision):
-            loss = twin.loss(views)["loss"]
-        loss.backward()
+    hook = torch.nn.modules.module.register_module_forward_hook(count)  # of targets too, which are no submodules
+    try:
+        with FlopCounterMode(display=False) as counter:
+            with autocast(views[0].device, precision):
+                loss = twin.loss(views)["loss"]
+            loss.backward()
+    finally:
+        hook.remove()
     torch.set_rng_state(random_state)
     n = len(views[0])
     return {

@@ -24,7 +24,7 @@ def resampling(
         length: (N,) pixels.
         n_in: Input pixels.
         n_out: Output pixels.
-        interpolation: "bilinear" or "bicubic".
+        interpolation: "bilinear", "bicubic" or "lanczos".
         flip: (N,) bool, reverse the result.
 
     Returns:
@@ -40,6 +40,8 @@ def resampling(
     t = ((pixel + 0.5 - start) / stretch - target * (scale / stretch)).abs_()
     if interpolation == "bilinear":
         weights = t.neg_().add_(1).clamp_(min=0)
+    elif interpolation == "lanczos":  # sinc(t) sinc(t / 3) below distance 3
+        weights = torch.sinc(t) * torch.sinc(t / 3) * (t < 3)
     else:
         # Keys' cubic with a = -0.5: p^2 (p - 1) / 2 below distance 2, plus q^2 (1 - 2 q) below distance 1
         p = t.neg_().add_(2).clamp_(min=0)
@@ -47,6 +49,16 @@ def resampling(
         weights = (p - 1).mul_(p).mul_(p).mul_(0.5).add_((q * -2).add_(1).mul_(q).mul_(q))
     weights *= (pixel >= start) & (pixel < start + length)
     return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def resize_lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, H, W) -> uint8 (3, *size), rounded and saturated after each pass as in PIL."""
+    x = image.float()
+    for axis, side in ((2, size[1]), (1, size[0])):
+        n = x.shape[axis]
+        weights = resampling(torch.zeros(1), torch.tensor([float(n)]), n, side, "lanczos")[0]
+        x = (x.movedim(axis, -1) @ weights.T).round_().clamp_(0, 255).movedim(-1, axis)
+    return x.to(torch.uint8)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Training:
         final_weight_decay: Weight decay at the end, reached by a cosine; constant when left out.
         betas: Adam's; SGD and LARS take the first as momentum.
         clip_grad: Largest global gradient norm; none when left out.
+        clip_per_tensor: Apply ``clip_grad`` to the gradient of every tensor on its own (DINO's rule).
+        eps: Adam's.
         precision: auto (bf16 where the hardware computes in it, otherwise 32 bit), bf16-mixed, 16-mixed or 32.
     """
 
@@ -42,6 +44,8 @@ class Training:
     final_weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None
+    clip_per_tensor: bool = False
+    eps: float = 1e-8
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32"] = "auto"
 
     def __post_init__(self) -> None:
@@ -94,10 +98,27 @@ def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]], weight_decay:
 def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float) -> Optimizer:
     """The recipe's optimiser over a method's parameter groups. A group's ``lr_scale`` multiplies its rate."""
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, eps=training.eps, fused=True)
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=training.betas[0])
     return LARS(groups, lr=lr, momentum=training.betas[0])
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale every gradient whose norm is above ``largest`` down to it, one by one (DINO, ``utils.py``).
+
+    Example:
+        >>> p = nn.Parameter(torch.zeros(2))
+        >>> p.grad = torch.tensor([3.0, 4.0])
+        >>> clip_each([p], 3.0)
+        >>> [round(v, 4) for v in p.grad.tolist()]
+        [1.8, 2.4]
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if grads:
+        norms = torch._foreach_norm(grads)
+        torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
 
 
 class LARS(Optimizer):

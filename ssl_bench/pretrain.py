@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+import os
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
 
-from ssl_bench.backbone import Backbone, Pixels
+from ssl_bench.backbone import Backbone
 from ssl_bench.callbacks import Monitor, Report, Resume
-from ssl_bench.checkpoint import code_version, save_encoder
+from ssl_bench.checkpoint import Checkpoint, code_version, load_encoder, save_encoder, save_weights
 from ssl_bench.compute import best_precision, device_name, meter, peak_memory, reset_peak_memory
 from ssl_bench.data import ImageSet, Splits, hold_out, load
 from ssl_bench.errors import UserError
-from ssl_bench.files import content_hash, source_hash
+from ssl_bench.files import content_hash, locked, source_hash
 from ssl_bench.loader import Loader
 from ssl_bench.methods.method import Method, step_seed
-from ssl_bench.recipe import Recipe, load_recipe
+from ssl_bench.nets import process
+from ssl_bench.recipe import FROM_DATA, Recipe, load_recipe
 from ssl_bench.views import describe, make_views, view_image
 
 
@@ -66,13 +69,33 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
     target = folder / "encoder.pt"
     if target.exists():
         return target
+    rank, world = process()
+    with locked(folder) if rank == 0 else contextlib.nullcontext():
+        if not target.exists():  # another process may have made it meanwhile
+            _make(recipe, data, folder, target)
+    if world > 1:
+        torch.distributed.barrier()  # the file is there when any process goes on
+    return target
+
+
+def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
     fit, dev = hold_out(data.train)
     images = fit if recipe.cls.uses_labels else data.train
-    method = build(recipe, len(images.classes))
-    cost = train(method, recipe, images, (fit, dev), folder) if recipe.cls.trains else no_cost()
-    encoder = method.encoder
-    spec = {"name": encoder.name} if isinstance(encoder, Pixels) else recipe.backbone
-    folder.mkdir(parents=True, exist_ok=True)
+    networks = {
+        keyword: load_encoder(run(needed, data, run_folder(needed, data, folder.parent)))
+        for keyword, needed in recipe.targets.items()
+    }
+    method = build(recipe, images.classes)
+    for keyword in recipe.cls.targets:
+        found = networks.get(keyword)
+        method.set_target(keyword, found.encoder.requires_grad_(False) if found else None)
+    cost, facts = no_cost(), {}
+    if recipe.cls.trains:
+        cost = train(method, recipe, images, (fit, dev), folder)
+        facts = method.finish(images)
+    if process()[0] != 0:
+        return
+    encoder: Any = method.encoder
     about = {
         "recipe": recipe.as_dict(),
         "views": describe(method.views) if recipe.cls.trains else "",
@@ -83,23 +106,35 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
             "skipped": images.skipped,
             "seed": recipe.seed,
             **cost,
+            "facts": facts,
+            "targets": {keyword: _target(network) for keyword, network in networks.items()},
         },
         "paper": recipe.cls.paper,
         "category": recipe.cls.category,
-        "flags": ["labels"] if recipe.cls.uses_labels else [],
+        "flags": list(dict.fromkeys([*method.flags, *(f for n in networks.values() for f in n.about["flags"])])),
         "deviations": list(recipe.cls.deviations),
         "method_source": source_hash(inspect.getfile(recipe.cls)),
         "code": code_version(),
     }
-    save_encoder(target, encoder, spec, recipe.method, about)
-    return target
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "method.pt", method)
+    save_encoder(target, encoder, getattr(encoder, "spec", recipe.backbone), recipe.method, about)
+    (folder / "last.ckpt").unlink(missing_ok=True)
 
 
-def build(recipe: Recipe, num_classes: int) -> Method:
+def _target(network: Checkpoint) -> dict[str, Any]:
+    """What a row says about a target network that was pre-trained for it."""
+    spent = network.about["pretraining"]
+    kept = ("images_seen", "flops", "wall_seconds", "facts")
+    return {"method": network.method, "sha256": network.sha256, **{key: spent[key] for key in kept}}
+
+
+def build(recipe: Recipe, classes: Sequence[str]) -> Method:
     """The method with its backbone at the initial weights of the recipe's seed."""
     seed_everything(recipe.seed, verbose=False)
-    labels = {"num_classes": num_classes} if recipe.cls.uses_labels else {}
-    method = recipe.cls(Backbone(**recipe.backbone), **labels, **recipe.settings)
+    known = {"num_classes": len(classes), "class_names": tuple(classes)}
+    wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
+    method = recipe.cls(Backbone(**recipe.backbone), **wanted, **recipe.settings)
     method.plan, method.seed = recipe.training, recipe.seed
     return method
 
@@ -123,8 +158,7 @@ def train(
         max_steps=steps,
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
-        gradient_clip_val=plan.clip_grad,
-        devices=1,
+        **_launched(),
         callbacks=[report, Monitor(report, *monitored), resume],
         logger=False,
         enable_checkpointing=False,
@@ -170,6 +204,14 @@ def train(
         "precision": precision,
         "final_loss": float(method.scalars["loss"].detach()),
     }
+
+
+def _launched() -> dict[str, Any]:
+    """One process, or those that `torchrun -m ssl_bench.cli pretrain ...` has started."""
+    world, local = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world == 1:
+        return {"devices": 1}
+    return {"devices": local, "num_nodes": world // local, "strategy": "ddp"}
 
 
 def measure(method: Method, images: ImageSet, precision: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from ssl_bench.backbone import Backbone, parse_name
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.files import content_hash, find_yaml, shipped
-from ssl_bench.methods import METHODS
+from ssl_bench.methods import METHODS, TARGETS
 from ssl_bench.methods.method import Method
 from ssl_bench.optim import Training
+
+FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Recipe:
         seed: Seed of the weights, the order, the views and the masks.
         training: Length, batch, optimiser and schedules.
         settings: The method's own keywords.
+        targets: The recipes of the target networks that are pre-trained first, by the keyword that names them.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Recipe:
     seed: int
     training: Training
     settings: dict[str, Any]
+    targets: dict[str, Recipe] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for rows and checkpoints. ``data`` is left out: rows carry its name and fingerprint."""
@@ -56,6 +60,7 @@ class Recipe:
                     "seed": self.seed,
                     "training": dataclasses.asdict(self.training) if self.cls.trains else {},
                     "settings": self.settings,
+                    "targets": {keyword: target.as_dict() for keyword, target in self.targets.items()},
                 }
             )
         )
@@ -72,8 +77,8 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
     Raises:
         UserError: Nothing there, or not a Method.
     """
-    if reference in METHODS:
-        return reference, METHODS[reference]
+    if reference in METHODS or reference in TARGETS:
+        return reference, (METHODS | TARGETS)[reference]
     if ":" not in reference:
         raise unknown("method", reference, [*METHODS, "package.module:Class", "path/to/file.py:Class"])
     place, _, name = reference.rpartition(":")
@@ -96,7 +101,7 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
     classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, Method) and c is not Method]
     if name not in classes:
         raise unknown(f"method class in {place}", name, classes)
-    if name in METHODS:
+    if name in METHODS or name in TARGETS:
         raise UserError(f"method {reference!r}: the class name {name!r} is the name of a registered method; rename it")
     return name, getattr(module, name)
 
@@ -154,6 +159,12 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     parse_name(parsed["backbone"])
     training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
     backbone = {key: parsed[key] for key in _keywords(Backbone) if key != "name"}
+    targets = {}
+    for keyword in cls.targets:
+        target, _, its_recipe = parsed[keyword].partition(":")
+        if target in TARGETS:
+            same = {"backbone": parsed["backbone"], "data": parsed["data"]}
+            targets[keyword] = load_recipe(target, its_recipe or None, same, origin=f"{keyword} of {name}")
     return Recipe(
         method=name,
         cls=cls,
@@ -161,7 +172,8 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
         data=parsed["data"],
         seed=parsed["seed"],
         training=training,
-        settings={key: parsed[key] for key in _keywords(cls) if key not in ("backbone", "num_classes")},
+        settings={key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)},
+        targets=targets,
     )
 
 
@@ -172,7 +184,7 @@ def recipe_parser(cls: type[Method]) -> ArgumentParser:
     parser.add_argument("--data", type=str, default="shapes", help="data set")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, views and masks")
     parser.add_class_arguments(Training)
-    parser.add_class_arguments(cls, skip={"backbone", "num_classes"})
+    parser.add_class_arguments(cls, skip={"backbone", *FROM_DATA})
     parser.add_class_arguments(Backbone, skip={"name"})
     parser.set_defaults({**dataclasses.asdict(cls.defaults), **cls.backbone_options})
     return parser

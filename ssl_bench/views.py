@@ -26,11 +26,15 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.imageops import COLOUR, blur_one, drop_colour, gaussian_blur, resampling, solarize
+from ssl_bench.imageops import COLOUR, blur_one, drop_colour, gaussian_blur, resampling, resize_lanczos, solarize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-FILTERS = {"bilinear": tv.InterpolationMode.BILINEAR, "bicubic": tv.InterpolationMode.BICUBIC}
+FILTERS = {
+    "bilinear": tv.InterpolationMode.BILINEAR,
+    "bicubic": tv.InterpolationMode.BICUBIC,
+    "lanczos": tv.InterpolationMode.LANCZOS,
+}
 TRIES = 10  # boxes torchvision's RandomResizedCrop draws before it falls back to a centre crop
 # Bytes of crops worked on at once. On CPU a chunk and its temporaries should stay in cache.
 CHUNK = {"cpu": 2**20, "cuda": 2**29}
@@ -45,7 +49,7 @@ class View:
         size: Output side, or height and width, pixels.
         scale: Range of the crop's share of the image area, drawn uniformly.
         ratio: Range of the crop's width / height, drawn log-uniformly.
-        interpolation: "bicubic" or "bilinear", antialiased as in PIL.
+        interpolation: "bicubic", "bilinear" or "lanczos", antialiased as in PIL.
         flip: Probability of a horizontal flip.
         jitter: ColorJitter strengths of brightness, contrast, saturation and hue (hue at most 0.5).
         jitter_p: Probability of the jitter.
@@ -57,6 +61,8 @@ class View:
         mean: Subtracted per channel, on the scale [0, 1].
         std: Divided by per channel.
         count: How many crops are drawn from this description.
+        same: Repeat the draw of the crop before this one (box, flip, colours, blur) at this size: what a tokenizer or
+            teacher sees.
 
     Raises:
         UserError: A field is out of range.
@@ -77,6 +83,7 @@ class View:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     count: int = 1
+    same: bool = False
 
     def __post_init__(self) -> None:
         for name, length in {"scale": 2, "ratio": 2, "jitter": 4, "blur_sigma": 2, "mean": 3, "std": 3}.items():
@@ -118,7 +125,9 @@ def describe(views: Sequence[View]) -> str:
     return " + ".join(f"{count}x{side}" for count, side in names)
 
 
-def make_views(images: Tensor, views: Sequence[View], generator: torch.Generator) -> list[Tensor]:
+def make_views(
+    images: Tensor, views: Sequence[View], generator: torch.Generator, process: tuple[int, int] = (0, 1)
+) -> list[Tensor]:
     """Draw every view of every image of a batch, each crop with a draw of its own.
 
     Values stay in float from the crop to the end, where PIL rounds to 8 bits after every step. Nothing here waits for
@@ -128,6 +137,7 @@ def make_views(images: Tensor, views: Sequence[View], generator: torch.Generator
         images: uint8 (B, 3, H, W).
         views: The crops to draw.
         generator: On the device of `images`; the same state gives the same views.
+        process: Rank and number of processes: draw for the joint batch and take this process's rows.
 
     Returns:
         One float32 (B, 3, H', W') per crop, normalised: the `count` crops of the first view, then of the next.
@@ -136,7 +146,10 @@ def make_views(images: Tensor, views: Sequence[View], generator: torch.Generator
     assert images.ndim == 4
     batch = len(images)
     crops = [view for view in views for _ in range(view.count)]
-    draws = _draw(tuple(crops), batch, images.shape[2], images.shape[3], generator)
+    rank, world = process
+    draws = _draw(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
+    if world > 1:
+        draws = Draw(*(field[:, rank * batch : (rank + 1) * batch] for field in draws))
     if _on_host(images) and max(images.shape[2:]) > LARGE:
         return [
             torch.stack([_view_one(*job) for job in zip(images, [view] * batch, rows, strict=True)])
@@ -187,8 +200,8 @@ def resize_crop(image: Tensor, size: int | tuple[int, int], interpolation: str =
     height, width = (size, size) if isinstance(size, int) else size
     if image.shape[-2:] == (height, width):
         return image
-    if interpolation not in FILTERS:
-        raise unknown("interpolation", interpolation, FILTERS)
+    if interpolation not in ("bilinear", "bicubic"):
+        raise unknown("interpolation", interpolation, ("bilinear", "bicubic"))
     whole = [round(height * 256 / 224)]
     if height != width:
         grow = max(height / image.shape[-2], width / image.shape[-1]) * 256 / 224
@@ -214,6 +227,18 @@ def eval_images(
         float32 (B, 3, *size).
     """
     return tv.normalize(resize_crop(images, size).float().div_(255), list(mean), list(std), inplace=True)
+
+
+def normalize(images: Tensor, view: View) -> Tensor:
+    """Pixels in [0, 1] (B, 3, H, W) as the view hands them to a method."""
+    shift, gain = _normaliser(view.mean, view.std, images.device)
+    return images * gain + shift
+
+
+def denormalize(images: Tensor, view: View) -> Tensor:
+    """The inverse of ``normalize``, clamped to [0, 1]."""
+    shift, gain = _normaliser(view.mean, view.std, images.device)
+    return ((images - shift) / gain).clamp(0, 1)
 
 
 # Drawing the random numbers ------------------------------------------------------------------------------------------
@@ -277,7 +302,13 @@ def _draw(crops: tuple[View, ...], batch: int, height: int, width: int, generato
     sigma = torch.lerp(table[11], table[12], u[7])
     factors = torch.lerp(table[13:17], table[17:21], u[8:12]).movedim(0, -1)
     order = torch.where(jittered, u[12:16].argsort(0), -1).movedim(0, -1)
-    return Draw(top, left, h, w, flip, order, factors, gray, blur, sigma, solarize)
+    draw = Draw(top, left, h, w, flip, order, factors, gray, blur, sigma, solarize)
+    if any(crop.same for crop in crops):
+        source = [0]
+        for index, crop in enumerate(crops[1:], start=1):
+            source.append(source[-1] if crop.same else index)
+        draw = Draw(*(field[source] for field in draw))
+    return draw
 
 
 def _groups(crops: Sequence[View]) -> Iterator[list[int]]:
@@ -384,9 +415,12 @@ def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *paramet
 def _view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
     """One crop of `image` (3, H, W); the fields of `draw` are plain numbers."""
     top, left, height, width = (int(side) for side in draw[:4])
-    crop = tv.resized_crop(
-        image, top, left, height, width, list(view.sides), FILTERS[view.interpolation], antialias=True
-    )
+    if view.interpolation == "lanczos":  # torchvision has it for PIL images only
+        crop = resize_lanczos(image[:, top : top + height, left : left + width], view.sides)
+    else:
+        crop = tv.resized_crop(
+            image, top, left, height, width, list(view.sides), FILTERS[view.interpolation], antialias=True
+        )
     if draw.flip:
         crop = crop.flip(-1)
     x = crop.float().contiguous().div_(255).unsqueeze(0)

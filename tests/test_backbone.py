@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 
-from ssl_bench.backbone import Backbone, Pixels, build_encoder, parse_name
+from ssl_bench.backbone import Backbone, Pixels, parse_name
+from ssl_bench.checkpoint import build_encoder
 from ssl_bench.errors import UserError
 
 NANO = "vit_nano_patch4_16"
@@ -142,3 +143,96 @@ def test_pixels_are_an_encoder_without_weights() -> None:
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(pixels.features(x, ["pixels"])["pixels"], x.flatten(1))
     assert Pixels("pixels_64").features(torch.randn(1, 3, 64, 64), ["pixels"])["pixels"].shape == (1, 3 * 32 * 32)
+
+
+def test_swapped_patches_take_the_embedding_but_not_the_position(nano: Backbone, images: torch.Tensor) -> None:
+    swap = torch.arange(16).repeat(2, 1)
+    swap[:, 0] = 7
+    changed = images.clone()
+    changed[:, :, :4, :4] = images[:, :, 4:8, 12:16]  # patch 7 stands in the place of patch 0
+    torch.testing.assert_close(nano(images, swap=swap), nano(changed))
+
+
+@pytest.mark.parametrize(
+    ("grid", "row", "corner", "length"),
+    [
+        ((2, 2), [11, 9, 9, 9, 9], 11, 12),
+        ((2, 3), [17, 15, 15, 15, 15, 15, 15], 17, 18),
+    ],
+)
+def test_relative_position_index_is_beits(grid: tuple[int, int], row: list[int], corner: int, length: int) -> None:
+    backbone = Backbone(f"vit_nano_patch4_{4 * grid[0]}x{4 * grid[1]}", relative_positions=True, pos_embed="none")
+    index = backbone.rel_pos_bias.relative_position_index
+    assert index[0].tolist() == row and index[0, 0] == corner
+    assert backbone.rel_pos_bias.relative_position_bias_table.shape == (length, 2)
+    if grid == (2, 2):
+        assert index[1:].tolist() == [[10, 4, 3, 1, 0], [10, 5, 4, 2, 1], [10, 7, 6, 4, 3], [10, 8, 7, 5, 4]]
+    else:
+        assert index[1].tolist() == [16, 7, 6, 5, 2, 1, 0]
+
+
+def test_relative_position_index_at_14_x_14() -> None:
+    backbone = Backbone("vit_nano_patch16_224", relative_positions=True, pos_embed="none")
+    index = backbone.rel_pos_bias.relative_position_index
+    assert [index[1, 1], index[1, 196], index[196, 1]] == [364, 0, 728]
+    assert [index[0, 1], index[1, 0], index[0, 0]] == [729, 730, 731]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_with_a_bias_gives_beits_numbers(fused: bool) -> None:
+    """BEiT's attention has no k bias; ours has one that changes nothing, because softmax ignores it."""
+    attention = timm.models.vision_transformer.Attention(4, num_heads=2, qkv_bias=True)
+    attention.fused_attn = fused
+    k, channel = torch.meshgrid(torch.arange(12), torch.arange(4), indexing="ij")
+    attention.qkv.weight.data = ((4 * k + channel) % 7 - 3) / 10
+    k_bias = torch.tensor([3.0, -1.0, 2.0, 5.0])
+    attention.qkv.bias.data = torch.cat(
+        [torch.tensor([0.1, -0.2, 0.3, 0]), k_bias, torch.tensor([0.05, 0.1, -0.1, 0.2])]
+    )
+    attention.proj.weight.data, attention.proj.bias.data = torch.eye(4), torch.zeros(4)
+    x = torch.tensor([[[1, 0, -1, 0.5], [0.2, 0.4, 0.6, 0.8], [-0.5, 1, 0.3, -0.2]]])
+    plain = [
+        [0.0849044, 0.0519722, 0.0189894, 0.2489748],
+        [0.0572141, 0.0455987, 0.0137280, 0.2515585],
+        [0.0394446, 0.0416617, 0.0146899, 0.2511300],
+    ]
+    biased = [
+        [0.1051614, 0.0556597, 0.0676187, 0.2231945],
+        [0.0115292, 0.0347243, -0.0409988, 0.2792159],
+        [0.0251003, 0.0436454, 0.0209571, 0.2491546],
+    ]
+    bias = torch.stack([torch.tensor([[0, 0.1, 0.2], [0.3, 0, -0.1], [0.2, 0.4, 0]]), 0.5 * torch.eye(3)])
+    torch.testing.assert_close(attention(x)[0], torch.tensor(plain), rtol=0, atol=1e-6)
+    torch.testing.assert_close(attention(x, attn_mask=bias[None])[0], torch.tensor(biased), rtol=0, atol=1e-6)
+
+
+def test_relative_positions_learn_and_move_every_token(images: torch.Tensor) -> None:
+    backbone = Backbone(NANO, relative_positions=True, pos_embed="none", init="beit", layer_scale=0.1)
+    before = backbone(images).patches
+    backbone(images).patches.sum().backward()
+    table = backbone.rel_pos_bias.relative_position_bias_table
+    assert table.grad is not None and table.grad.abs().sum() > 0
+    torch.nn.init.normal_(table)
+    assert not torch.allclose(backbone(images).patches, before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(backbone(images).cls).all()
+
+
+def test_beit_initial_weights() -> None:
+    vit = Backbone("vit_base_patch16_224", init="beit", mask_token=True, pos_embed="learned", layer_scale=0.1)
+    assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.0108, rel=0.01)
+    assert vit.blocks[0].attn.proj.weight.std().item() == pytest.approx(0.00763, rel=0.01)
+    assert vit.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.00539, rel=0.01)
+    for token in (vit.cls_token, vit.mask_token, vit.pos_embed):
+        assert token.std() > 0.005 and token.abs().max() <= 0.02
+    assert vit.blocks[0].ls1.gamma.unique().tolist() == [pytest.approx(0.1)]
+
+
+def test_dino_initial_weights() -> None:
+    vit = Backbone("vit_small_patch16_224", init="dino", pos_embed="learned")
+    assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.01)
+    assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+    assert vit.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    bound = 1 / (3 * 16 * 16) ** 0.5  # torch's default for the projection
+    assert 0.9 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
+    assert vit.patch_embed.proj.bias.abs().max() > 0

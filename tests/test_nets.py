@@ -76,3 +76,18 @@ def test_resample_keeps_the_prefix_and_constants() -> None:
     assert out.shape == (1, 21, 4)
     torch.testing.assert_close(out[:, 0], table[:, 0])
     torch.testing.assert_close(out[:, 1:], torch.full((1, 20, 4), 2.0))
+
+
+def test_positions_are_resampled_as_in_dino() -> None:
+    table = torch.arange(17 * 4.0).reshape(1, 17, 4)
+    new = resample_positions(table, (4, 4), (2, 2), 1)[0]
+    assert new[0].tolist() == [0, 1, 2, 3]
+    expected = torch.tensor([11.248611, 19.604643, 44.672752, 53.028767])[:, None] + torch.arange(4)
+    torch.testing.assert_close(new[1:], expected, rtol=0, atol=1e-5)
+
+
+def test_ema_matches_parameters_by_name() -> None:
+    source, target = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), nn.ModuleDict({"b": nn.Linear(2, 2)})
+    expected = 0.9 * target["b"].weight + 0.1 * source["b"].weight
+    ema_update(target, source, 0.9)
+    torch.testing.assert_close(target["b"].weight, expected)

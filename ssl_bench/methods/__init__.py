@@ -15,3 +15,5 @@ METHODS: dict[str, type[Method]] = {
     "moco_v3": MoCoV3,
 }
 BASELINES = ("raw_pixels", "untrained", "supervised")
+# Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
+TARGETS: dict[str, type[Method]] = {}

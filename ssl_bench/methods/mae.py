@@ -14,7 +14,7 @@ from ssl_bench.masking import random_masking
 from ssl_bench.methods.method import Method
 from ssl_bench.nets import sincos_position_embedding
 from ssl_bench.optim import Training
-from ssl_bench.views import View
+from ssl_bench.views import View, denormalize, normalize
 
 
 class MAE(Method):
@@ -77,13 +77,15 @@ class MAE(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Reconstruction error over the masked patches."""
         (images,) = views
+        prediction, mask = self.reconstruct(images)
+        return {"loss": reconstruction_loss(prediction.float(), patchify(images, self.patch_size), mask, self.norm_pix)}
+
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask, encode, decode: (B, 3, H, W) -> predicted patches (B, L, p * p * 3) and the mask (B, L)."""
         n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
-        noise = torch.rand(len(images), n_patches, device=images.device)
-        ids_keep, ids_restore, mask = random_masking(noise, self.mask_ratio)
+        ids_keep, ids_restore, mask = random_masking(self.uniform(len(images), n_patches), self.mask_ratio)
         tokens = self.backbone(images, keep=ids_keep)
-        prediction = self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_restore)
-        target = patchify(images, self.patch_size)
-        return {"loss": reconstruction_loss(prediction.float(), target, mask, self.norm_pix)}
+        return self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_restore), mask
 
     def decode(self, visible: Tensor, ids_restore: Tensor) -> Tensor:
         """Predict every patch from the visible tokens.
@@ -104,6 +106,17 @@ class MAE(Method):
             block.attn.fused_attn = self.backbone.blocks[0].attn.fused_attn  # type: ignore[union-attr]
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+
+    def show(self, images: Tensor) -> dict[str, Tensor]:
+        """What is masked and what is predicted there. Normalised predictions get back the patch's own statistics."""
+        x = normalize(images, self.views[0])
+        prediction, mask = self.reconstruct(x)
+        if self.norm_pix:
+            target = patchify(x, self.patch_size)
+            prediction = prediction * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+        hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.grid_size)
+        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.grid_size), self.views[0])
+        return {"masked": images * (1 - hidden) + 0.5 * hidden, "predicted": torch.lerp(images, predicted, hidden)}
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -10,16 +10,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.optim import Training, build_optimizer, cosine, no_decay_on_vectors, warmup_cosine
+from ssl_bench.nets import process
+from ssl_bench.optim import Training, build_optimizer, clip_each, cosine, no_decay_on_vectors, warmup_cosine
 from ssl_bench.views import View, make_views
+
+if TYPE_CHECKING:
+    from ssl_bench.data import ImageSet
 
 
 class Method(LightningModule):
     """A self-supervised method.
 
     An author writes the class attributes, a constructor whose keywords are the paper's hyper-parameters with its
-    ImageNet values as defaults, ``views`` and ``loss``; and, where the method needs them, ``after_step``, ``encoder``,
-    ``param_groups`` and ``show``. ``examples/simclr.py`` is a whole method.
+    ImageNet values as defaults, ``views`` and ``loss``; and, where the method needs them, ``before_step``,
+    ``after_step``, ``encoder``, ``param_groups``, ``set_target``, ``finish`` and ``show``. ``examples/simclr.py`` is a
+    whole method.
 
     Attributes:
         paper: Citation, with the arXiv number.
@@ -29,6 +34,8 @@ class Method(LightningModule):
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
+        targets: Keywords that name a frozen network the loss compares with: a tokenizer, a teacher. In a recipe such a
+            keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TARGETS``, which is then pre-trained first.
 
     While it trains, ``self.progress`` is the part of the training done before this step (0 to 1) and ``self.epoch``
     the same in epochs; they drive momentum and temperature schedules.
@@ -41,6 +48,7 @@ class Method(LightningModule):
     deviations: ClassVar[tuple[str, ...]] = ()
     uses_labels: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    targets: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -51,6 +59,9 @@ class Method(LightningModule):
         self.epoch = 0.0
         self.labels: Tensor | None = None
         self.scalars: dict[str, Tensor] = {}
+        self.flags: list[str] = ["labels"] if self.uses_labels else []  # what a reader must know to compare fairly
+        self._step: int | None = None
+        self._draws = 0
 
     # What an author writes ------------------------------------------------------------------------------------------
 
@@ -70,8 +81,31 @@ class Method(LightningModule):
         """
         raise NotImplementedError
 
+    def before_step(self) -> None:
+        """Called when the gradients are there, before they are clipped: set those of frozen layers to None here."""
+
     def after_step(self) -> None:
         """Called after each optimiser step: EMA and centre updates that come last."""
+
+    def set_target(self, keyword: str, network: nn.Module | None) -> None:
+        """Take a target network, once, before the training. Keep it out of the state dict: in a tuple, for example.
+
+        Args:
+            keyword: One of ``targets``.
+            network: The pre-trained network, frozen; None when the keyword's value is not the name of one.
+        """
+        raise NotImplementedError
+
+    def finish(self, images: ImageSet) -> dict[str, Any]:
+        """Called after the training, with its images.
+
+        Returns:
+            Plain values for the row: codebook usage, the name of the teacher.
+
+        Raises:
+            RunError: What was trained must not be used.
+        """
+        return {}
 
     @property
     def encoder(self) -> nn.Module:
@@ -82,7 +116,38 @@ class Method(LightningModule):
         """Parameter groups; by default no weight decay on vectors, which is timm's and MAE's rule."""
         return no_decay_on_vectors(self.named_parameters(), weight_decay)
 
-    # What is free -----------------------------------------------------------------------------------------------------
+    def show(self, images: Tensor) -> dict[str, Tensor]:
+        """The method's own picture, if it has one.
+
+        Args:
+            images: (B, 3, H, W) float32 pixels in [0, 1], at the backbone's size.
+
+        Returns:
+            Title -> (B, 3, H, W) pixels in [0, 1].
+        """
+        return {}
+
+    # What is free (for authors to call) ------------------------------------------------------------------------------
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform draws on [0, 1) for masks.
+
+        Args:
+            shape: (B, ...), B images of this process.
+
+        Returns:
+            float32: this process's rows of what is drawn for the joint batch, so that the number of processes doesn't
+            change a run.
+        """
+        rank, world = process()
+        generator = None
+        if self._step is not None:
+            generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, self._step) + 2 + self._draws)
+            self._draws += 1
+        rows = torch.rand(shape[0] * world, *shape[1:], generator=generator, device=self.device)
+        return rows[rank * shape[0] : (rank + 1) * shape[0]]
+
+    # What is free (called by the trainer) -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""
@@ -93,6 +158,7 @@ class Method(LightningModule):
         step, steps = batch["step"], self.trainer.max_steps
         self.progress = step / steps
         self.epoch = self.progress * self.plan.epochs
+        self._step, self._draws = step, 0
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         plan = self.plan
         lr = warmup_cosine(self.epoch, plan.lr, min(plan.warmup_epochs, plan.epochs), plan.epochs, plan.min_lr)
@@ -107,14 +173,25 @@ class Method(LightningModule):
             views = batch["views"]
         else:
             images = batch["images"]
-            generator = torch.Generator(images.device).manual_seed(
-                step_seed(self.seed, batch["step"], self.global_rank) + 1
-            )
+            generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, batch["step"]) + 1)
             with torch.autocast(images.device.type, enabled=False):
-                views = make_views(images, self.views, generator)
+                views = make_views(images, self.views, generator, process())
         self.labels = batch["labels"] if self.uses_labels else None
         self.scalars = self.loss(views)
         return self.scalars["loss"]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The method's own say on the gradients."""
+        self.before_step()
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        """The recipe's clipping: of the global norm, or of each tensor's."""
+        if self.plan.clip_grad is None:
+            return
+        if self.plan.clip_per_tensor:
+            clip_each(self.parameters(), self.plan.clip_grad)
+        else:
+            self.clip_gradients(optimizer, self.plan.clip_grad, "norm")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update, then whatever the method updates last; a checkpoint always sees both."""

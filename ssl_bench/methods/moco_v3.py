@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import ema_update, gather, mlp
+from ssl_bench.nets import ema_update, gather, mlp, process
 from ssl_bench.optim import Training, cosine
 from ssl_bench.views import View
 
@@ -82,7 +82,7 @@ class MoCoV3(Method):
         with torch.no_grad():
             ema_update(self.momentum_encoder, nn.ModuleList([self.backbone, self.projector]), self.current_momentum)
             k1, k2 = gather(self.key(x1)), gather(self.key(x2))
-        rank = self.global_rank
+        rank, _ = process()
         loss = contrastive_loss(q1, k2, self.temperature, rank) + contrastive_loss(q2, k1, self.temperature, rank)
         return {"loss": loss}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.backbone import SIZES, Backbone
 from ssl_bench.methods import METHODS
 from ssl_bench.methods.method import Method
+from ssl_bench.nets import all_mean
 from ssl_bench.recipe import resolve_method
 from ssl_bench.views import make_views
 
@@ -27,13 +30,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "supervised": {"num_classes": 3},
     EXTERNAL: {"hidden_dim": 16},
 }
+TARGET_OF: dict[str, Any] = {}
 TRAINED = [*(name for name, cls in METHODS.items() if cls.trains), EXTERNAL]
 
 
-def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0) -> Method:
+def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **options: Any) -> Method:
     torch.manual_seed(seed)
     cls = resolve_method(name)[1]
-    return cls(Backbone(backbone, **cls.backbone_options), **SMALL[name])
+    method = cls(Backbone(backbone, **{**cls.backbone_options, **options}), **SMALL[name])
+    for keyword in cls.targets:
+        method.set_target(keyword, TARGET_OF[name]() if name in TARGET_OF else None)
+    return method
 
 
 def batch(method: Method, n: int = 8, seed: int = 0, size: int = 16) -> list[Tensor]:
@@ -127,35 +134,73 @@ def test_method_says_what_it_is(name: str) -> None:
     assert cls.category in kinds and cls.paper and cls.__doc__ and "Args:" in cls.__doc__
 
 
-def test_two_processes_contrast_against_each_others_keys() -> None:
-    """MoCo v3's keys are gathered from all processes in rank order: two processes compute the joint loss."""
+@pytest.fixture(scope="module")
+def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """Every method's losses and weights after two steps in two gloo processes, from one pair of processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    processes = [context.Process(target=_gathered_loss, args=(rank, port, results)) for rank in range(2)]
+    processes = [context.Process(target=_process, args=(rank, port, results)) for rank in range(2)]
     for process in processes:
         process.start()
+    found: dict[str, Any] = {}
+    while len(found) < len(TRAINED):
+        if not results.empty():
+            found |= [pickle.loads(results.get())]
+        elif not all(process.is_alive() for process in processes):
+            break  # whoever is missing fails its own test
+        time.sleep(0.02)
     for process in processes:
-        process.join(120)
-    losses = [results.get() for _ in range(2)]
-    from ssl_bench.methods.moco_v3 import contrastive_loss
-
-    q, k = _queries_and_keys()
-    assert sum(losses) / 2 == pytest.approx(contrastive_loss(q, k, 0.2).item(), abs=1e-6)
+        process.kill()
+    return found
 
 
-def _queries_and_keys() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(8, 5, generator=generator), torch.randn(8, 5, generator=generator)
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != EXTERNAL])
+def test_two_processes_are_one_with_the_joint_batch(
+    name: str, two_processes: dict[str, tuple[list[float], dict[str, Tensor]]]
+) -> None:
+    losses, weights = _two_steps(name)
+    assert two_processes[name][0] == pytest.approx(losses, abs=1e-5)
+    for key, value in weights.items():
+        torch.testing.assert_close(
+            two_processes[name][1][key], value, rtol=0, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
-def _gathered_loss(rank: int, port: int, results: Any) -> None:
-    from ssl_bench.methods.moco_v3 import contrastive_loss
-    from ssl_bench.nets import gather
-
+def _process(rank: int, port: int, results: Any) -> None:
+    torch.set_num_threads(1)
+    SIZES["vit_nano"] = (24, 2, 2)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    q, k = (x.chunk(2)[rank] for x in _queries_and_keys())
-    results.put(contrastive_loss(q, gather(k), 0.2, rank).item())
+    for name in TRAINED:
+        outcome = _two_steps(name, rank, 2)
+        if rank == 0:
+            results.put(pickle.dumps((name, outcome)))
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def _two_steps(name: str, rank: int = 0, world: int = 1) -> tuple[list[float], dict[str, Tensor]]:
+    """Two SGD steps on this process's part of a batch of eight; gradients averaged, as DDP does."""
+    method = make(name, drop_path=0.0)  # which every process draws for itself
+    method.seed = 3
+    optimizer = torch.optim.SGD(method.param_groups(0.1), lr=0.01)
+    losses = []
+    for step in range(2):
+        method._step, method._draws, method.progress, method.epoch = step, 0, step / 2, float(step)
+        views = [view.chunk(world)[rank] for view in batch(method, seed=step)]
+        assert method.labels is not None
+        method.labels = method.labels.chunk(world)[rank]
+        loss = method.loss(views)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        for p in method.parameters():
+            if p.grad is not None and world > 1:
+                torch.distributed.all_reduce(p.grad)
+                p.grad /= world
+        method.before_step()
+        optimizer.step()
+        method.after_step()
+        losses.append(all_mean(loss).item())
+    return losses, {key: value.clone() for key, value in method.state_dict().items()}
