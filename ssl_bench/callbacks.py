@@ -166,6 +166,8 @@ class Monitor(Callback):
     ) -> None:
         """Measure at equal distances."""
         every = max(1, trainer.max_steps // self.times)
+        if not hasattr(pl_module.encoder, "features"):  # a tokenizer
+            return
         if trainer.global_step % every == 0 and trainer.is_global_zero:
             self.report.log_line(step=trainer.global_step, **self.measure(pl_module))
 

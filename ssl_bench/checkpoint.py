@@ -98,7 +98,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     encoder = build_encoder(spec)
     check_weights(encoder, weights, path, spec["name"])
     encoder.load_state_dict(weights, strict=False)
-    return Checkpoint(encoder.eval(), method, about, weights_hash(weights))
+    return Checkpoint(encoder.eval(), method, about, weights_hash(weights), about.get("loaded", 100.0))
 
 
 def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
@@ -107,13 +107,13 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     if kind == "pixels":
         return Pixels(**spec)
     if kind == "dvae":
-        from ssl_bench.methods.dvae import Tokenizer
+        from ssl_bench.tokenizer import Tokenizer
 
         return Tokenizer(**spec)
     if kind == "clip":
-        from ssl_bench.methods.clip import CLIPTower
+        from ssl_bench.targets import build_clip_tower
 
-        return CLIPTower(**spec)
+        return build_clip_tower(**spec)
     return Backbone(**spec)
 
 

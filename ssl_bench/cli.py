@@ -63,7 +63,7 @@ def make_parser() -> Parser:
     method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
 
     sub = command("list", run_list, "Name what can be asked for.")
-    sub.add_argument("what", choices=["methods", "evaluations", "datasets", "backbones", "suites"])
+    sub.add_argument("what", choices=["methods", "evaluations", "datasets", "backbones", "suites", "tables"])
     sub.add_argument("--json", action="store_true", help="as JSON")
 
     sub = command("pretrain", run_pretrain, "Pre-train one method and write its encoder.")
@@ -95,6 +95,39 @@ def make_parser() -> Parser:
     sub.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the epochs of every recipe")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub = command("table", run_table, "A paper's table: reported, measured, difference.")
+    sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
+    sub.add_argument("--rows", type=_names, metavar="DIR,DIR", help="folders with rows/ (default: results/reproduce)")
+    sub.add_argument("--format", type=_names, default=["terminal"], metavar="md,csv,terminal", help="what to show")
+    sub.add_argument("--out", metavar="DIR", help="folder to write NAME.md and NAME.csv to")
+
+    sub = command("reproduce", run_reproduce, "Run what a table still misses: plan and cost first.")
+    sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
+    sub.add_argument("--dry-run", action="store_true", help="only show the plan")
+    sub.add_argument("--out", metavar="DIR", default="results/reproduce", help="folder of the rows")
+    sub.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="folder of the authors' files")
+    sub.add_argument("--device", default="h100", metavar="D", help="whose hours to estimate: h100, a100, l40, cpu")
+    sub.add_argument("--tflops", type=float, metavar="X", help="sustained TFLOPS instead of the device's")
+    sub.add_argument("--max-hours", type=float, metavar="H", help="skip runs that would take longer")
+
+    sub = command("convert", run_convert, "Turn a released checkpoint into an encoder file, with a load report.")
+    sub.add_argument("source", metavar="OFFICIAL", help="the file as released: .pth, .pt, .pth.tar or .safetensors")
+    sub.add_argument("--method", required=True, metavar="M", help=f"whose weights these are: {method_help}")
+    sub.add_argument("--backbone", required=True, metavar="B", help="which it is, e.g. vit_base_patch16_224")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    sub.add_argument("--branch", metavar="NAME", help="another than the paper evaluates, e.g. student")
+    sub.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not those of the paper's recipe")
+    sub.add_argument("--pretrained-on", dest="data", default="unknown", metavar="DATA", help="data set, for the rows")
+    sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
+    sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
+
+    sub = command("show", run_show, "Draw attention maps, reconstructions and nearest neighbours of an encoder.")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="encoder.pt of a run, or timm weights with --backbone")
+    sub.add_argument("--images", required=True, metavar="DIR|DATA", help="a folder of images, or a data set")
+    sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture: .png, .pdf, .svg or .jpg")
+    sub.add_argument("--count", type=int, default=6, metavar="N", help="rows of the picture")
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
 
     sub = command("leaderboard", run_leaderboard, "Rank the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
@@ -128,6 +161,10 @@ def run_list(a: argparse.Namespace) -> None:
         for path in sorted(shipped("evaluations").glob("*.yaml")):
             evaluator = load_evaluator(path.stem)
             rows[path.stem] = {"version": evaluator.version, **evaluator.settings()}
+    elif a.what == "tables":
+        from ssl_bench.results.tables import list_tables
+
+        rows = list_tables()
     else:
         from ssl_bench.files import shipped
         from ssl_bench.suite import load_suite
@@ -166,7 +203,8 @@ def run_pretrain(a: argparse.Namespace) -> None:
         out=a.out,
         skip_unreadable=a.skip_unreadable,
     )
-    print(target)
+    if os.environ.get("RANK", "0") == "0":
+        print(target)
 
 
 def run_evaluate(a: argparse.Namespace) -> None:
@@ -196,6 +234,35 @@ def run_bench(a: argparse.Namespace) -> int:
     for line in failed:
         _say(f"failed: {line}", 1)
     return 1 if failed else 0
+
+
+def run_table(a: argparse.Namespace) -> None:
+    """``ssl-bench table``."""
+    from ssl_bench.results.tables import table
+
+    table(a.name, rows=a.rows, formats=a.format, out=a.out)
+
+
+def run_reproduce(a: argparse.Namespace) -> int:
+    """``ssl-bench reproduce``."""
+    from ssl_bench.results.reproduce import reproduce
+
+    options = {key: value for key, value in vars(a).items() if key not in ("name", "run")}
+    return 1 if reproduce(a.name, **options) else 0
+
+
+def run_convert(a: argparse.Namespace) -> None:
+    """``ssl-bench convert``."""
+    from ssl_bench.convert import convert
+
+    print(convert(**{key: value for key, value in vars(a).items() if key != "run"}))
+
+
+def run_show(a: argparse.Namespace) -> None:
+    """``ssl-bench show``."""
+    from ssl_bench.show import show
+
+    print(show(**{key: value for key, value in vars(a).items() if key != "run"}))
 
 
 def run_leaderboard(a: argparse.Namespace) -> None:

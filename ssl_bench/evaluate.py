@@ -42,9 +42,8 @@ def judge(
 ) -> list[Row]:
     """Run the evaluators whose row is missing in ``out`` and return all rows."""
     about = checkpoint.about
-    encoder_id = (
-        origin(about["recipe"], about["pretraining"]["fingerprint"]) if about else {"weights": checkpoint.sha256}
-    )
+    recipe = about.get("recipe")  # None for weights from elsewhere
+    encoder_id = origin(recipe, about["pretraining"]["fingerprint"]) if recipe else {"weights": checkpoint.sha256}
     ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
     paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
     missing = [name for name in evaluators if not paths[name].exists()]

@@ -98,7 +98,8 @@ def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]], weight_decay:
 def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float) -> Optimizer:
     """The recipe's optimiser over a method's parameter groups. A group's ``lr_scale`` multiplies its rate."""
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, eps=training.eps, fused=True)
+        fused = training.precision != "16-mixed"  # the fused one unscales inside, after the gradients are clipped
+        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, eps=training.eps, fused=fused)
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=training.betas[0])
     return LARS(groups, lr=lr, momentum=training.betas[0])

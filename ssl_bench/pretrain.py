@@ -69,11 +69,11 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
     target = folder / "encoder.pt"
     if target.exists():
         return target
-    rank, world = process()
-    with locked(folder) if rank == 0 else contextlib.nullcontext():
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of one run
+    with locked(folder) if first else contextlib.nullcontext():
         if not target.exists():  # another process may have made it meanwhile
             _make(recipe, data, folder, target)
-    if world > 1:
+    if process()[1] > 1:
         torch.distributed.barrier()  # the file is there when any process goes on
     return target
 
@@ -81,10 +81,8 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
 def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
     fit, dev = hold_out(data.train)
     images = fit if recipe.cls.uses_labels else data.train
-    networks = {
-        keyword: load_encoder(run(needed, data, run_folder(needed, data, folder.parent)))
-        for keyword, needed in recipe.targets.items()
-    }
+    beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.targets.items()}
+    networks = {keyword: load_encoder(run(recipe.targets[keyword], data, beside[keyword])) for keyword in beside}
     method = build(recipe, images.classes)
     for keyword in recipe.cls.targets:
         found = networks.get(keyword)
@@ -107,7 +105,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
             "seed": recipe.seed,
             **cost,
             "facts": facts,
-            "targets": {keyword: _target(network) for keyword, network in networks.items()},
+            "targets": {keyword: _target(network, beside[keyword]) for keyword, network in networks.items()},
         },
         "paper": recipe.cls.paper,
         "category": recipe.cls.category,
@@ -122,11 +120,16 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
     (folder / "last.ckpt").unlink(missing_ok=True)
 
 
-def _target(network: Checkpoint) -> dict[str, Any]:
+def _target(network: Checkpoint, folder: Path) -> dict[str, Any]:
     """What a row says about a target network that was pre-trained for it."""
     spent = network.about["pretraining"]
     kept = ("images_seen", "flops", "wall_seconds", "facts")
-    return {"method": network.method, "sha256": network.sha256, **{key: spent[key] for key in kept}}
+    return {
+        "method": network.method,
+        "run": folder.name,
+        "sha256": network.sha256,
+        **{key: spent[key] for key in kept},
+    }
 
 
 def build(recipe: Recipe, classes: Sequence[str]) -> Method:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -137,8 +138,9 @@ def run_task(task: Task, splits: Splits, evaluators: dict[str, Evaluator], folde
     except (UserError, RunError) as error:
         failure = f"{task.title}: {error}"
     except Exception as error:  # a method from outside may raise anything; the other tasks still run
-        log = write_atomic(task.folder / "error.txt", traceback.format_exc())
-        failure = f"{task.title}: {type(error).__name__}: {error} (details in {log})"
+        failure = f"{task.title}: {type(error).__name__}: {error}"
+        with contextlib.suppress(RunError):  # a full disk
+            failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
     else:
         print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         return None

@@ -14,14 +14,22 @@ from ssl_bench import callbacks
 from ssl_bench.checkpoint import load_encoder
 from ssl_bench.data import Splits
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.images import pack
 from ssl_bench.pretrain import run, run_folder
 from ssl_bench.recipe import Recipe, load_recipe
 
-SMALL = {
+RECIPES = Path(__file__).parent / "recipes"
+HEAD = {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8, "n_local": 2}
+SMALL: dict[str, dict[str, object]] = {
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
     "moco_v3": {"hidden_dim": 16, "out_dim": 8},
     "supervised": {},
+    "dino": HEAD,
+    "ibot": HEAD,
+    "mpp": {},
+    "beit": {"tokenizer": f"dvae:{RECIPES / 'dvae.yaml'}", "codebook_size": 64, "stride": 4, "min_block": 1},
+    "eva": {"teacher": f"clip:{RECIPES / 'clip.yaml'}", "min_block": 1},
 }
 
 
@@ -47,8 +55,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("method", SMALL)
-@pytest.mark.parametrize("step", [1, 5, 7])
+@pytest.mark.parametrize(("method", "step"), [("mae", 1), ("mae", 7), *((method, 5) for method in SMALL)])
 def test_killed_run_resumes_bit_for_bit(
     method: str, step: int, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +96,25 @@ def test_encoder_file_says_how_it_was_made_and_loads_into_timm(tiny_data: Splits
 def test_patches_of_the_momentum_encoder_are_counted_apart(tiny_data: Splits, tmp_path: Path) -> None:
     made = load_encoder(run(recipe("moco_v3"), tiny_data, tmp_path / "r")).about["pretraining"]
     assert made["patches_per_image"] == 32 and made["target_patches_encoded"] == 32 * made["images_seen"]
+
+
+def test_target_networks_are_trained_first_once_and_told_in_the_file(tiny_data: Splits, tmp_path: Path) -> None:
+    made = load_encoder(run(recipe("beit"), tiny_data, tmp_path / "a")).about
+    (target,) = made["pretraining"]["targets"].values()
+    assert target["method"] == "dvae" and target["flops"] > 0 and 2 <= target["facts"]["codes_used"] <= 64
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == sorted(["a", target["run"]])
+    changed = (tmp_path / target["run"] / "encoder.pt").stat().st_mtime_ns
+    run(recipe("beit", seed=1), tiny_data, tmp_path / "b")
+    assert (tmp_path / target["run"] / "encoder.pt").stat().st_mtime_ns == changed
+    assert recipe("beit").as_dict()["targets"]["tokenizer"]["settings"]["codebook_size"] == 64
+    assert load_encoder(run(recipe("eva"), tiny_data, tmp_path / "c")).about["flags"] == ["labels"]
+
+
+def test_a_tokenizer_is_no_encoder_to_judge(tiny_data: Splits, tmp_path: Path) -> None:
+    path = run(load_recipe("dvae", str(RECIPES / "dvae.yaml"), {"backbone": "vit_nano_patch4_16"}), tiny_data, tmp_path)
+    with pytest.raises(UserError, match="a Tokenizer has no features"):
+        FrozenEncoder(load_encoder(path).encoder)
 
 
 def test_labels_of_dev_images_stay_unseen(tiny_data: Splits, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ssl_bench.errors import UserError
 from ssl_bench.files import shipped
-from ssl_bench.methods import METHODS
+from ssl_bench.methods import METHODS, TARGETS
 from ssl_bench.recipe import load_recipe, parse_overrides, recipe_names, resolve_method
 
 NANO = {"backbone": "vit_nano_patch4_16"}
@@ -109,5 +109,5 @@ def test_shipped_recipes_resolve(method: str, recipe: str) -> None:
 
 def test_recipes_and_methods_pair_by_name() -> None:
     folders = {p.name for p in shipped("methods").iterdir() if p.is_dir()}
-    assert folders == set(METHODS)
-    assert all((shipped("methods") / name / "README.md").exists() for name in METHODS)
+    assert folders == {*METHODS, *TARGETS}
+    assert all((shipped("methods") / name / "README.md").exists() for name in folders)

@@ -68,7 +68,7 @@ class Metric:
     Attributes:
         value: The number, in percent for accuracies.
         n: Test images it was measured on.
-        low: Lower end of the interval over test images, in the unit of `value`.
+        low: Lower end of the interval over test images (and draws, where there are several), in the unit of `value`.
         high: Upper end.
     """
 
@@ -86,6 +86,7 @@ class Result:
         metrics: Every number, by name.
         headline: The metric that stands for the evaluation in a table.
         correct: (N_test,) bool, whether each test image is right under the headline; paired tests need nothing else.
+            Empty (0,) when the headline is not the share of right images.
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
     """

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssl_bench.backbone import Pixels
 from ssl_bench.compute import autocast, best_precision
 from ssl_bench.data import ImageSet
+from ssl_bench.errors import UserError
 from ssl_bench.progress import progress
 from ssl_bench.views import eval_images, resize_crop
 
@@ -33,6 +34,8 @@ class FrozenEncoder:
     def __init__(
         self, encoder: nn.Module, poolings: Sequence[str] = (), batch_size: int = 256, workers: int | None = None
     ) -> None:
+        if not hasattr(encoder, "features"):
+            raise UserError(f"a {type(encoder).__name__} has no features to judge")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder: Any = encoder.to(self.device).eval()
         # Pixels have no matrix product that would gain from bf16.

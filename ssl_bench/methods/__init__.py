@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from ssl_bench.methods.baselines import RawPixels, Supervised, Untrained
+from ssl_bench.methods.beit import BEiT
+from ssl_bench.methods.clip import CLIP
+from ssl_bench.methods.dino import DINO
+from ssl_bench.methods.dvae import DVAE
+from ssl_bench.methods.eva import EVA
+from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.method import Method
 from ssl_bench.methods.moco_v3 import MoCoV3
+from ssl_bench.methods.mpp import MPP
 
 METHODS: dict[str, type[Method]] = {
     "raw_pixels": RawPixels,
     "untrained": Untrained,
     "supervised": Supervised,
-    "mae": MAE,
+    "mpp": MPP,
     "moco_v3": MoCoV3,
+    "dino": DINO,
+    "ibot": IBOT,
+    "beit": BEiT,
+    "mae": MAE,
+    "eva": EVA,
 }
 BASELINES = ("raw_pixels", "untrained", "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
-TARGETS: dict[str, type[Method]] = {}
+TARGETS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}

@@ -157,7 +157,7 @@ class Method(LightningModule):
         """Place this step in the schedules, and make its randomness a function of (seed, step) alone."""
         step, steps = batch["step"], self.trainer.max_steps
         self.progress = step / steps
-        self.epoch = self.progress * self.plan.epochs
+        self.epoch = step * self.plan.epochs / steps  # in this order, whole epochs come out whole
         self._step, self._draws = step, 0
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         plan = self.plan
@@ -191,7 +191,7 @@ class Method(LightningModule):
         if self.plan.clip_per_tensor:
             clip_each(self.parameters(), self.plan.clip_grad)
         else:
-            self.clip_gradients(optimizer, self.plan.clip_grad, "norm")
+            nn.utils.clip_grad_norm_(self.parameters(), self.plan.clip_grad)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update, then whatever the method updates last; a checkpoint always sees both."""

@@ -18,6 +18,10 @@ from ssl_bench.files import content_hash, write_atomic
 from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = ("md", "csv")
+MARKS = (
+    "¹ trained with labels, or with a teacher that was. ² made by another version of its source than the present one. "
+    "³ with data, weights or a teacher from elsewhere."
+)
 LEGEND = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
 test images; with one seed only the latter). In brackets the difference from the untrained backbone, ▲ or ▼ where the
@@ -70,7 +74,7 @@ def leaderboard(
     Args:
         folder: Has ``rows/``; the files are written beside it.
         formats: Any of md, csv.
-        sort: Evaluation to sort by; the last one (linear before knn) when left out.
+        sort: Evaluation to sort by; linear when left out, or the last where there is none.
         show: What to do with each line of the terminal table.
 
     Returns:
@@ -87,6 +91,8 @@ def leaderboard(
         raise UserError(f"no rows in {folder}")
     for table in tables:
         show(table.terminal())
+        for line in table.targets():
+            show(line)
     show(LEGEND)
     files = []
     if "md" in formats:
@@ -158,11 +164,30 @@ class Table:
         rows = [self.header, ["---"] * 2 + ["--:"] * (len(self.header) - 2), *self.cells()]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
         notes = [f"- {line.label}: {text}" for line in self.lines for text in line.first["deviations"]]
+        targets = self.targets()
         devices = sorted({r["pretraining"]["device"] for line in self.lines for r in line.rows if _trained(r)})
         text = f"## {self.title}\n\n{table}\n\nDevice: {'; '.join(devices) or 'none'}."
         if any(_marks(line) for line in self.lines):
-            text += " ¹ trained with labels. ² made by another version of its source than the present one."
+            text += f" {MARKS}"
+        if targets:
+            text += "\n\nTarget networks:\n" + "\n".join(f"- {line}" for line in targets)
         return text + ("\n\nDifferences from the papers:\n" + "\n".join(notes) if notes else "")
+
+    def targets(self) -> list[str]:
+        """One sentence for each target network: what it is, what it cost, and how its codes are used."""
+        said = []
+        for line in self.lines:
+            spent = line.first["pretraining"] or {}
+            for keyword, target in spent.get("targets", {}).items():
+                facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in target["facts"].items())
+                said.append(
+                    f"{line.label}: {keyword} {target['method']}, trained on the same images in "
+                    f"{target['wall_seconds']:.0f} s and {target['flops']:.1e} FLOPs, which come on top; {facts}"
+                )
+            if not spent.get("targets") and "teacher" in spent.get("facts", {}):
+                about = spent["facts"]["teacher"]
+                said.append(f"{line.label}: teacher {about['name']}, {about['source']}")
+        return said
 
     @staticmethod
     def csv(tables: Sequence[Table]) -> str:
@@ -203,7 +228,7 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
         evaluations = sorted(versions)
         if sort is not None and sort not in evaluations:
             raise unknown("evaluation to sort by", sort, evaluations)
-        by = sort or evaluations[-1]
+        by = sort or ("linear" if "linear" in evaluations else evaluations[-1])
         lines = make_lines(members)
         lines.sort(key=lambda line: (-(cell.mean if (cell := line.cell(by)) else -math.inf), line.label))
         n = members[0]["evaluation"]["images"]
@@ -217,7 +242,7 @@ def make_lines(rows: Sequence[Row]) -> list[Line]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         recipe = {k: v for k, v in (row["recipe"] or {}).items() if k not in ("seed", "hash")}
-        images = (row["pretraining"] or {}).get("fingerprint")
+        images = (row["pretraining"] or {}).get("fingerprint") if recipe else row["weights"]["sha256"]
         groups.setdefault((row["method"], content_hash([recipe, images])[:6]), []).append(row)
     names = [method for method, _ in groups]
     return [
@@ -276,7 +301,10 @@ def _trained(row: Row) -> bool:
 
 
 def _marks(line: Line) -> str:
-    return ("¹" if "labels" in line.first["flags"] else "") + ("²" if any(row.stale for row in line.rows) else "")
+    flags = line.first["flags"]
+    external = any(flag.startswith("external") for flag in flags)
+    stale = any(row.stale for row in line.rows)
+    return "".join(mark for mark, shown in (("¹", "labels" in flags), ("²", stale), ("³", external)) if shown)
 
 
 def _no_formula(value: Any) -> Any:

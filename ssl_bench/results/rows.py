@@ -58,7 +58,13 @@ class Row:
 
     @property
     def correct(self) -> np.ndarray:
-        """(n,) bool, per-image correctness under the headline metric."""
+        """(n,) bool, per-image correctness under the headline metric.
+
+        Raises:
+            UserError: The headline is not the share of right images, as in few-shot episodes.
+        """
+        if self["predictions"] is None:
+            raise UserError(f"{self.path}: {self['evaluation']['name']} has no answer for each image")
         bits = np.load(self.path.with_name(self["predictions"]), allow_pickle=False)
         return np.unpackbits(bits, count=self["metrics"][self["headline"]]["n"]).astype(bool)
 
@@ -73,7 +79,7 @@ class Row:
             "method_source": source_hash(inspect.getfile(method)) if method else self["code"]["method_source"],
             "evaluator_source": source_hash(inspect.getfile(evaluator)),
         }
-        return any(self["code"][key] != value for key, value in now.items())
+        return any(self["code"][key] not in (None, value) for key, value in now.items())
 
 
 def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def make_row(
     """Everything about one number. Accuracies in percent, times in seconds, memory in bytes."""
     about = checkpoint.about
     recipe = about.get("recipe")
-    backbone = recipe["backbone"] if recipe else {"name": checkpoint.encoder.name}
+    backbone = recipe["backbone"] if recipe else about.get("backbone", {"name": checkpoint.encoder.name})
     row: dict[str, Any] = {
         "schema": SCHEMA,
         "id": identifier,
@@ -143,7 +149,7 @@ def make_row(
         },
         "metrics": {key: {k: _rounded(v) for k, v in asdict(metric).items()} for key, metric in result.metrics.items()},
         "headline": result.headline,
-        "predictions": row_path(Path(), checkpoint.method, name, identifier).with_suffix(".npy").name,
+        "predictions": _npy(checkpoint.method, name, identifier) if result.correct.size else None,
         "reported": None,
         "flags": about.get("flags", []),
         "deviations": about.get("deviations", []),
@@ -164,6 +170,10 @@ def make_row(
     return {**row, "checksum": _checksum(row)}
 
 
+def _npy(method: str, evaluation: str, identifier: str) -> str:
+    return row_path(Path(), method, evaluation, identifier).with_suffix(".npy").name
+
+
 def evaluator_name(evaluator: Evaluator) -> str:
     """The registered name of an evaluator's class."""
     from ssl_bench.evaluations import EVALUATIONS
@@ -173,9 +183,10 @@ def evaluator_name(evaluator: Evaluator) -> str:
 
 def write_row(path: Path, row: dict[str, Any], correct: np.ndarray) -> None:
     """Write a row after its predictions, so that a row is never without them."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.packbits(correct))
-    write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+    if correct.size:
+        buffer = io.BytesIO()
+        np.save(buffer, np.packbits(correct))
+        write_atomic(path.with_suffix(".npy"), buffer.getvalue())
     write_atomic(path, json.dumps(row, indent=1) + "\n")
 
 

@@ -18,7 +18,8 @@ from ssl_bench.evaluations.evaluator import Data, accuracy_metric, check_feature
 
 def images(split: str, n: int, classes: tuple[str, ...] = ("a", "b")) -> ImageSet:
     labels = torch.arange(n) % len(classes)
-    return ImageSet("toy", split, labels, classes, "0" * 64, torch.zeros(n, 3, 2, 2, dtype=torch.uint8))
+    factors = {"size": torch.rand(n, generator=torch.Generator().manual_seed(n))}
+    return ImageSet("toy", split, labels, classes, "0" * 64, torch.zeros(n, 3, 2, 2, dtype=torch.uint8), factors)
 
 
 class Stub:
@@ -90,6 +91,9 @@ def test_wrong_shapes_are_refused() -> None:
 @pytest.mark.parametrize("name", EVALUATIONS)
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_no_result_from_broken_features(name: str, split: str) -> None:
+    if name == "diagnostics" and split != "test":
+        pytest.skip("sees nothing but the test images")
+
     def features(asked: ImageSet, pooling: str) -> Tensor:
         found = torch.randn(len(asked), 4, generator=torch.Generator().manual_seed(len(asked)))
         return found * float("nan") if asked.split == split else found
@@ -128,4 +132,4 @@ def test_settings_are_the_constructor_keywords_and_survive_json() -> None:
 def test_versions_are_stated() -> None:
     for name, evaluator in EVALUATIONS.items():
         assert isinstance(evaluator.version, int), name
-        assert "top1" in evaluator.metric_help, name
+        assert evaluator.metric_help, name

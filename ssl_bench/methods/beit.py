@@ -1,0 +1,167 @@
+"""BEiT: BERT Pre-Training of Image Transformers. Bao, Dong, Piao, Wei, ICLR 2022, arXiv 2106.08254."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.masking import block_masking
+from ssl_bench.methods.method import Method
+from ssl_bench.nets import masked_mean
+from ssl_bench.optim import Training
+from ssl_bench.tokenizer import Tokenizer, load_dalle
+from ssl_bench.views import View
+
+
+class BEiT(Method):
+    """Mask blocks of patches and predict the codes that a frozen tokenizer gives them.
+
+    loss = mean over the masked patches of the batch of CE(head(patch), code)
+
+    Args:
+        backbone: The encoder.
+        tokenizer: The frozen tokenizer: ``dvae`` or ``dvae:RECIPE``, trained on the same images first, or
+            ``dalle:PATH``, the encoder that OpenAI released, as a plain state dict. The paper uses the latter.
+        codebook_size: Codes of the tokenizer (8192 in DALL-E's).
+        stride: Pixels of the tokenizer's image for each patch, its stride (8 in DALL-E's).
+        mask_ratio: Largest part of the patches that is masked; 75 of 196 (section 2.3, ``run_beit_pretraining.py``).
+        min_block: Smallest block, patches; 16 is for the paper's 14 x 14 (algorithm 1).
+        crop_min: Smallest area of the crop (``datasets.py``).
+    """
+
+    paper = "Bao et al. 2021, arXiv 2106.08254"
+    category = "token prediction"
+    defaults = Training(  # README and ``run_beit_pretraining.py``: ViT-B, ImageNet-1k, rate 1.5e-3 at batch 2048
+        epochs=800,
+        batch_size=2048,
+        base_lr=1.875e-4,
+        min_lr=1e-5,
+        warmup_epochs=10,
+        weight_decay=0.05,
+        clip_grad=3.0,
+    )
+    backbone_options = {
+        "pos_embed": "none",
+        "relative_positions": True,
+        "init": "beit",
+        "layer_scale": 0.1,
+        "drop_path": 0.1,
+        "mask_token": True,
+    }
+    deviations = (
+        "unless the tokenizer is dalle:PATH, it is a dVAE trained on the pre-training images instead of DALL-E's",
+        "colours are jittered after the crop instead of before it",
+    )
+    targets = ("tokenizer",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        tokenizer: str = "dvae",
+        codebook_size: int = 8192,
+        stride: int = 8,
+        mask_ratio: float = 75 / 196,
+        min_block: int = 16,
+        crop_min: float = 0.08,
+    ) -> None:
+        super().__init__(backbone)
+        rows, columns = backbone.grid_size
+        self.n_masked = round(mask_ratio * rows * columns)
+        if min_block > self.n_masked:
+            raise UserError(
+                f"min_block is {min_block}, more than the {self.n_masked} patches to mask of {rows} x {columns} "
+                f"(mask_ratio {mask_ratio:g}); about a fifth of them is the paper's share: {max(1, self.n_masked // 5)}"
+            )
+        self.tokenizer_name, self.codebook_size, self.stride = tokenizer, codebook_size, stride
+        self.min_block, self.crop_min = min_block, crop_min
+        self.frozen: tuple[Tokenizer, ...] = ()  # a tuple keeps the tokenizer out of the parameters and the state dict
+        self.lm_head = nn.Linear(backbone.embed_dim, codebook_size)
+        nn.init.trunc_normal_(self.lm_head.weight, std=0.02, a=-0.02, b=0.02)
+        nn.init.zeros_(self.lm_head.bias)
+
+    def set_target(self, keyword: str, network: nn.Module | None) -> None:
+        """Take the suite's tokenizer, or read DALL-E's.
+
+        Raises:
+            UserError: No tokenizer of that name, or one with other codes or another stride than the recipe says.
+        """
+        if network is None:
+            kind, _, path = self.tokenizer_name.partition(":")
+            if kind != "dalle" or not path:
+                raise unknown(keyword, self.tokenizer_name, ["dvae", "dvae:RECIPE", "dalle:PATH"])
+            network = load_dalle(path)
+            self.flags += ["external teacher", "external data"]
+        if not isinstance(network, Tokenizer):
+            raise UserError(f"tokenizer {self.tokenizer_name!r} is a {type(network).__name__}; BEiT needs a dVAE")
+        for key in ("codebook_size", "stride"):
+            if getattr(network, key) != getattr(self, key):
+                raise UserError(
+                    f"tokenizer {self.tokenizer_name!r} has {key} {getattr(network, key)}, the recipe says "
+                    f"{getattr(self, key)}; add --set {key}={getattr(network, key)}"
+                )
+        self.frozen = (network.eval().requires_grad_(False),)
+
+    @property
+    def views(self) -> list[View]:
+        """One crop with jittered colours, for the encoder, and again in [0, 1], for the tokenizer."""
+        crop = View(
+            self.backbone.image_size,
+            scale=(self.crop_min, 1.0),
+            interpolation="bicubic",
+            flip=0.5,
+            jitter=(0.4, 0.4, 0.4, 0.0),
+            jitter_p=1.0,
+        )
+        rows, columns = self.backbone.grid_size
+        plain = replace(crop, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="lanczos", same=True)
+        return [crop, replace(plain, size=(rows * self.stride, columns * self.stride))]
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of the codes of the masked patches (section 2.3)."""
+        images, pixels = views
+        wanted = torch.full((len(images),), float(self.n_masked), device=images.device)
+        draws = partial(self.uniform, len(images))
+        mask = block_masking(wanted, self.backbone.grid_size, self.min_block, draws).flatten(1)
+        patches = self.backbone(images, mask=mask).patches
+        logits = self.lm_head(patches[mask])
+        return masked_prediction(logits, self.tokens(pixels).flatten(1)[mask])
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h * stride, w * stride) in [0, 1] -> (B, h, w) int64."""
+        assert self.frozen, "no tokenizer yet: set_target comes first"
+        return self.frozen[0].to(pixels.device).tokens(pixels)
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """No weight decay on vectors and the cls token (``optim_factory.py``); the mask token has it."""
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                (plain if p.ndim <= 1 or name.endswith(("cls_token", "pos_embed")) else decay).append(p)
+        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def masked_prediction(logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """Loss and accuracy: one flat mean over the masked patches of all images, and of all processes.
+
+    Args:
+        logits: (M, codebook size).
+        codes: (M,) int64.
+
+    Example:
+        >>> logits = torch.tensor([[2, 0.5, -1, 0], [0.1, 0.2, 0.3, 0.4], [-1, 3, 0, 1]])
+        >>> result = masked_prediction(logits, torch.tensor([0, 3, 2]))
+        >>> round(result["loss"].item(), 7), round(result["accuracy"].item(), 4)
+        (1.5900226, 0.6667)
+    """
+    every = torch.ones_like(codes, dtype=torch.bool)
+    loss = masked_mean(F.cross_entropy(logits.float(), codes, reduction="none"), every)
+    return {"loss": loss, "accuracy": masked_mean((logits.detach().argmax(dim=1) == codes).float(), every)}

@@ -1,0 +1,165 @@
+"""Learning Transferable Visual Models From Natural Language Supervision. Radford et al. 2021, arXiv 2103.00020."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError
+from ssl_bench.methods.method import Method
+from ssl_bench.nets import gather, process
+from ssl_bench.optim import Training
+from ssl_bench.targets import CLIPTower
+from ssl_bench.text import TextTower, tokenize
+from ssl_bench.views import View, eval_images, resize_crop
+
+if TYPE_CHECKING:
+    from ssl_bench.data import ImageSet
+
+TEMPLATES = ("a photo of a {}.", "a picture of the {}.", "an image of one {}.", "there is a {}.", "{}")
+
+
+class CLIP(Method):
+    """Find the caption of each image among those of the batch, and the image of each caption.
+
+    loss = [CE(s I T', positives) + CE(s T I', positives)] / 2,  I, T: L2-normalised features,  s: learned scale
+
+    Args:
+        backbone: The image tower; its cls token is projected.
+        class_names: Names of the classes in the order of the labels; set from the data. The captions name them.
+        templates: Captions, one drawn for each image; {} stands for the class name (section 3.1.4).
+        out_dim: Dimension of the joint space (table 20, ViT-B).
+        text_dim: Width of the text tower (section 2.4).
+        text_depth: Its blocks.
+        text_heads: Its attention heads.
+        temperature: 1 / s at the start (section 2.5).
+        crop_min: Smallest area of the crop.
+        flip: Probability of a flip.
+    """
+
+    paper = "Radford et al. 2021, arXiv 2103.00020"
+    category = "target network"
+    uses_labels = True
+    defaults = Training(  # tables 18 and 20, ViT-B: 5e-4 at batch 32,768; 2,000 of 390,625 steps are warm-up
+        epochs=32,
+        batch_size=32768,
+        base_lr=5e-4 / 128,
+        warmup_epochs=0.164,
+        weight_decay=0.2,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    backbone_options = {"pos_embed": "learned", "init": "timm"}
+    captions: Tensor  # (classes, templates, S) int64
+    deviations = (
+        "captions are templates around the class name, not free text",
+        "all captions that name an image's class are its positives, with equal weight (UniCL, arXiv 2204.03610); "
+        "the paper has one caption an image",
+        "the text tower reads bytes, not byte pairs; GELU is exact",
+        "the image tower is the shared backbone: no layer norm before its first block, timm's initial weights",
+        "random resized crops of at least 0.9 of the area instead of square crops of the resized image",
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        class_names: tuple[str, ...],
+        templates: tuple[str, ...] = TEMPLATES,
+        out_dim: int = 512,
+        text_dim: int = 512,
+        text_depth: int = 12,
+        text_heads: int = 8,
+        temperature: float = 0.07,
+        crop_min: float = 0.9,
+        flip: float = 0.0,
+    ) -> None:
+        super().__init__(backbone)
+        if not templates or not all("{}" in template for template in templates):
+            raise UserError(f"templates {list(templates)}: each must have a {{}} for the class name")
+        self.crop_min, self.flip = crop_min, flip
+        self.projection = nn.Linear(backbone.embed_dim, out_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=backbone.embed_dim**-0.5)
+        captions = [template.replace("{}", name) for name in class_names for template in templates]
+        tokens = tokenize(captions).view(len(class_names), len(templates), -1)
+        self.register_buffer("captions", tokens, persistent=False)
+        self.text_tower = TextTower(text_dim, text_depth, text_heads, tokens.shape[2], out_dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @property
+    def views(self) -> list[View]:
+        """One crop."""
+        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=self.flip)]
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Symmetric InfoNCE over the joint batch (figure 3)."""
+        (images,) = views
+        assert self.labels is not None
+        template = (self.uniform(len(images)) * self.captions.shape[1]).long()
+        caption, place = (self.labels * self.captions.shape[1] + template).unique(return_inverse=True)
+        texts = self.text_tower(self.captions.flatten(0, 1)[caption])[place]  # equal captions are encoded once
+        features, texts = (
+            joint(F.normalize(x.float(), dim=1)) for x in (self.projection(self.backbone(images).cls), texts)
+        )
+        classes = gather(self.labels)
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would round logits of 100 to halves
+            logits = self.log_scale.exp() * features @ texts.T
+        top1 = 100 * (classes[logits.argmax(dim=1)] == classes).float().mean()
+        return {"loss": contrastive_loss(logits, classes), "top1": top1, "scale": self.log_scale.detach().exp()}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Keep the logits' scale at 100 at most (section 2.5)."""
+        self.log_scale.clamp_(max=math.log(100))
+
+    @property
+    def encoder(self) -> CLIPTower:
+        """The image tower."""
+        return CLIPTower(self.backbone, self.projection)
+
+    @torch.no_grad()
+    def finish(self, images: ImageSet) -> dict[str, Any]:
+        """Zero-shot accuracy, percent, on 2,000 training images: by the mean feature of a class's captions."""
+        self.eval()
+        texts = F.normalize(self.text_tower(self.captions.flatten(0, 1)), dim=1)
+        texts = texts.unflatten(0, self.captions.shape[:2]).mean(dim=1)
+        chosen = torch.linspace(0, len(images) - 1, min(len(images), 2000)).long()
+        size, correct = self.backbone.image_size, []
+        for rows in chosen.split(250):
+            batch = torch.stack([resize_crop(images.images[int(i)], size) for i in rows]).to(self.device)
+            features = self.projection(self.backbone(eval_images(batch, size)).cls)
+            correct.append((features @ texts.T).argmax(dim=1).cpu() == images.labels[rows])
+        return {"zero_shot_top1_train": 100 * torch.cat(correct).float().mean().item()}
+
+
+def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Mean cross-entropy of images against captions and of captions against images.
+
+    Args:
+        logits: (N, N) float, images by captions; image and caption i belong together.
+        classes: (N,) int64; all captions of an image's class are its positives, with equal weight.
+
+    Example:
+        >>> round(contrastive_loss(2 * torch.eye(3), torch.arange(3)).item(), 6)
+        0.239545
+    """
+    same = (classes[:, None] == classes).float()
+    positives = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+
+
+def joint(x: Tensor) -> Tensor:
+    """(N, ...) of every process in rank order, with gradient for the rows of this process.
+
+    Every process computes the same joint loss, and gradients are then averaged over the processes: so that of the
+    own rows is multiplied by their number.
+    """
+    rank, world = process()
+    rows = list(gather(x).chunk(world))
+    rows[rank] = x + (world - 1) * (x - x.detach())
+    return torch.cat(rows)

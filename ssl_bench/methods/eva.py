@@ -1,0 +1,159 @@
+"""EVA: Exploring the Limits of Masked Visual Representation Learning at Scale. Fang et al. 2022, arXiv 2211.07636."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError
+from ssl_bench.masking import block_masking
+from ssl_bench.methods.method import Method
+from ssl_bench.nets import masked_mean
+from ssl_bench.optim import Training, no_decay_on_vectors
+from ssl_bench.targets import Teacher, make_teacher
+from ssl_bench.views import View
+
+if TYPE_CHECKING:
+    from ssl_bench.data import ImageSet
+
+
+class EVA(Method):
+    """See an image with blocks of patches masked, and predict a frozen CLIP's features of the whole image there.
+
+    loss = - mean over masked patches of cos(prediction, teacher's patch token)
+
+    Args:
+        backbone: The student.
+        teacher: Whose patch tokens are the target: a CLIP of the suite (``clip:RECIPE``, trained first on the same
+            images and their class names), a tower of timm (``timm:MODEL``; the paper's is OpenAI's ViT-L/14) or any
+            encoder of ours (``checkpoint:PATH``).
+        mask_ratio: Part of the patches that is masked (section 2.2 says 40 %; the authors' code masks 105 of 256).
+        min_block: Smallest block, patches (BEiT's 16, for grids of 14 x 14 and more).
+        crop_min: Smallest area of the crop (the authors' ``datasets.py``).
+    """
+
+    paper = "Fang et al. 2022, arXiv 2211.07636"
+    category = "feature regression"
+    defaults = Training(  # the authors' README and log for the ViT-g/14: learning rate 1e-3 at batch 4096
+        epochs=150,
+        batch_size=4096,
+        base_lr=6.25e-5,
+        min_lr=1e-5,
+        warmup_epochs=2,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        clip_grad=3.0,
+    )
+    backbone_options = {"pos_embed": "learned", "init": "beit", "drop_path": 0.1, "mask_token": True}
+    deviations = (
+        "the student's crop is normalised by ImageNet statistics, as every evaluation does; the teacher's by its own",
+        "initial weights of std 0.02, the authors' default; their ViT-g has 0.015",
+    )
+    targets = ("teacher",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        teacher: str = "clip",
+        mask_ratio: float = 0.41,
+        min_block: int = 16,
+        crop_min: float = 0.2,
+    ) -> None:
+        super().__init__(backbone)
+        self.teacher_name, self.min_block, self.crop_min = teacher, min_block, crop_min
+        rows, columns = backbone.grid_size
+        self.n_masked = round(mask_ratio * rows * columns)
+        largest = min(self.n_masked, (rows - 1) * (columns - 1))
+        if not 1 <= min_block <= largest:
+            raise UserError(
+                f"min_block {min_block} does not fit {self.n_masked} masked patches of {rows} x {columns}: "
+                f"it must be 1 to {largest}"
+            )
+        self.head: nn.Linear | None = None  # as wide as the teacher's tokens, so made with it
+        self._teacher: tuple[Teacher, ...] = ()  # a tuple keeps it out of the parameters and the state dict
+
+    def set_target(self, keyword: str, network: nn.Module | None) -> None:
+        """Take the teacher, and make the head that predicts its tokens."""
+        teacher = make_teacher(self.teacher_name, self.backbone.grid_size, network)
+        self._teacher = (teacher,)
+        self.flags += teacher.flags
+        self._make_head(teacher.dim)
+
+    def _make_head(self, dim: int) -> None:
+        """Weights from a generator of their own: what the making of a teacher draws must not change them."""
+        self.head = nn.Linear(self.backbone.embed_dim, dim)
+        generator = torch.Generator().manual_seed(self.seed)
+        nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.02, b=0.02, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Also into a method that has no teacher yet, whose head is then made as the file has it."""
+        if self.head is None and "head.bias" in state_dict:
+            self._make_head(len(state_dict["head.bias"]))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen teacher, on the device of the method."""
+        assert self._teacher, "set_target comes first"
+        return self._teacher[0].to(self.device)
+
+    @property
+    def views(self) -> list[View]:
+        """The student's crop, and the same crop at the teacher's size; no colour augmentation."""
+        crop = View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)
+        teacher = self.teacher
+        return [crop, replace(crop, size=teacher.image_size, mean=teacher.mean, std=teacher.std, same=True)]
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Negative cosine between the student's predictions and the teacher's tokens (section 2.2)."""
+        student_view, teacher_view = views
+        batch = len(student_view)
+        wanted = torch.full((batch,), float(self.n_masked), device=student_view.device)
+        uniform = lambda n: self.uniform(batch, n)  # noqa: E731
+        mask = block_masking(wanted, self.backbone.grid_size, self.min_block, uniform).flatten(1)
+        target = self.teacher.patches(teacher_view)
+        assert self.head is not None
+        prediction = self.head(self.backbone(student_view, mask=mask).patches)
+        return {"loss": cosine_loss(prediction, target, mask)}
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """No weight decay on vectors, positions and the cls token; the mask token is decayed (``optim_factory.py``)."""
+        spared = {
+            n: p for n, p in self.named_parameters() if n.endswith(("pos_embed", "cls_token")) and p.requires_grad
+        }
+        others = ((n, p) for n, p in self.named_parameters() if n not in spared)
+        tokens = {"params": list(spared.values()), "weight_decay": 0.0}
+        return [*no_decay_on_vectors(others, weight_decay), tokens]
+
+    def finish(self, images: ImageSet) -> dict[str, Any]:
+        """Which teacher, and that it saw other images where it did."""
+        teacher = self.teacher
+        if teacher.data not in (None, images.name) and "external data" not in self.flags:
+            self.flags.append("external data")
+        return {"teacher": teacher.about}
+
+
+def cosine_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Negative mean cosine over the masked patches of the joint batch; a zero vector counts as 0.
+
+    Args:
+        prediction: (B, L, C).
+        target: (B, L, C).
+        mask: (B, L) bool, True = masked; the visible patches don't count.
+
+    Example:
+        >>> prediction = torch.tensor([[[1, 2, 3], [-1, 0.5, 0.25]]])
+        >>> target = torch.tensor([[[2, 1, 0.5], [0.3, -0.2, 0.1]]])
+        >>> round(cosine_loss(prediction, target, torch.ones(1, 2, dtype=torch.bool)).item(), 6)
+        0.116642
+    """
+    return -masked_mean(F.cosine_similarity(prediction.float(), target.float(), dim=-1, eps=1e-8), mask)

@@ -1,0 +1,195 @@
+"""iBOT: Image BERT Pre-Training with Online Tokenizer. Zhou et al., ICLR 2022, arXiv 2111.07832."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbone import Backbone
+from ssl_bench.errors import UserError
+from ssl_bench.heads import Center, IBOTHead, Teacher, temperature_at
+from ssl_bench.masking import block_masking
+from ssl_bench.methods.dino import DINO, dino_loss, multicrop
+from ssl_bench.methods.method import Method
+from ssl_bench.optim import cosine
+from ssl_bench.views import View
+
+
+class IBOT(Method):
+    """DINO on the cls tokens, and from the masked patches of a crop the teacher's word on each of them.
+
+    loss = lambda1 DINO(cls) + lambda2 mean over images of the mean over masked j of CE(P_t[j], P_s[j]), same crop
+
+    Args:
+        backbone: The student; it owns the mask token, which starts at 0.
+        out_dim: Outputs K of both last layers (section 4).
+        hidden_dim: Width of the head's MLP.
+        bottleneck_dim: Channels in front of the last layers.
+        norm_last_layer: Freeze the magnitudes of the last layers at 1 (off in the released ViT-S).
+        shared_head: The student has one last layer for cls tokens and patches (appendix E; all released models).
+        shared_head_teacher: So has the teacher.
+        lambda1: Weight of the cls term.
+        lambda2: Weight of the patch term.
+        student_temperature: Of both terms.
+        teacher_temperature: Of the cls term, after its warm-up.
+        teacher_patch_temperature: Of the patch term, after its warm-up.
+        warmup_teacher_temperature: Of both terms in the first epoch.
+        warmup_teacher_epochs: Epochs from there to the final temperatures.
+        center_momentum: Momentum of both centres.
+        momentum: Momentum of the teacher at the start; a cosine takes it to 1.
+        freeze_last_layer: Epochs in which the last layers stay as they are.
+        pred_ratio: Masked part of the patches: for each crop one of these means is drawn,
+        pred_ratio_var: and a ratio at most this far from it. By default half of the crops have no mask.
+        pred_shape: Rectangles (``block``) or single patches (``rand``).
+        pred_start_epoch: Masks, and the warm-up of the patch term's temperature, start here (0 for ViTs).
+        n_local: Local crops, never masked; 0 for none.
+        local_size: Height of the local crops, pixels; their shape is the image's. Left out: 96/224 of it, in patches.
+        global_scale: Range of the area of the two global crops.
+        local_scale: Range of the area of the local crops.
+        blur_sigma: Range of the blur, pixels of the view. The paper's (0.1, 2.0) is for 224 pixels.
+    """
+
+    paper = "Zhou et al. 2022, arXiv 2111.07832"
+    category = "self-distillation"
+    defaults = replace(DINO.defaults, epochs=800, batch_size=1024)  # the released ViT-S
+    backbone_options = {"pos_embed": "learned", "init": "dino", "drop_path": 0.1, "mask_token": True}
+    deviations = ("the warm-up of the learning rate reaches its peak one step later than in main_ibot.py",)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        out_dim: int = 8192,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        norm_last_layer: bool = False,
+        shared_head: bool = True,
+        shared_head_teacher: bool = True,
+        lambda1: float = 1.0,
+        lambda2: float = 1.0,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.07,
+        teacher_patch_temperature: float = 0.07,
+        warmup_teacher_temperature: float = 0.04,
+        warmup_teacher_epochs: int = 30,
+        center_momentum: float = 0.9,
+        momentum: float = 0.996,
+        freeze_last_layer: int = 1,
+        pred_ratio: tuple[float, ...] = (0.0, 0.3),
+        pred_ratio_var: tuple[float, ...] = (0.0, 0.2),
+        pred_shape: Literal["block", "rand"] = "block",
+        pred_start_epoch: int = 0,
+        n_local: int = 10,
+        local_size: int | None = None,
+        global_scale: tuple[float, float] = (0.25, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.25),
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+    ) -> None:
+        super().__init__(backbone)
+        if shared_head and not shared_head_teacher:
+            raise UserError("shared_head true needs shared_head_teacher true, or the teacher's own layer never moves")
+        known = len(pred_ratio) == len(pred_ratio_var) > 0
+        if not known or not all(0 <= v <= r <= 1 - v for r, v in zip(pred_ratio, pred_ratio_var, strict=True)):
+            given = f"pred_ratio {list(pred_ratio)}, pred_ratio_var {list(pred_ratio_var)}"
+            raise UserError(f"{given}: they need the same length, and every ratio +- var must lie in [0, 1]")
+        if backbone.mask_token is None:
+            raise UserError("mask_token is false; iBOT needs a backbone that has one")
+        self.lambda1, self.lambda2, self.student_temperature = lambda1, lambda2, student_temperature
+        self.warmup_teacher_temperature, self.warmup_teacher_epochs = warmup_teacher_temperature, warmup_teacher_epochs
+        self.teacher_temperature, self.teacher_patch_temperature = teacher_temperature, teacher_patch_temperature
+        self.momentum, self.freeze_last_layer, self.pred_shape = momentum, freeze_last_layer, pred_shape
+        self.pred_ratio, self.pred_ratio_var, self.pred_start_epoch = pred_ratio, pred_ratio_var, pred_start_epoch
+        self.crops = multicrop(backbone, n_local, local_size, global_scale, local_scale, blur_sigma)
+        nn.init.zeros_(backbone.mask_token)
+        self.head = IBOTHead(backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, shared_head)
+        self.teacher = Teacher(backbone, self.head)
+        if shared_head_teacher:
+            self.teacher.head.last_layer2 = self.teacher.head.last_layer
+        self.center, self.center2 = Center(out_dim, center_momentum), Center(out_dim, center_momentum)
+
+    @property
+    def views(self) -> list[View]:
+        """Two global crops, then the local ones: DINO's."""
+        return self.crops
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """Both terms (algorithm 1, with multi-crop): the student's global crops are masked, the teacher's are not."""
+        batch, images = len(views[0]), torch.cat(views[:2])
+        mask = self.masks(batch)
+        tokens = self.backbone(images, mask=mask)
+        local = [self.backbone(torch.cat(views[2:])).cls] if views[2:] else []
+        cls = self.head(torch.cat([tokens.cls, *local])).unflatten(0, (-1, batch))
+        patches = self.head.last_layer2(self.head.project(tokens.patches[mask]))  # the others have no loss
+        with torch.no_grad():
+            head, tokens = self.teacher.head, self.teacher.backbone(images)
+            teacher = head(tokens.cls).unflatten(0, (2, batch))
+            projected = head.project(tokens.patches)
+            teacher_patches = head.last_layer2(projected[mask])
+            with torch.autocast(images.device.type, enabled=False):  # the last layer is linear: the mean of all logits
+                mean_patch = head.last_layer2(projected.mean(dim=(0, 1), keepdim=True))
+        first, warmup = self.warmup_teacher_temperature, self.warmup_teacher_epochs
+        temperature = temperature_at(self.epoch, first, self.teacher_temperature, warmup)
+        targets = self.center.sharpen(teacher, temperature)
+        temperature = temperature_at(self.epoch - self.pred_start_epoch, first, self.teacher_patch_temperature, warmup)
+        patch_targets = self.center2.sharpen(teacher_patches, temperature)
+        cls_loss = dino_loss(cls, targets, self.student_temperature)
+        patch = patch_loss(patches, patch_targets, mask, self.student_temperature)
+        self.center.update(teacher)
+        self.center2.update(mean_patch)
+        loss = self.lambda1 * cls_loss + self.lambda2 * patch
+        entropy = torch.special.entr(targets).sum(dim=-1).mean()  # ln K or 0, and a KL of 0: collapse
+        agreement = (targets[0].argmax(dim=-1) == cls[1].argmax(dim=-1)).float().mean()
+        monitored = {"teacher_entropy": entropy, "kl": cls_loss.detach() - entropy, "agreement": agreement}
+        return {"loss": loss, "cls_loss": cls_loss, "patch_loss": patch, **monitored}
+
+    def masks(self, batch: int) -> Tensor:
+        """(2 B, L) bool: an independent mask for every global crop, crop by crop (section 3.1; ``loader.py``)."""
+
+        def uniform(n: int) -> Tensor:
+            return self.uniform(batch, 2, n).transpose(0, 1).flatten(0, 1)
+
+        grid = self.backbone.grid_size
+        which, place = uniform(2).unbind(1)
+        table = torch.tensor([self.pred_ratio, self.pred_ratio_var], device=which.device)
+        ratio, var = table[:, (which * len(self.pred_ratio)).long()]
+        cells = (ratio + (2 * place - 1) * var) * (grid[0] * grid[1]) * (self.epoch >= self.pred_start_epoch)
+        if self.pred_shape == "rand":
+            return uniform(grid[0] * grid[1]).argsort(dim=1).argsort(dim=1) < cells.floor()[:, None]
+        return block_masking(cells, grid, (min(grid) // 3) ** 2, uniform).flatten(1)
+
+    def before_step(self) -> None:
+        """Keep the last layers in the first epochs: without gradient AdamW leaves them alone."""
+        if self.epoch < self.freeze_last_layer:
+            self.head.freeze_last()
+
+    def after_step(self) -> None:
+        """The teacher follows the student; a cosine takes the momentum to 1."""
+        self.teacher.follow(self.backbone, self.head, cosine(self.progress, self.momentum, 1.0))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The teacher's backbone."""
+        return self.teacher.backbone
+
+
+def patch_loss(student: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Mean over images of the mean cross-entropy over their masked patches; an image without mask counts as 0.
+
+    Args:
+        student: (M, K) logits of the masked patches, image by image.
+        targets: (M, K) float32 distributions of the teacher there.
+        mask: (N, L) bool with M True.
+        temperature: Of the student.
+
+    Example:
+        >>> mask = torch.tensor([[True, False, True], [False, False, False]])
+        >>> round(patch_loss(torch.zeros(2, 16), torch.full((2, 16), 1 / 16), mask, 0.1).item(), 6)  # (ln 16) / 2
+        1.386294
+    """
+    each = F.cross_entropy(student.float() / temperature, targets, reduction="none")
+    share = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (each * share[mask]).sum() / len(mask)

@@ -1,0 +1,84 @@
+"""Tables as Markdown and for a terminal. Names come from files of others: nothing in them is markup."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def plain(text: str) -> str:
+    """Text on one line, without control characters, which could move a terminal's cursor.
+
+    Example:
+        >>> plain("mae\\n\\x1b[2J")
+        'mae [2J'
+    """
+    return re.sub(r"\s+", " ", re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", " ", str(text))).strip()
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is.
+
+    Example:
+        >>> escape("a|b <img> [x](y)")
+        'a\\\\|b &lt;img&gt; \\\\[x\\\\](y)'
+    """
+    return _escape(plain(text))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
+
+
+def note_markdown(text: str) -> str:
+    """Escaped text in which what stands between backticks stays code.
+
+    Example:
+        >>> note_markdown("use_this: `a_b`")
+        'use\\\\_this: `a_b`'
+    """
+    parts = plain(text).split("`")
+    return "".join(f"`{part}`" if i % 2 and i < len(parts) - 1 else _escape(part) for i, part in enumerate(parts))
+
+
+def markdown_table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], left: int, small: Sequence[bool] | None = None
+) -> str:
+    """A Markdown table of escaped text.
+
+    Args:
+        header: Column names.
+        lines: Cells of each line.
+        left: Columns set to the left; the others are numbers.
+        small: Lines set in small type.
+    """
+    cells = [[escape(cell) for cell in line] for line in lines]
+    cells = [
+        [f"<sub>{cell}</sub>" if dim and cell else cell for cell in line]
+        for line, dim in zip(cells, small or [False] * len(cells), strict=True)
+    ]
+    rule = ["---"] * left + ["--:"] * (len(header) - left)
+    rows = [[escape(name) for name in header], rule, *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def terminal_table(
+    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int, width: int | None = None
+) -> str:
+    """A table for a terminal; at least 150 characters wide when ``width`` is left out."""
+    table = Table(title=Text(plain(title)), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for at, name in enumerate(header):
+        longest = max(map(len, name.split()), default=1)
+        table.add_column(Text(plain(name)), justify="left" if at < left else "right", no_wrap=at < 2, min_width=longest)
+    for line in lines:
+        table.add_row(*(Text(plain(cell)) for cell in line))
+    console = Console(width=width or max(Console().width, 150), file=io.StringIO(), force_terminal=False)
+    console.print(table)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
