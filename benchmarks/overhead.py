@@ -26,7 +26,7 @@ from ssl_bench.views import make_views
 
 def bare(recipe: Recipe, data: Splits, steps: int) -> float:
     """Seconds of ``steps`` steps without any of it."""
-    method = build(recipe, 10)
+    method = build(recipe, data.train.classes)
     optimizer = method.configure_optimizers()
     device = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)

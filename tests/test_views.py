@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
+from ssl_bench import drawing as D
 from ssl_bench import imageops
 from ssl_bench import views as V
 from ssl_bench.errors import UserError
@@ -57,7 +58,7 @@ def test_crop_is_torchvision_resized_crop(interpolation: str, box: tuple[int, in
     flip = torch.tensor([False, True])
     rest = [torch.zeros(2)] * 6
     out = torch.empty(2, 3, size, size)
-    V._crop(images, view, V.Draw(top, left, height, width, flip, *rest), out)
+    D._crop(images, view, D.Draw(top, left, height, width, flip, *rest), out)
     out[1] = tv.horizontal_flip(out[1])
     levels, exact = (
         tv.resized_crop(x, *box, [size, size], INTERPOLATION[interpolation], antialias=True)
@@ -127,7 +128,7 @@ def test_order_of_jitter_is_applied_as_drawn() -> None:
     """The result of every image is the chain of torchvision's operations in its own order."""
     images = photos(60)
     view = View(32, jitter=(0.8, 0.8, 0.8, 0.3), jitter_p=0.7, **PLAIN)
-    draw = V.Draw(*(field[0] for field in V._draw((view,), 60, 32, 32, seeded(5))))
+    draw = D.Draw(*(field[0] for field in D.sample((view,), 60, 32, 32, seeded(5))))
     out = make_views(images, [view], seeded(5))[0]
     operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for image, result, order, factors in zip(images, out, draw.order.tolist(), draw.factors.tolist(), strict=True):
@@ -143,14 +144,14 @@ def test_masked_execution_equals_the_grouped_one(monkeypatch: pytest.MonkeyPatch
     """The path of CUDA devices, which may not ask how many images were chosen, gives what the CPU path gives."""
     images = photos(40)
     expected = make_views(images, [MOCO_V3_SECOND], seeded())[0]
-    monkeypatch.setattr(V, "_on_host", lambda x: False)
+    monkeypatch.setattr(D, "on_host", lambda x: False)
     torch.testing.assert_close(make_views(images, [MOCO_V3_SECOND], seeded())[0], expected, atol=1e-5, rtol=0)
 
 
 def test_batched_execution_never_looks_at_values() -> None:
     """Meta tensors have no values, so whatever would wait for a CUDA device fails on them."""
-    draw = V.Draw(*(field[0].to("meta") for field in V._draw((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
-    out = V._run(photos(5).to("meta"), [MOCO_V3_SECOND], draw)
+    draw = D.Draw(*(field[0].to("meta") for field in D.sample((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
+    out = D.run(photos(5).to("meta"), [MOCO_V3_SECOND], draw)
     assert out.shape == (1, 5, 3, 32, 32)
 
 
@@ -169,7 +170,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     n = 4000
     torch.manual_seed(0)
     reference = boxes(torch.empty(1, 3, height, width), RandomResizedCrop(32, scale), n)
-    draw = V._draw((View(32, scale=scale),), n, height, width, seeded())
+    draw = D.sample((View(32, scale=scale),), n, height, width, seeded())
     ours = torch.stack(draw[:4], -1)[0]
     top, left, h, w = ours.unbind(1)
     assert (h >= 1).all()
@@ -185,7 +186,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
 
 
 def test_positions_cover_the_whole_range() -> None:
-    draw = V._draw((View(32, scale=(0.25, 0.25), ratio=(1.0, 1.0)),), 5000, 8, 8, seeded())
+    draw = D.sample((View(32, scale=(0.25, 0.25), ratio=(1.0, 1.0)),), 5000, 8, 8, seeded())
     for start in (draw.top, draw.left):
         counts = start[0].long().bincount(minlength=5)
         assert len(counts) == 5
@@ -194,7 +195,7 @@ def test_positions_cover_the_whole_range() -> None:
 
 def test_rates_and_factors() -> None:
     n = 20000
-    draw = V._draw((MOCO_V3_SECOND,), n, 32, 32, seeded(1))
+    draw = D.sample((MOCO_V3_SECOND,), n, 32, 32, seeded(1))
     chances = {"flip": 0.5, "gray": 0.2, "blur": 0.1, "solarize": 0.2}
     fields = draw._asdict()
     for name, p in chances.items():
@@ -322,7 +323,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     images = photos(37)
     views = [MOCO_V3_SECOND, View(16, blur=0.5, count=3)]
     expected = make_views(images, views, seeded())
-    monkeypatch.setitem(V.CHUNK, "cpu", 5 * 3 * 32 * 32 * 4)
+    monkeypatch.setitem(D.CHUNK, "cpu", 5 * 3 * 32 * 32 * 4)
     for a, b in zip(make_views(images, views, seeded()), expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 

@@ -1,0 +1,175 @@
+"""Lines of a leaderboard: rows that differ only in seed and evaluation, summed up with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ssl_bench.files import content_hash
+from ssl_bench.results.rows import Row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over seeds with a 95 % interval; NaN without a value."""
+
+    mean: float
+    half: float
+    seeds: int
+    pooling: str = ""
+
+    def apart(self, other: Cell) -> bool:
+        """Whether the intervals don't overlap."""
+        return abs(self.mean - other.mean) > self.half + other.half
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method under one recipe on one backbone: rows of several seeds and evaluations."""
+
+    label: str
+    rows: list[Row]
+
+    @property
+    def first(self) -> Row:
+        """A row for everything that all of them share."""
+        return self.rows[0]
+
+    @cached_property
+    def by_evaluation(self) -> dict[str, list[Row]]:
+        """Name of an evaluation to its rows, in the order of seeds."""
+        found: dict[str, list[Row]] = {}
+        for row in sorted(self.rows, key=lambda row: (seed_of(row) is None, seed_of(row) or 0)):
+            found.setdefault(row["evaluation"]["name"], []).append(row)
+        return found
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Name of an evaluation to its headline over the seeds."""
+        return {name: summarise(rows) for name, rows in self.by_evaluation.items()}
+
+    @cached_property
+    def marks(self) -> str:
+        """Footnotes: ¹ labels, ² another version of the source, ³ something from elsewhere."""
+        flags = self.first["flags"]
+        external = any(flag.startswith("external") for flag in flags)
+        stale = any(row.stale for row in self.rows)
+        return "".join(mark for mark, shown in (("¹", "labels" in flags), ("²", stale), ("³", external)) if shown)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels went into it: a yardstick that doesn't compete."""
+        return "labels" in self.first["flags"]
+
+    def cell(self, evaluation: str, metric: str | None = None) -> Cell | None:
+        """A metric of an evaluation over the seeds; its headline unless named. None when no row has it."""
+        if metric is None:
+            return self.cells.get(evaluation)
+        rows = [row for row in self.by_evaluation.get(evaluation, []) if metric in row["metrics"]]
+        return summarise(rows, metric) if rows else None
+
+
+def make_lines(rows: Sequence[Row]) -> list[Line]:
+    """Rows that differ only in seed and evaluation form a line; a method with two recipes has two lines."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        recipe = {k: v for k, v in (row["recipe"] or {}).items() if k not in ("seed", "hash")}
+        images = (row["pretraining"] or {}).get("fingerprint") if recipe else row["weights"]["sha256"]
+        groups.setdefault((row["method"], quick_hash([recipe, images])[:6]), []).append(row)
+    count: dict[str, int] = {}
+    for method, _ in groups:
+        count[method] = count.get(method, 0) + 1
+    return [
+        Line(method if count[method] == 1 else f"{method} ({key})", members)
+        for (method, key), members in groups.items()
+    ]
+
+
+def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:
+    """Mean and 95 % interval of one metric over seeds.
+
+    The half-width is sqrt(s^2 + b^2): s of Student's t over the seeds, b the mean half-width over test images.
+    """
+    metrics = [row["metrics"][metric or row["headline"]] for row in rows]
+    values = [m["value"] for m in metrics]
+    n = len(values)
+    mean = math.fsum(values) / n
+    images = math.fsum((m["high"] - m["low"]) / 2 for m in metrics) / n
+    seeds = _quantile(n - 1) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else 0.0
+    poolings = sorted({row["evaluation"]["pooling"] for row in rows})
+    return Cell(mean, math.hypot(seeds, images), n, "/".join(poolings))
+
+
+def seed_of(row: Row) -> int | None:
+    """The seed of the pre-training; None for weights from elsewhere."""
+    return (row["recipe"] or {}).get("seed")
+
+
+def seed_values(rows: Sequence[Row]) -> str:
+    """The headline of each seed, in the order of seeds: "23.6, 22.9, 24.1"."""
+    return ", ".join(f"{row['metrics'][row['headline']]['value']:.1f}" for row in rows)
+
+
+def trained(row: Row) -> bool:
+    """Whether there was a pre-training of ours."""
+    return bool(row["pretraining"] and row["pretraining"]["images_seen"])
+
+
+def spent_flops(row: Row) -> float | None:
+    """FLOPs of the pre-training, those of its target networks included; None for weights from elsewhere."""
+    return _spent(row, "flops")
+
+
+def spent_images(row: Row) -> float | None:
+    """Images seen in pre-training, those of its target networks included; None for weights from elsewhere."""
+    return _spent(row, "images_seen")
+
+
+def _spent(row: Row, key: str) -> float | None:
+    made = row["pretraining"]
+    if not row["recipe"] or not made or made.get(key) is None:
+        return None
+    return made[key] + sum(target.get(key) or 0 for target in (made.get("targets") or {}).values())
+
+
+def cost_texts(line: Line) -> list[str]:
+    """Views, epochs, patches, FLOPs, time and memory of a line as text."""
+    made = [row["pretraining"] for row in line.rows if trained(row)]
+    if not made:
+        return ["–"] * 6
+    first = made[0]
+    patches = f"{first['patches_per_image']:g}"
+    if first["target_patches_encoded"]:
+        patches += f" ({first['target_patches_encoded'] / first['images_seen']:g})"
+    seconds = float(np.mean([m["wall_seconds"] for m in made]))
+    memory = max(m["peak_memory_bytes"] for m in made)
+    return [
+        line.first["views"] or "–",
+        f"{first['epochs']:g}",
+        patches,
+        f"{first['flops']:.1e}",
+        f"{seconds:.0f} s" if seconds < 6000 else f"{seconds / 3600:.1f} h",
+        f"{memory / 1e6:,.0f} MB",
+    ]
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    return float(stats.t.ppf(0.975, freedom))
+
+
+def quick_hash(value: Any) -> str:
+    """``content_hash``, remembered: rows repeat the same recipes and settings."""
+    return _hash_of(json.dumps(value, sort_keys=True))
+
+
+@lru_cache(maxsize=65536)
+def _hash_of(text: str) -> str:
+    return content_hash(json.loads(text))

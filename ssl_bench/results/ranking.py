@@ -1,0 +1,279 @@
+"""Ranks with ties: which differences between methods are more than chance, on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from ssl_bench.errors import UserError, unknown
+from ssl_bench.results.lines import Line, spent_flops, spent_images
+from ssl_bench.results.rows import Row
+
+if TYPE_CHECKING:
+    from ssl_bench.results.leaderboard import Table
+
+ALPHA = 0.05
+UNRANKED = ("diagnostics",)  # evaluators whose headline isn't better the larger it is
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+LEGEND = """\
+Rank: 1 + the number of methods that are significantly better, so methods that can't be told apart share a rank unless a
+third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds, with
+the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5 % after
+Holm's correction for all pairs of an evaluation. Evaluations marked ~ have no answer for each image; there the 95 %
+intervals are compared as independent. Diagnostics aren't ranked. Mean rank: over the evaluations, only for methods that
+have all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """The ranks of one evaluation.
+
+    Attributes:
+        evaluation: Its name.
+        ranks: For each line of the table; None without a row.
+        p: (M, M) float64, Holm's adjusted p-values; NaN without a row, 1 on the diagonal.
+        paired: Whether the tests were over per-image correctness.
+    """
+
+    evaluation: str
+    ranks: list[int | None]
+    p: np.ndarray[Any, np.dtype[np.float64]]
+    paired: bool
+
+    def text(self, index: int) -> str:
+        """The rank of a line: "2", "~2" where intervals were compared, "–" without one."""
+        rank = self.ranks[index]
+        return "–" if rank is None else f"{'' if self.paired else '~'}{rank}"
+
+
+def standings(table: Table) -> dict[str, Standing]:
+    """The ranks of a table, by evaluation."""
+    found = {}
+    for evaluation in table.evaluations:
+        rows = [line.by_evaluation.get(evaluation, []) for line in table.lines]
+        if not any(row["evaluation"]["evaluator"] in UNRANKED for members in rows for row in members):
+            found[evaluation] = _standing(evaluation, table.lines)
+    return found
+
+
+def _standing(evaluation: str, lines: Sequence[Line]) -> Standing:
+    at = [index for index, line in enumerate(lines) if evaluation in line.cells]
+    cells = [lines[index].cells[evaluation] for index in at]
+    answers = [correctness(lines[index].by_evaluation[evaluation]) for index in at]
+    right = [answer for answer in answers if answer is not None]
+    paired = len(right) == len(at)
+    raw = paired_p(right) if paired else interval_p([c.mean for c in cells], [c.half for c in cells])
+    adjusted = np.ones_like(raw)
+    upper = np.triu_indices(len(at), 1)
+    adjusted[upper] = holm(raw[upper])
+    adjusted = np.minimum(adjusted, adjusted.T)
+    means = np.array([cell.mean for cell in cells])
+    better = (means[None] > means[:, None]) & (adjusted < ALPHA)
+    ranks: list[int | None] = [None] * len(lines)
+    p = np.full((len(lines), len(lines)), np.nan)
+    p[np.ix_(at, at)] = adjusted
+    for index, count in zip(at, better.sum(1), strict=True):
+        ranks[index] = 1 + int(count)
+    return Standing(evaluation, ranks, p, paired)
+
+
+def mean_ranks(found: dict[str, Standing], lines: int) -> list[float | None]:
+    """Borda's count as a mean rank over evaluations; None for a line that misses one."""
+    ranks = [[standing.ranks[index] for standing in found.values()] for index in range(lines)]
+    return [float(np.mean([r for r in each if r])) if each and None not in each else None for each in ranks]
+
+
+def correctness(rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """(seeds, n) bool, which test images each seed has right; None where a row doesn't say or its file is missing.
+
+    Raises:
+        UserError: A file that isn't the predictions of its row.
+    """
+    answers = []
+    for row in rows:
+        name = row.values.get("predictions")
+        if name is None:
+            return None
+        path = predictions_path(row)
+        try:
+            bits = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is not a file of predictions: {error}") from error
+        n = row["metrics"][row["headline"]]["n"]
+        if bits.dtype != np.uint8 or bits.shape != (-(-n // 8),):
+            raise UserError(f"{path} has {bits.dtype} {bits.shape}, not the answers of {n} images")
+        answers.append(np.unpackbits(bits, count=n).astype(bool))
+    return np.stack(answers) if answers and len({len(answer) for answer in answers}) == 1 else None
+
+
+def predictions_path(row: Row) -> Any:
+    """The file beside a row; the name comes from a file of others and never leads out of the folder.
+
+    Raises:
+        UserError: It isn't a plain file name.
+    """
+    name = row["predictions"]
+    if not isinstance(name, str) or name != row.path.with_suffix(".npy").name:
+        raise UserError(f"{row.path}: its predictions are named {name!r}, not {row.path.with_suffix('.npy').name!r}")
+    return row.path.with_suffix(".npy")
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def paired_p(
+    answers: Sequence[np.ndarray[Any, np.dtype[np.bool_]]],
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Two-sided p-values of equal accuracy for all pairs of M methods on the same n images.
+
+    With one seed each it is McNemar's score test (McNemar 1947): (b - c) / sqrt(b + c) of the images that only one of
+    the two has right. With several, an image counts by the share of seeds that have it right, and the variance of the
+    mean over seeds is added, with Welch's and Satterthwaite's degrees of freedom.
+
+    Args:
+        answers: M arrays (seeds, n) bool; the number of seeds may differ.
+
+    Returns:
+        (M, M) float64.
+
+    Example:
+        >>> a, b = np.zeros((1, 100), bool), np.zeros((1, 100), bool)
+        >>> a[0, :16] = True
+        >>> p = paired_p([a, b])  # z = 16 / sqrt(16)
+        >>> bool(abs(p[0, 1] - 2 * stats.norm.sf(4)) < 1e-4)
+        True
+    """
+    if not answers:
+        return np.ones((0, 0))
+    share = np.stack([answer.mean(0) for answer in answers])
+    n = share.shape[1]
+    products = share @ share.T
+    squares = np.diag(products)
+    images = np.maximum(squares[:, None] + squares[None] - 2 * products, 0) / n**2  # under no difference
+    accuracy = [answer.mean(1) for answer in answers]
+    seeds = np.array([a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in accuracy])
+    freedom = np.array([max(len(a) - 1, 1) for a in accuracy])
+    variance = images + seeds[:, None] + seeds[None]
+    spread = images**2 / max(n - 1, 1) + (seeds**2 / freedom)[:, None] + (seeds**2 / freedom)[None]
+    difference = np.abs(share.mean(1)[:, None] - share.mean(1)[None])
+    tiny = variance < 1e-18  # the same answers
+    t = difference / np.sqrt(np.where(tiny, 1.0, variance))
+    p = 2 * stats.t.sf(t, np.where(tiny, 1.0, variance**2 / np.where(spread == 0, 1.0, spread)))
+    return np.where(tiny & (difference < 1e-12), 1.0, p)
+
+
+def interval_p(means: Sequence[float], halves: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Two-sided p-values for all pairs of M means whose 95 % intervals are independent: (M, M) float64."""
+    m, deviation = np.asarray(means, float), np.asarray(halves, float) / Z
+    error = np.hypot(deviation[:, None], deviation[None])
+    difference = np.abs(m[:, None] - m[None])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(difference == 0, 1.0, 2 * stats.norm.sf(difference / error))
+
+
+def holm(p: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics 6, 1979): (K,) float64.
+
+    Example:
+        >>> holm(np.array([0.04, 0.01, 0.03])).tolist()
+        [0.06, 0.03, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted
+
+
+# Which rows compete ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to show of the rows; everything when left as it is.
+
+    Args:
+        methods: Names of methods.
+        evaluations: Names of evaluations.
+        categories: Categories of methods.
+        max_flops: Of pre-training, target networks included: the equal-compute view.
+        max_images: Images seen in pre-training, likewise.
+    """
+
+    methods: Sequence[str] = ()
+    evaluations: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    max_flops: float | None = None
+    max_images: float | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self == Selection()
+
+    @property
+    def limited(self) -> bool:
+        """Whether this is an equal-compute view."""
+        return self.max_flops is not None or self.max_images is not None
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that are wanted; weights from elsewhere have no known cost and never pass a limit.
+
+        Raises:
+            UserError: A name that no row has, or nothing is left.
+        """
+        for what, wanted, present in (
+            ("method", self.methods, {row["method"] for row in rows}),
+            ("evaluation", self.evaluations, {row["evaluation"]["name"] for row in rows}),
+            ("category", self.categories, {row["category"] for row in rows if row["category"]}),
+        ):
+            for name in wanted:
+                if name not in present:
+                    raise unknown(what, name, present)
+        kept = [row for row in rows if self._keeps(row)]
+        if rows and not kept:
+            raise UserError(f"no row passes: {self.text()}")
+        return kept
+
+    def _keeps(self, row: Row) -> bool:
+        named = (
+            (not self.methods or row["method"] in self.methods)
+            and (not self.evaluations or row["evaluation"]["name"] in self.evaluations)
+            and (not self.categories or row["category"] in self.categories)
+        )
+        limits = ((self.max_flops, spent_flops), (self.max_images, spent_images))
+        return named and all(
+            limit is None or ((cost := spent(row)) is not None and cost <= limit) for limit, spent in limits
+        )
+
+    def best(self, table: Table) -> Table:
+        """In an equal-compute view the best line of each method within the limit, by the evaluation sorted by."""
+        if not self.limited:
+            return table
+        first: dict[str, Line] = {}
+        for line in table.lines:
+            first.setdefault(line.first["method"], line)
+        return replace(table, lines=list(first.values()))
+
+    def text(self) -> str:
+        """What was asked for, in words; empty for everything."""
+        parts = [
+            f"{what} {', '.join(names)}"
+            for what, names in (
+                ("methods", self.methods),
+                ("evaluations", self.evaluations),
+                ("categories", self.categories),
+            )
+            if names
+        ]
+        if self.max_flops is not None:
+            parts.append(f"the best of each method at {self.max_flops:.3g} FLOPs of pre-training or fewer")
+        if self.max_images is not None:
+            parts.append(f"the best of each method at {self.max_images:,.0f} images seen or fewer")
+        return "; ".join(parts)
