@@ -17,7 +17,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nets import masked_mean
 from ssl_bench.optim import Training
 from ssl_bench.tokenizer import Tokenizer, load_dalle
-from ssl_bench.views import View
+from ssl_bench.views import View, normalize
 
 
 class BEiT(Method):
@@ -127,12 +127,29 @@ class BEiT(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy of the codes of the masked patches (section 2.3)."""
         images, pixels = views
-        wanted = torch.full((len(images),), float(self.n_masked), device=images.device)
-        draws = partial(self.uniform, len(images))
-        mask = block_masking(wanted, self.backbone.grid_size, self.min_block, draws).flatten(1)
+        mask = self.masks(len(images))
         patches = self.backbone(images, mask=mask).patches
         logits = self.lm_head(patches[mask])
         return masked_prediction(logits, self.tokens(pixels).flatten(1)[mask])
+
+    def masks(self, batch: int) -> Tensor:
+        """(B, L) bool, blocks of masked patches (section 2.3, algorithm 1)."""
+        wanted = torch.full((batch,), float(self.n_masked), device=self.device)
+        return block_masking(wanted, self.backbone.grid_size, self.min_block, partial(self.uniform, batch)).flatten(1)
+
+    def show(self, images: Tensor) -> dict[str, Tensor]:
+        """What is masked, the image through its codes, and with the predicted codes in the masked places."""
+        sides, tokenizer = images.shape[-2:], self.frozen[0]
+        codes = self.tokens(F.interpolate(images, self.views[1].sides, mode="bicubic", antialias=True).clamp(0, 1))
+        mask = self.masks(len(images))
+        logits = self.lm_head(self.backbone(normalize(images, self.views[0]), mask=mask).patches)
+        predicted = torch.where(mask, logits.argmax(dim=2), codes.flatten(1)).view_as(codes)
+        hidden = F.interpolate(mask.view(len(images), 1, *self.backbone.grid_size).float(), sides)
+        shown = {"masked": images * (1 - hidden) + 0.5 * hidden}
+        if tokenizer.decoder is not None:  # DALL-E's released encoder comes without
+            shown["codes"] = F.interpolate(tokenizer.decode(codes), sides)
+            shown["predicted codes"] = F.interpolate(tokenizer.decode(predicted), sides)
+        return shown
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, h * stride, w * stride) in [0, 1] -> (B, h, w) int64."""

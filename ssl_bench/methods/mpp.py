@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.errors import UserError
-from ssl_bench.methods.mae import patchify
+from ssl_bench.methods.mae import patchify, unpatchify
 from ssl_bench.methods.method import Method
 from ssl_bench.optim import Training
-from ssl_bench.views import View
+from ssl_bench.views import View, denormalize, normalize
 
 CELLS = {"mean_color": 1, "color_grid": 4}  # cells of a patch's side whose colours are predicted
 
@@ -77,13 +77,11 @@ class MPP(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Prediction error over the corrupted patches: masked, swapped and unchanged alike."""
         (images,) = views
-        n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
-        noise, kind, other = self.uniform(len(images), n_patches, 3).unbind(-1)
-        chosen, mask, swap = corrupt(noise, kind, other, self.mask_ratio, self.mask_share, self.swap_share)
+        chosen, mask, swap = self.corruption(len(images))
         patches = self.backbone(images, mask=mask, swap=swap).patches
         at = chosen[..., None]
         prediction = self.head(patches.gather(1, at.expand(-1, -1, patches.shape[-1]))).float()
-        pixels = unnormalise(images, self.views[0])
+        pixels = denormalize(images.float(), self.views[0])
         if self.target == "pixels":
             target = patchify(pixels, self.backbone.patch_size)
             return {"loss": F.mse_loss(prediction, target.gather(1, at.expand_as(prediction)))}
@@ -92,6 +90,30 @@ class MPP(Method):
         logits = prediction.view(-1, 512)
         accuracy = (logits.detach().argmax(dim=1) == classes).float().mean()
         return {"loss": F.cross_entropy(logits, classes), "accuracy": accuracy}
+
+    def corruption(self, batch: int) -> Corruption:
+        """A draw for each image."""
+        n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
+        noise, kind, other = self.uniform(batch, n_patches, 3).unbind(-1)
+        return corrupt(noise, kind, other, self.mask_ratio, self.mask_share, self.swap_share)
+
+    def show(self, images: Tensor) -> dict[str, Tensor]:
+        """The predicted colours in the corrupted patches, and what stood there: mask tokens in grey, other patches."""
+        chosen, mask, swap = self.corruption(len(images))
+        grid, patch = self.backbone.grid_size, self.backbone.patch_size
+        output = self.head(self.backbone(normalize(images, self.views[0]), mask=mask, swap=swap).patches).float()
+        if self.target == "pixels":
+            predicted = unpatchify(output, patch, grid)
+        else:
+            classes = output.unflatten(2, (-1, 512)).argmax(dim=-1)
+            levels = torch.stack([classes // 64, classes // 8 % 8, classes % 8], dim=-1)
+            colors = unpatchify((levels + 0.5).flatten(2) / 8, CELLS[self.target], grid)
+            predicted = F.interpolate(colors, images.shape[-2:])
+        seen = patchify(images, patch)
+        seen = seen.gather(1, swap[..., None].expand_as(seen)).masked_fill(mask[..., None], 0.5)
+        at = torch.zeros_like(mask).scatter(1, chosen, True).view(len(images), 1, *grid)
+        hidden = F.interpolate(at.float(), images.shape[-2:])
+        return {"corrupted": unpatchify(seen, patch, grid), "predicted": torch.lerp(images, predicted, hidden)}
 
 
 class Corruption(NamedTuple):
@@ -153,9 +175,3 @@ def color_classes(pixels: Tensor, patch_size: int, cells: int = 1) -> Tensor:
     classes = 64 * level[:, 0] + 8 * level[:, 1] + level[:, 2]
     rows, columns = (side // cells for side in classes.shape[1:])
     return classes.reshape(-1, rows, cells, columns, cells).transpose(2, 3).reshape(-1, rows * columns, cells**2)
-
-
-def unnormalise(images: Tensor, view: View) -> Tensor:
-    """Normalised images (B, 3, H, W) of a view back to float32 values in [0, 1]."""
-    mean, std = (images.new_tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (view.mean, view.std))
-    return (images.float() * std + mean).clamp(0, 1)

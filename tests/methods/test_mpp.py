@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ssl_bench.backbone import Backbone
 from ssl_bench.errors import UserError
-from ssl_bench.methods.mpp import MPP, color_classes, corrupt, unnormalise
+from ssl_bench.methods.mpp import MPP, color_classes, corrupt
+from ssl_bench.views import denormalize
 
 Make = partial(Backbone, "vit_nano_patch4_16", pos_embed="learned", init="timm", mask_token=True)
 TARGETS = ("mean_color", "color_grid", "pixels")
@@ -58,7 +59,7 @@ def test_white_is_the_last_class_and_normalising_can_be_undone() -> None:
     mpp, pixels = MPP(Make()), torch.rand(2, 3, 16, 16)
     view = mpp.views[0]
     mean, std = torch.tensor(view.mean).view(3, 1, 1), torch.tensor(view.std).view(3, 1, 1)
-    torch.testing.assert_close(unnormalise((pixels - mean) / std, view), pixels, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denormalize((pixels - mean) / std, view), pixels, rtol=0, atol=1e-6)
 
 
 def test_half_of_the_patches_of_each_image_rounded_up() -> None:
