@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.nets import all_mean, ema_update
+from ssl_bench.nets import BatchNorm1d, all_mean, ema_update
 
 
 class WeightNormLinear(nn.Module):
@@ -51,17 +51,24 @@ class DINOHead(nn.Module):
         bottleneck_dim: Channels C in front of the last layer.
         out_dim: Outputs K.
         norm_last_layer: Freeze the magnitudes of the last layer at 1: outputs are cosines.
+        batch_norm: Batch norm before each GELU.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, bottleneck_dim: int, out_dim: int, norm_last_layer: bool) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        out_dim: int,
+        norm_last_layer: bool,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, bottleneck_dim),
-        )
+        layers: list[nn.Module] = []
+        for width in (in_dim, hidden_dim):
+            norm = [BatchNorm1d(hidden_dim)] if batch_norm else []
+            layers += [nn.Linear(width, hidden_dim), *norm, nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -254,9 +254,15 @@ def resolve(
             layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
             named = plan.recipe if brings_recipe else None
             recipe = load_recipe(method, named, layer, origin=f"suite {plan.name}")
-            training = replace(recipe.training, epochs=recipe.training.epochs * budget)
-            recipes.append(replace(recipe, training=training))
+            recipes.append(scaled(recipe, budget))
     return recipes
+
+
+def scaled(recipe: Recipe, budget: float) -> Recipe:
+    """A recipe, and those of its target networks, with ``budget`` times the epochs."""
+    training = replace(recipe.training, epochs=recipe.training.epochs * budget)
+    targets = {keyword: scaled(target, budget) for keyword, target in recipe.targets.items()}
+    return replace(recipe, training=training, targets=targets)
 
 
 def make_task(recipe: Recipe, splits: Splits, evaluators: dict[str, Evaluator], folder: Path) -> Task:

@@ -25,6 +25,7 @@ class DINO(Method):
         out_dim: Outputs K of the head (appendix C).
         hidden_dim: Width of the head's MLP.
         bottleneck_dim: Channels in front of the last layer.
+        batch_norm: Batch norm in the head (``main_dino.py``, --use_bn_in_head; off for ViTs).
         norm_last_layer: Freeze the magnitudes of the last layer at 1 (``main_dino.py``; off in the released ViT-S).
         student_temperature: T_s.
         teacher_temperature: T_t after its warm-up.
@@ -63,6 +64,7 @@ class DINO(Method):
         out_dim: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        batch_norm: bool = False,
         norm_last_layer: bool = True,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
@@ -82,7 +84,7 @@ class DINO(Method):
         self.warmup_teacher_temperature, self.warmup_teacher_epochs = warmup_teacher_temperature, warmup_teacher_epochs
         self.momentum, self.freeze_last_layer = momentum, freeze_last_layer
         self.crops = multicrop(backbone, n_local, local_size, global_scale, local_scale, blur_sigma)
-        self.head = DINOHead(backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer)
+        self.head = DINOHead(backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, batch_norm)
         self.teacher = Teacher(backbone, self.head)
         self.center = Center(out_dim, center_momentum)
 
