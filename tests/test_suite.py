@@ -11,8 +11,9 @@ import pytest
 from ssl_bench import suite as suite_module
 from ssl_bench.data import Splits
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.methods import BASELINES, METHODS
 from ssl_bench.results.rows import Row, read_rows
-from ssl_bench.suite import load_suite
+from ssl_bench.suite import load_suite, resolve
 
 bench = partial(suite_module.bench, jobs=1)  # what a test patches exists in this process alone
 
@@ -155,8 +156,17 @@ def test_mistakes_in_a_suite_run_nothing(folder: Path, change: tuple[str, str], 
     assert not (folder / "results").exists()
 
 
-def test_quick_suite_is_shipped() -> None:
+def test_quick_suites_are_shipped() -> None:
     assert load_suite("quick").methods == ["mae", "moco_v3"]
+    assert load_suite("quick-all").methods == [name for name in METHODS if name not in BASELINES]
+
+
+def test_budget_scales_target_networks_too() -> None:
+    suite = load_suite("quick-all")
+    (whole,) = resolve(suite, ["beit"], [0], "shapes")[3:]
+    (half,) = resolve(suite, ["beit"], [0], "shapes", 0.5)[3:]
+    assert half.training.epochs == whole.training.epochs / 2
+    assert half.targets["tokenizer"].training.epochs == whole.targets["tokenizer"].training.epochs / 2
 
 
 def test_edited_rows_are_refused(folder: Path) -> None:
