@@ -77,7 +77,7 @@ class DINOHead(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., C) float32 unit vectors."""
-        return F.normalize(self.mlp(x).float(), dim=-1)
+        return F.normalize(self.mlp(x.flatten(0, -2)).float(), dim=-1).unflatten(0, x.shape[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., K)."""
@@ -94,9 +94,16 @@ class IBOTHead(DINOHead):
     """DINO's head with a second last layer, for patches; when shared it is the first. The MLP always serves both."""
 
     def __init__(
-        self, in_dim: int, hidden_dim: int, bottleneck_dim: int, out_dim: int, norm_last_layer: bool, shared: bool
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        out_dim: int,
+        norm_last_layer: bool,
+        shared: bool,
+        batch_norm: bool = False,
     ) -> None:
-        super().__init__(in_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer)
+        super().__init__(in_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, batch_norm)
         own = WeightNormLinear(bottleneck_dim, out_dim, train_norm=not norm_last_layer)
         self.last_layer2 = self.last_layer if shared else own
 

@@ -29,6 +29,7 @@ class IBOT(Method):
         out_dim: Outputs K of both last layers (section 4).
         hidden_dim: Width of the head's MLP.
         bottleneck_dim: Channels in front of the last layers.
+        batch_norm: Batch norm in the head (``main_ibot.py``, --norm_in_head; off), over cls tokens and patches apart.
         norm_last_layer: Freeze the magnitudes of the last layers at 1 (off in the released ViT-S).
         shared_head: The student has one last layer for cls tokens and patches (appendix E; all released models).
         shared_head_teacher: So has the teacher.
@@ -66,6 +67,7 @@ class IBOT(Method):
         out_dim: int = 8192,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        batch_norm: bool = False,
         norm_last_layer: bool = False,
         shared_head: bool = True,
         shared_head_teacher: bool = True,
@@ -105,7 +107,8 @@ class IBOT(Method):
         self.pred_ratio, self.pred_ratio_var, self.pred_start_epoch = pred_ratio, pred_ratio_var, pred_start_epoch
         self.crops = multicrop(backbone, n_local, local_size, global_scale, local_scale, blur_sigma)
         nn.init.zeros_(backbone.mask_token)
-        self.head = IBOTHead(backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, shared_head)
+        widths = (backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim)
+        self.head = IBOTHead(*widths, norm_last_layer, shared_head, batch_norm)
         self.teacher = Teacher(backbone, self.head)
         if shared_head_teacher:
             self.teacher.head.last_layer2 = self.teacher.head.last_layer
