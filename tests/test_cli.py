@@ -122,3 +122,17 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_keys_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "pretrain", "moco_v3", "--keys")
     assert status == 0 and "--temperature" in out and "--base_lr" in out and "Smallest area of the crops" in out
+
+
+def test_python_functions_are_functions_whatever_was_imported_before() -> None:
+    import ssl_bench
+    import ssl_bench.convert
+    import ssl_bench.evaluate
+    import ssl_bench.pretrain
+    import ssl_bench.show
+
+    for name in ssl_bench.__all__:
+        assert callable(getattr(ssl_bench, name)), name
+    from ssl_bench.pretrain import run
+
+    assert callable(run)

@@ -46,7 +46,7 @@ def recipes_once(monkeypatch: pytest.MonkeyPatch) -> None:
             RECIPES[key] = load_recipe(method, recipe, given, origin=origin)
         return RECIPES[key]
 
-    monkeypatch.setattr("ssl_bench.convert.load_recipe", load_once)
+    monkeypatch.setattr(sys.modules["ssl_bench.convert"], "load_recipe", load_once)
 
 
 def randomise(net: nn.Module, seed: int) -> nn.Module:
