@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
