@@ -131,8 +131,24 @@ def make_parser() -> Parser:
 
     sub = command("leaderboard", run_leaderboard, "Rank the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
-    sub.add_argument("--format", type=_names, default=["md"], metavar="md,csv", help="files to write")
+    sub.add_argument("--format", type=_names, default=["md"], metavar="md,csv,html,latex", help="files to write")
     sub.add_argument("--sort", metavar="EVALUATION", help="evaluation to sort by")
+    sub.add_argument("--methods", type=_names, default=[], metavar="A,B", help="only these methods")
+    sub.add_argument("--evaluations", type=_names, default=[], metavar="A,B", help="only these evaluations")
+    sub.add_argument("--categories", type=_names, default=[], metavar="A,B", help="only these categories")
+    sub.add_argument("--max-flops", type=float, metavar="X", help="best of each method at X FLOPs or fewer")
+    sub.add_argument("--max-images", type=float, metavar="N", help="best of each method at N images seen or fewer")
+    sub.add_argument("--figures", action="store_true", help="draw figures into DIR/figures")
+    sub.add_argument("--runs", metavar="DIR", help="folder of runs, for the training curves")
+
+    sub = command("compare", run_compare, "Two rows, or two methods of a folder, side by side.")
+    sub.add_argument("a", metavar="A", help="a row file (.json), or a method of --rows")
+    sub.add_argument("b", metavar="B", help="likewise")
+    sub.add_argument("--rows", metavar="DIR", help="a folder with rows/")
+    sub.add_argument("--data", metavar="DATA", help=f"labels for wins and losses by class: {data_help}")
+
+    sub = command("check", run_check, "Whether the rows of a folder, and its leaderboard, are sound.")
+    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
     return parser
 
 
@@ -268,8 +284,24 @@ def run_show(a: argparse.Namespace) -> None:
 def run_leaderboard(a: argparse.Namespace) -> None:
     """``ssl-bench leaderboard``."""
     from ssl_bench.results.leaderboard import leaderboard
+    from ssl_bench.results.ranking import Selection
 
-    leaderboard(a.folder, formats=a.format, sort=a.sort)
+    selection = Selection(tuple(a.methods), tuple(a.evaluations), tuple(a.categories), a.max_flops, a.max_images)
+    leaderboard(a.folder, formats=a.format, sort=a.sort, selection=selection, figures=a.figures, runs=a.runs)
+
+
+def run_compare(a: argparse.Namespace) -> None:
+    """``ssl-bench compare``."""
+    from ssl_bench.results.compare import compare
+
+    compare(a.a, a.b, rows=a.rows, data=a.data)
+
+
+def run_check(a: argparse.Namespace) -> int:
+    """``ssl-bench check``."""
+    from ssl_bench.results.check import check
+
+    return 1 if check(a.folder) else 0
 
 
 def _names(text: str) -> list[str]:

@@ -2,107 +2,135 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gc
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.files import content_hash, write_atomic
+from ssl_bench.files import write_atomic
+from ssl_bench.results import ranking
+from ssl_bench.results.lines import Cell as Cell
+from ssl_bench.results.lines import Line as Line
+from ssl_bench.results.lines import cost_texts, quick_hash, seed_of, seed_values, trained
+from ssl_bench.results.lines import make_lines as make_lines
+from ssl_bench.results.lines import summarise as summarise
+from ssl_bench.results.ranking import Selection, Standing
+from ssl_bench.results.render import escape, markdown_table, plain, terminal_table
 from ssl_bench.results.rows import Row, read_rows
 
-FORMATS = ("md", "csv")
+FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
 MARKS = (
     "¹ trained with labels, or with a teacher that was. ² made by another version of its source than the present one. "
     "³ with data, weights or a teacher from elsewhere."
 )
-LEGEND = """\
+INTERVALS = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
-test images; with one seed only the latter). In brackets the difference from the untrained backbone, ▲ or ▼ where the
-two intervals don't overlap. Everything is chosen on images held out of the training set; the test split is used once.
-Patches: encoded with gradient for one image, all views together; in brackets those of a momentum encoder or teacher.
-FLOPs: matrix products of the whole pre-training. Time and memory: of one pre-training run on the device named."""
+test images; with one seed only the latter)."""
+DIFFERENCES = """\
+In brackets the difference from the untrained backbone, ▲ or ▼ where the two intervals don't overlap."""
+COSTS = """\
+Everything is chosen on images held out of the training set; the test split is used once. Patches: encoded with gradient
+for one image, all views together; in brackets those of a momentum encoder or teacher. FLOPs: matrix products of the
+whole pre-training. Time and memory: of one pre-training run on the device named."""
+LEGEND = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Mean over seeds with a 95 % interval; NaN without a value."""
-
-    mean: float
-    half: float
-    seeds: int
-    pooling: str = ""
-
-    def apart(self, other: Cell) -> bool:
-        """Whether the intervals don't overlap."""
-        return abs(self.mean - other.mean) > self.half + other.half
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Rows are many small dicts without cycles, which the garbage collector would walk through over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-@dataclass(frozen=True)
-class Line:
-    """One method under one recipe on one backbone: rows of several seeds and evaluations."""
-
-    label: str
-    rows: list[Row]
-
-    @property
-    def first(self) -> Row:
-        """A row for everything that all of them share."""
-        return self.rows[0]
-
-    def cell(self, evaluation: str, metric: str | None = None) -> Cell | None:
-        """A metric of an evaluation over the seeds; its headline unless named. None when no row has it."""
-        rows = [row for row in self.rows if row["evaluation"]["name"] == evaluation]
-        return summarise(rows, metric) if rows else None
-
-
+@_uncollected()
 def leaderboard(
     folder: str | Path,
     *,
     formats: Sequence[str] = ("md",),
     sort: str | None = None,
+    selection: Selection = Selection(),  # noqa: B008, it is frozen
+    figures: bool = False,
+    runs: str | Path | None = None,
     show: Callable[[str], None] = print,
 ) -> list[Path]:
     """Rank the rows of a folder: the Python form of ``ssl-bench leaderboard``.
 
     Args:
         folder: Has ``rows/``; the files are written beside it.
-        formats: Any of md, csv.
+        formats: Any of md, csv, html, latex.
         sort: Evaluation to sort by; linear when left out, or the last where there is none.
+        selection: Which rows; what is left of all of them is written under names that start with "selected".
+        figures: Draw the figures into ``figures/``.
+        runs: Folder of runs, for the training curves.
         show: What to do with each line of the terminal table.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: No rows, or an unknown format or evaluation.
+        UserError: No rows, or an unknown format, evaluation or name.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    tables = build(read_rows(folder), sort)
+    tables = [selection.best(table) for table in build(selection.rows(read_rows(folder)), sort)]
     if not tables:
         raise UserError(f"no rows in {folder}")
     for table in tables:
         show(table.terminal())
+        show(terminal_table("Ranks", *table.ranks(seeds=False)))
         for line in table.targets():
-            show(line)
-    show(LEGEND)
+            show(plain(line))
+    show(f"{LEGEND}\n{ranking.LEGEND}")
+    if selection.text():
+        show(f"Only {plain(selection.text())}.")
     files = []
-    if "md" in formats:
-        text = "# Leaderboard\n\n" + "\n\n".join(table.markdown() for table in tables)
-        files.append(write_atomic(Path(folder) / "LEADERBOARD.md", f"{text}\n\n{LEGEND}\n"))
-    if "csv" in formats:
-        files.append(write_atomic(Path(folder) / "leaderboard.csv", tables[0].csv(tables)))
+    prefix = "" if selection.everything else "selected-"
+    for kind in formats:
+        path = Path(folder) / f"{prefix}{FORMATS[kind]}"
+        files.append(write_atomic(path, render(kind, tables, selection.text())))
+    if figures:
+        from ssl_bench.results.figures import draw  # matplotlib takes a second
+
+        files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
     for file in files:
         show(f"wrote {file}")
     return files
+
+
+def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:
+    """A file of the leaderboard.
+
+    Args:
+        kind: Of ``FORMATS``.
+        tables: Of ``build``.
+        selected: What is shown of the rows; everything when empty.
+    """
+    if kind == "csv":
+        return Table.csv(tables)
+    if kind == "html":
+        from ssl_bench.results.html import page
+
+        return page(tables, selected)
+    if kind == "latex":
+        from ssl_bench.results.latex import latex
+
+        return latex(tables, selected)
+    only = f"Only {escape(selected)}.\n\n" if selected else ""
+    text = "\n\n".join(table.markdown() for table in tables)
+    return f"# Leaderboard\n\n{only}{text}\n\n{LEGEND}\n\n{ranking.LEGEND}\n"
 
 
 @dataclass(frozen=True)
@@ -116,61 +144,70 @@ class Table:
     @property
     def header(self) -> list[str]:
         """Column names."""
-        return [
-            "method",
-            "category",
-            *self.evaluations,
-            "seeds",
-            "views",
-            "epochs",
-            "patches",
-            "FLOPs",
-            "time",
-            "memory",
-        ]
+        costs = ["views", "epochs", "patches", "FLOPs", "time", "memory"]
+        return ["method", "category", *self.evaluations, "seeds", *costs]
+
+    @cached_property
+    def standings(self) -> dict[str, Standing]:
+        """The ranks of each evaluation."""
+        return ranking.standings(self)
+
+    @cached_property
+    def mean_ranks(self) -> list[float | None]:
+        """Mean rank of each line; None where an evaluation is missing."""
+        return ranking.mean_ranks(self.standings, len(self.lines))
+
+    @property
+    def untrained(self) -> Line | None:
+        """The line that the others are compared with."""
+        return next((line for line in self.lines if line.first["method"] == "untrained"), None)
 
     def cells(self) -> list[list[str]]:
         """The table as text."""
-        untrained = next((line for line in self.lines if line.first["method"] == "untrained"), None)
         out = []
         for line in self.lines:
-            row = [line.label + _marks(line), line.first["category"] or ""]
+            row = [line.label + line.marks, line.first["category"] or ""]
             for evaluation in self.evaluations:
-                base = untrained.cell(evaluation) if untrained and line is not untrained else None
+                base = self.untrained.cell(evaluation) if self.untrained and line is not self.untrained else None
                 row.append(_score(line.cell(evaluation), base))
-            row.append(str(len({(r["recipe"] or {}).get("seed") for r in line.rows})))
-            out.append(row + _cost(line))
+            row.append(str(len({seed_of(r) for r in line.rows})))
+            out.append(row + cost_texts(line))
         return out
+
+    def ranks(self, seeds: bool = True) -> tuple[list[str], list[list[str]], int]:
+        """Header, lines and left columns of the table of ranks, with the value of each seed; the best first."""
+        header = ["method", "mean rank"]
+        for evaluation in self.evaluations:
+            header += [f"{evaluation} rank", f"{evaluation} by seed"] if seeds else [evaluation]
+        lines = []
+        order = sorted(range(len(self.lines)), key=lambda i: (self.mean_ranks[i] or math.inf, i))
+        for index in order:
+            line, mean = self.lines[index], self.mean_ranks[index]
+            texts = [line.label + line.marks, "–" if mean is None else f"{mean:.2f}"]
+            for evaluation in self.evaluations:
+                standing = self.standings.get(evaluation)
+                texts.append(standing.text(index) if standing else "–")
+                if seeds:
+                    texts.append(seed_values(line.by_evaluation.get(evaluation, [])))
+            lines.append(texts)
+        return header, lines, 1
 
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table as RichTable
-
-        table = RichTable(title=self.title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i == 0)
-        for row in self.cells():
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        console = Console(width=width, file=io.StringIO(), force_terminal=False)
-        if width is None:
-            console.width = max(Console().width, 150)
-        console.print(table)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return terminal_table(self.title, self.header, self.cells(), 2, width)
 
     def markdown(self) -> str:
         """For a Markdown page, with the deviations and warnings below."""
-        rows = [self.header, ["---"] * 2 + ["--:"] * (len(self.header) - 2), *self.cells()]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-        notes = [f"- {line.label}: {text}" for line in self.lines for text in line.first["deviations"]]
+        notes = [f"- {escape(line.label)}: {escape(text)}" for line in self.lines for text in line.first["deviations"]]
         targets = self.targets()
-        devices = sorted({r["pretraining"]["device"] for line in self.lines for r in line.rows if _trained(r)})
-        text = f"## {self.title}\n\n{table}\n\nDevice: {'; '.join(devices) or 'none'}."
-        if any(_marks(line) for line in self.lines):
+        devices = sorted({r["pretraining"]["device"] for line in self.lines for r in line.rows if trained(r)})
+        text = f"## {escape(self.title)}\n\n{markdown_table(self.header, self.cells(), 2)}"
+        text += f"\n\nDevice: {escape('; '.join(devices)) or 'none'}."
+        if any(line.marks for line in self.lines):
             text += f" {MARKS}"
+        text += f"\n\nRanks and the value of each seed:\n\n{markdown_table(*self.ranks())}"
         if targets:
-            text += "\n\nTarget networks:\n" + "\n".join(f"- {line}" for line in targets)
+            text += "\n\nTarget networks:\n" + "\n".join(f"- {escape(line)}" for line in targets)
         return text + ("\n\nDifferences from the papers:\n" + "\n".join(notes) if notes else "")
 
     def targets(self) -> list[str]:
@@ -194,15 +231,20 @@ class Table:
         """One line for each method and evaluation, in plain numbers."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["table", "method", "category", "evaluation", "pooling", "mean", "half_interval_95", "seeds"])
+        head = ["table", "method", "category", "evaluation", "pooling", "mean", "half_interval_95", "seeds"]
+        writer.writerow([*head, "rank", "mean_rank", "values_by_seed"])
         for table in tables:
-            for line in table.lines:
-                for evaluation in table.evaluations:
-                    cell = line.cell(evaluation)
-                    if cell:
-                        numbers = [f"{cell.mean:.4f}", f"{cell.half:.4f}", cell.seeds]
-                        row = [table.title, line.label, line.first["category"], evaluation, cell.pooling, *numbers]
-                        writer.writerow([_no_formula(value) for value in row])
+            for index, line in enumerate(table.lines):
+                mean = table.mean_ranks[index]
+                for evaluation, cell in sorted(line.cells.items()):
+                    standing = table.standings.get(evaluation)
+                    numbers: list[Any] = [f"{cell.mean:.4f}", f"{cell.half:.4f}", cell.seeds]
+                    numbers += [standing.ranks[index] if standing else "", "" if mean is None else f"{mean:.4f}"]
+                    seeds = " ".join(
+                        f"{row['metrics'][row['headline']]['value']:.4f}" for row in line.by_evaluation[evaluation]
+                    )
+                    names = [table.title, line.label, line.first["category"], evaluation, cell.pooling]
+                    writer.writerow([*map(_no_formula, names), *numbers, seeds])
         return buffer.getvalue()
 
 
@@ -218,7 +260,7 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
         versions: dict[str, set[str]] = {}
         for row in members:
             e = row["evaluation"]
-            versions.setdefault(e["name"], set()).add(content_hash([e["version"], e["settings"]]))
+            versions.setdefault(e["name"], set()).add(quick_hash([e["version"], e["settings"]]))
         mixed = [name for name, kinds in versions.items() if len(kinds) > 1]
         if mixed:
             raise UserError(
@@ -237,34 +279,6 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
     return built
 
 
-def make_lines(rows: Sequence[Row]) -> list[Line]:
-    """Rows that differ only in seed and evaluation form a line; a method with two recipes has two lines."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        recipe = {k: v for k, v in (row["recipe"] or {}).items() if k not in ("seed", "hash")}
-        images = (row["pretraining"] or {}).get("fingerprint") if recipe else row["weights"]["sha256"]
-        groups.setdefault((row["method"], content_hash([recipe, images])[:6]), []).append(row)
-    names = [method for method, _ in groups]
-    return [
-        Line(method if names.count(method) == 1 else f"{method} ({key})", members)
-        for (method, key), members in groups.items()
-    ]
-
-
-def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:
-    """Mean and 95 % interval of one metric over seeds.
-
-    The half-width is sqrt(s^2 + b^2): s of Student's t over the seeds, b the mean half-width over test images.
-    """
-    metrics = [row["metrics"][metric or row["headline"]] for row in rows]
-    values = np.array([m["value"] for m in metrics])
-    images = float(np.mean([(m["high"] - m["low"]) / 2 for m in metrics]))
-    n = len(values)
-    seeds = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
-    poolings = sorted({row["evaluation"]["pooling"] for row in rows})
-    return Cell(float(values.mean()), math.hypot(seeds, images), n, "/".join(poolings))
-
-
 def _score(cell: Cell | None, untrained: Cell | None) -> str:
     if cell is None:
         return "–"
@@ -274,37 +288,6 @@ def _score(cell: Cell | None, untrained: Cell | None) -> str:
         arrow = ("▲" if difference > 0 else "▼") if cell.apart(untrained) else ""
         text += f" ({difference:+.1f}{arrow})"
     return f"{text} {cell.pooling}"
-
-
-def _cost(line: Line) -> list[str]:
-    made = [row["pretraining"] for row in line.rows if _trained(row)]
-    if not made:
-        return ["–"] * 6
-    first = made[0]
-    patches = f"{first['patches_per_image']:g}"
-    if first["target_patches_encoded"]:
-        patches += f" ({first['target_patches_encoded'] / first['images_seen']:g})"
-    seconds = float(np.mean([m["wall_seconds"] for m in made]))
-    memory = max(m["peak_memory_bytes"] for m in made)
-    return [
-        line.first["views"] or "–",
-        f"{first['epochs']:g}",
-        patches,
-        f"{first['flops']:.1e}",
-        f"{seconds:.0f} s" if seconds < 6000 else f"{seconds / 3600:.1f} h",
-        f"{memory / 1e6:,.0f} MB",
-    ]
-
-
-def _trained(row: Row) -> bool:
-    return bool(row["pretraining"] and row["pretraining"]["images_seen"])
-
-
-def _marks(line: Line) -> str:
-    flags = line.first["flags"]
-    external = any(flag.startswith("external") for flag in flags)
-    stale = any(row.stale for row in line.rows)
-    return "".join(mark for mark, shown in (("¹", "labels" in flags), ("²", stale), ("³", external)) if shown)
 
 
 def _no_formula(value: Any) -> Any:

@@ -113,8 +113,8 @@ def seed_of(row: Row) -> int | None:
 
 
 def seed_values(rows: Sequence[Row]) -> str:
-    """The headline of each seed, in the order of seeds: "23.6, 22.9, 24.1"."""
-    return ", ".join(f"{row['metrics'][row['headline']]['value']:.1f}" for row in rows)
+    """The headline of each seed, in the order of seeds: "23.6, 22.9, 24.1"; "–" without one."""
+    return ", ".join(f"{row['metrics'][row['headline']]['value']:.1f}" for row in rows) or "–"
 
 
 def trained(row: Row) -> bool:

@@ -218,7 +218,7 @@ def how_to_fill(wanted: Target) -> str:
     if file:
         steps.append(
             f"ssl-bench convert {file.split(' of ')[0]} --method {wanted.method} --backbone {wanted.backbone} "
-            f"--data {wanted.data} --out encoder.pt"
+            f"--pretrained-on {wanted.data} --out encoder.pt"
         )
     if not isinstance(run, str):
         steps.append(f"ssl-bench pretrain {run.arguments}")

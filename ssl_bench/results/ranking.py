@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +23,12 @@ ALPHA = 0.05
 UNRANKED = ("diagnostics",)  # evaluators whose headline isn't better the larger it is
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 LEGEND = """\
-Rank: 1 + the number of methods that are significantly better, so methods that can't be told apart share a rank unless a
-third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds, with
-the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5 % after
-Holm's correction for all pairs of an evaluation. Evaluations marked ~ have no answer for each image; there the 95 %
-intervals are compared as independent. Diagnostics aren't ranked. Mean rank: over the evaluations, only for methods that
-have all of them."""
+Rank: 1 + the number of methods that are significantly better, so methods that can't be told apart share a rank unless
+a third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds,
+with the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5
+% after Holm's correction for all pairs of an evaluation. Evaluations marked ~ have no answer for each image; there
+the 95 % intervals are compared as independent. Diagnostics aren't ranked. Mean rank: over the evaluations, only for
+methods that have all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,21 +101,30 @@ def correctness(rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.bool_]] | No
         name = row.values.get("predictions")
         if name is None:
             return None
-        path = predictions_path(row)
+        path, n = predictions_path(row), row["metrics"][row["headline"]]["n"]
         try:
-            bits = np.load(path, allow_pickle=False)
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is not a file of predictions: {error}") from error
-        n = row["metrics"][row["headline"]]["n"]
-        if bits.dtype != np.uint8 or bits.shape != (-(-n // 8),):
-            raise UserError(f"{path} has {bits.dtype} {bits.shape}, not the answers of {n} images")
+        header = _header(-(-n // 8))
+        if not content.startswith(header) or len(content) != len(header) + -(-n // 8):
+            raise UserError(
+                f"{path} is not the answers of {n} images: {-(-n // 8)} bytes of np.packbits, as np.save writes"
+            )
+        bits = np.frombuffer(content, np.uint8, offset=len(header))
         answers.append(np.unpackbits(bits, count=n).astype(bool))
     return np.stack(answers) if answers and len({len(answer) for answer in answers}) == 1 else None
 
 
-def predictions_path(row: Row) -> Any:
+@cache
+def _header(size: int) -> bytes:
+    """What ``np.save`` writes before ``size`` bytes. To compare it takes a tenth of the time of ``np.load``."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(size, np.uint8))
+    return buffer.getvalue()[:-size]
+
+
+def predictions_path(row: Row) -> Path:
     """The file beside a row; the name comes from a file of others and never leads out of the folder.
 
     Raises:

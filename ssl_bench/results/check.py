@@ -1,0 +1,216 @@
+"""Whether the rows of a folder are what they say, and whether its leaderboard is theirs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_bench.errors import UserError
+from ssl_bench.files import content_hash
+from ssl_bench.results.leaderboard import FORMATS, build, render
+from ssl_bench.results.lines import quick_hash
+from ssl_bench.results.ranking import correctness, predictions_path
+from ssl_bench.results.render import plain
+from ssl_bench.results.rows import Row, origin
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "null": type(None),
+}
+
+
+def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str]:
+    """Check a folder of rows: the Python form of ``ssl-bench check``.
+
+    Args:
+        folder: Has ``rows/``.
+        show: What to do with each line of the report.
+
+    Returns:
+        What is wrong, one line each. Rows of a former version of the source are named, but not wrong.
+
+    Raises:
+        UserError: No such folder.
+    """
+    place = Path(folder) / "rows"
+    if not place.is_dir():
+        raise UserError(f"no rows in {folder}: expected {place}/*.json")
+    rows, problems, notes = [], [], []
+    for path in sorted(place.glob("*.json")):
+        row, found = _read(path)
+        problems += [f"{path.name}: {text}" for text in found]
+        if row is not None:
+            rows.append(row)
+    problems += [*_together(rows), *_orphans(place, rows)]
+    stale = [row.path.name for row in rows if row.stale]
+    notes += [f"{name}: made by another version of its source than the present one" for name in stale]
+    if not problems:
+        wrong, said = _generated(Path(folder), rows)
+        problems, notes = problems + wrong, notes + said
+    for text in [*notes, *problems]:
+        show(plain(text))
+    show(f"{len(rows)} rows, {len(problems)} problems, {len(stale)} stale")
+    return problems
+
+
+# One row --------------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[Row | None, list[str]]:
+    """A row and what is wrong with it; None where the rest can't be looked at."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        return None, [f"not JSON: {error}"]
+    found = list(violations(values, schema()))
+    if found:
+        return None, found
+    row = Row(path, values)
+    problems = []
+    without = {key: value for key, value in values.items() if key != "checksum"}
+    if content_hash(without)[:16] != values["checksum"]:
+        problems.append("edited after it was written: its checksum is another")
+    if identify(values) != values["id"]:
+        problems.append(f"its id should be {identify(values)}: it doesn't follow from recipe, evaluation and data")
+    if not path.stem.endswith(f"-{values['id']}"):
+        problems.append(f"its name doesn't end in its id, {values['id']}")
+    return row, [*problems, *_metrics(row), *_predictions(row)]
+
+
+def identify(row: Mapping[str, Any]) -> str:
+    """The id that follows from how the encoder was made and how it was judged, as ``row_id`` computes it."""
+    recipe, judged = row["recipe"], row["evaluation"]
+    made = {key: value for key, value in (recipe or {}).items() if key != "hash"}
+    encoder = (
+        origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
+        if recipe
+        else {"weights": row["weights"]["sha256"]}
+    )
+    protocol = {key: judged[key] for key in ("name", "version", "settings")}
+    prints = [judged["fingerprints"]["train"], judged["fingerprints"]["test"]]
+    return content_hash({"encoder": encoder, "evaluation": protocol, "data": prints})[:16]
+
+
+def _metrics(row: Row) -> Iterator[str]:
+    if row["headline"] not in row["metrics"]:
+        yield f"no metric {row['headline']!r}, its headline"
+    for name, metric in row["metrics"].items():
+        if not metric["low"] <= metric["value"] <= metric["high"]:
+            yield f"{name} = {metric['value']} lies outside its interval, {metric['low']} to {metric['high']}"
+
+
+def _predictions(row: Row) -> Iterator[str]:
+    metric = row["metrics"].get(row["headline"])
+    if row["predictions"] is None or metric is None:
+        return
+    try:
+        answers = correctness([row])
+        if answers is None:
+            yield f"its predictions, {predictions_path(row).name}, are missing"
+            return
+    except UserError as error:
+        yield str(error)
+        return
+    value = 100 * float(np.mean(answers))
+    if abs(value - metric["value"]) > 1e-5:
+        yield f"its predictions are right for {value:.4f} %, it says {metric['value']:.4f} %"
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a row."""
+    return json.loads((Path(__file__).parent / "row.schema.json").read_text())
+
+
+def violations(value: Any, rule: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Where a value breaks a JSON schema; knows the keywords that ours uses.
+
+    Example:
+        >>> list(violations({"a": "x"}, {"required": ["b"], "properties": {"a": {"type": "number"}}}))
+        ["the row has no 'b'", "a is 'x', not of type number"]
+    """
+    name = where or "the row"
+    if "const" in rule and value != rule["const"]:
+        yield f"{name} is {_short(value)}, not {rule['const']!r}"
+    kinds = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
+    if kinds and not any(_is(value, kind) for kind in kinds):
+        yield f"{name} is {_short(value)}, not of type {' or '.join(kinds)}"
+        return
+    if isinstance(value, str) and "pattern" in rule and not re.search(rule["pattern"], value):
+        yield f"{name} is {_short(value)}, which doesn't match {rule['pattern']}"
+    if isinstance(value, int | float) and not rule.get("minimum", -math.inf) <= value <= rule.get("maximum", math.inf):
+        yield f"{name} is {value}, out of range"
+    if isinstance(value, list) and "items" in rule:
+        for index, item in enumerate(value):
+            yield from violations(item, rule["items"], f"{where}[{index}]")
+    if isinstance(value, dict):
+        yield from (f"{name} has no {key!r}" for key in rule.get("required", ()) if key not in value)
+        others = rule.get("additionalProperties", True)
+        for key, item in value.items():
+            inner = rule.get("properties", {}).get(key, others)
+            if inner is False:
+                yield f"unknown key {_short(key)}" + (f" in {where}" if where else "")
+            elif isinstance(inner, dict):
+                yield from violations(item, inner, f"{where}.{key}" if where else str(key))
+
+
+def _is(value: Any, kind: str) -> bool:
+    if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
+        return False
+    return isinstance(value, TYPES[kind])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+def _together(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that don't belong together: of one id, or of several versions of an evaluation."""
+    ids: dict[str, str] = {}
+    kinds: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row in rows:
+        judged = row["evaluation"]
+        other = ids.setdefault(row["id"], row.path.name)
+        if other != row.path.name:
+            yield f"{row.path.name}: has the id of {other}"
+        column = (judged["name"], judged["data"], row["backbone"]["name"], *judged["fingerprints"].values())
+        kind = f"version {judged['version']}, settings {quick_hash(judged['settings'])[:6]}"
+        kinds.setdefault(column, {}).setdefault(kind, []).append(row.path.name)
+    for column, found in kinds.items():
+        if len(found) > 1:
+            counts = "; ".join(f"{kind}: {len(names)} rows, e.g. {names[0]}" for kind, names in sorted(found.items()))
+            yield f"{column[0]} on {column[1]} comes from several versions or settings ({counts})"
+
+
+def _orphans(place: Path, rows: Sequence[Row]) -> Iterator[str]:
+    known = {row["predictions"] for row in rows} | {path.with_suffix(".npy").name for path in place.glob("*.json")}
+    yield from (f"{path.name}: predictions of no row" for path in sorted(place.glob("*.npy")) if path.name not in known)
+
+
+def _generated(folder: Path, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Problems and notes about the files written from the rows."""
+    page = folder / FORMATS["md"]
+    if not page.is_file():
+        return [], [f"no {page.name}: `ssl-bench leaderboard {folder}` writes it"]
+    tables = build(rows)
+    problems = []
+    for kind, name in FORMATS.items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() != render(kind, tables).encode():
+            problems.append(f"{name} is out of date with its rows: `ssl-bench leaderboard {folder} --format {kind}`")
+    return problems, []

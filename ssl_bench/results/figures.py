@@ -1,0 +1,297 @@
+"""Figures of a leaderboard, from rows and logs alone; the same rows give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ssl_bench.errors import UserError
+from ssl_bench.files import write_atomic
+from ssl_bench.results.lines import spent_flops
+from ssl_bench.results.plotting import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    STYLE,
+    add_legend,
+    axis_label,
+    cliques,
+    colour_of,
+    draw_curves,
+    drawable,
+    interval,
+    mark,
+    new_axes,
+    pareto,
+    slug,
+)
+from ssl_bench.results.ranking import ALPHA
+from ssl_bench.results.render import plain
+
+if TYPE_CHECKING:
+    from ssl_bench.results.leaderboard import Table
+
+Drawn = Figure | str  # a figure, or why there is none
+
+
+def draw(
+    tables: Sequence[Table], folder: Path, runs: str | Path | None = None, show: Callable[[str], None] = print
+) -> list[Path]:
+    """Write every figure that has its data as .svg and .png, and name the others.
+
+    Args:
+        tables: Of ``build``; with several, the file names carry the data and the backbone.
+        folder: Where to write.
+        runs: Folder of runs with ``log.jsonl``, for the training curves.
+        show: What to do with the lines about figures left out.
+    """
+    files = []
+    with matplotlib.rc_context(STYLE):
+        for number, table in enumerate(tables, start=1):
+            suffix = f"-{number}-{slug(table.title)}" if len(tables) > 1 else ""
+            for name, figure in FIGURES.items():
+                files += _save(figure(table), folder, name + suffix, show)
+        files += _save(training_curves(runs), folder, "training", show)
+    return files
+
+
+def _save(drawn: Drawn, folder: Path, name: str, show: Callable[[str], None]) -> list[Path]:
+    if isinstance(drawn, str):
+        show(f"no figure {name}: {drawn}")
+        return []
+    files = []
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, format=kind, dpi=200, metadata=metadata, bbox_inches="tight")
+        files.append(write_atomic(folder / f"{name}.{kind}", buffer.getvalue()))
+    return files
+
+
+# The figures ----------------------------------------------------------------------------------------------------------
+
+
+def compute(table: Table) -> Drawn:
+    """Accuracy against FLOPs of pre-training, with the Pareto front of the methods without labels."""
+    evaluation = _main(table)
+    points = [
+        (index, flops, line.cells[evaluation])
+        for index, line in enumerate(table.lines)
+        if evaluation in line.cells and (flops := spent_flops(line.first))
+    ]
+    if not points:
+        return "no row says what its pre-training cost"
+    figure, axes = new_axes()
+    for index, flops, cell in points:
+        mark(axes, table, index, flops, cell.mean, yerr=cell.half)
+    front = pareto([(flops, cell.mean) for index, flops, cell in points if not table.lines[index].labelled])
+    if front:
+        reach = [*front, (max(flops for _, flops, _ in points) * 1.05, front[-1][1])]
+        axes.step(
+            *zip(*reach, strict=True),
+            where="post",
+            color="0.45",
+            linewidth=1,
+            zorder=0,
+            label="Pareto front, no labels",
+        )
+    for line in table.lines:
+        style = {"untrained": "--", "raw_pixels": ":"}.get(line.first["method"])
+        if style and evaluation in line.cells:
+            label = f"{drawable(line.label)} (free)"
+            axes.axhline(line.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
+    axes.set(
+        xscale="log", xlabel="FLOPs of pre-training, target networks included", ylabel=axis_label(table, evaluation)
+    )
+    return add_legend(figure, axes, table)
+
+
+def ranks(table: Table) -> Drawn:
+    """The main evaluation's means with 95 % intervals; bars on the right join methods that can't be told apart."""
+    evaluation = _main(table)
+    standing = table.standings.get(evaluation)
+    order = [i for i, line in enumerate(table.lines) if evaluation in line.cells]
+    order.sort(key=lambda i: -table.lines[i].cells[evaluation].mean)
+    if standing is None or len(order) < 2:
+        return "fewer than two methods to rank"
+    figure, axes = new_axes(height=0.9 + 0.3 * len(order))
+    for place, index in enumerate(order):
+        cell = table.lines[index].cells[evaluation]
+        mark(axes, table, index, cell.mean, place, xerr=cell.half)
+        for row in table.lines[index].by_evaluation[evaluation]:
+            value = row["metrics"][row["headline"]]["value"]
+            axes.plot(value, place, marker="|", color="0.35", markersize=8, linestyle="none", zorder=1)
+    bars = cliques(order, [[standing.p[i, j] >= ALPHA for j in order] for i in order])
+    for at, (first, last) in enumerate(bars):
+        x = 1.03 + 0.025 * at
+        axes.plot(
+            [x, x], [first - 0.2, last + 0.2], color="0.2", transform=axes.get_yaxis_transform(), clip_on=False, lw=2
+        )
+    names = [f"{standing.ranks[i]}  {drawable(table.lines[i].label + table.lines[i].marks)}" for i in order]
+    axes.set_yticks(range(len(order)), names)
+    axes.set(xlabel=axis_label(table, evaluation), ylim=(len(order) - 0.4, -0.6))
+    how = "rank, method; ticks: seeds; bars on the right: no significant difference (Holm)"
+    figure.suptitle(f"{drawable(table.title)}\n{how}", fontsize=8, x=0.01, ha="left")
+    return figure
+
+
+def neighbours(table: Table) -> Drawn:
+    """k-NN accuracy over k at the headline's temperature."""
+    curves: dict[int, list[tuple[float, float, float]]] = {}
+    for index, line in enumerate(table.lines):
+        rows = line.by_evaluation.get("knn", [])
+        for metric in rows[0]["metrics"] if rows else ():
+            match = re.fullmatch(r"top1@k=(\d+),T=([\d.]+)", metric)
+            if match and float(match[2]) == rows[0]["evaluation"]["chosen"]["headline_temperature"]:
+                curves.setdefault(index, []).append((float(match[1]), *interval(line, "knn", metric)))
+    if not any(len(curve) > 1 for curve in curves.values()):
+        return "no k-NN row has several k"
+    figure, axes = draw_curves(table, curves)
+    axes.set(xscale="log", xlabel="neighbours k", ylabel="k-NN accuracy, %")
+    ticks = sorted({k for curve in curves.values() for k, _, _ in curve})
+    axes.set_xticks(ticks, [f"{k:g}" for k in ticks], minor=False)
+    axes.minorticks_off()
+    return add_legend(figure, axes, table)
+
+
+def agreement(table: Table) -> Drawn:
+    """Linear, or fine-tuning where there is such a row, against k-NN."""
+    other = next((name for name in ("finetune", "linear", "logistic") if name in table.evaluations), "")
+    both = [i for i, line in enumerate(table.lines) if {"knn", other} <= set(line.cells)]
+    if len(both) < 2:
+        return "fewer than two methods with both k-NN and linear rows"
+    figure, axes = new_axes()
+    for index in both:
+        x, y = (table.lines[index].cells[name] for name in ("knn", other))
+        mark(axes, table, index, x.mean, y.mean, xerr=x.half, yerr=y.half)
+    ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
+    axes.plot(ends, ends, color="0.6", linewidth=0.8, zorder=0, label="equal")
+    axes.set(xlabel=axis_label(table, "knn"), ylabel=axis_label(table, other))
+    return add_legend(figure, axes, table)
+
+
+def label_efficiency(table: Table) -> Drawn:
+    """Accuracy against the share of labelled images."""
+    curves: dict[int, list[tuple[float, float, float]]] = {}
+    for index, line in enumerate(table.lines):
+        found: dict[float, tuple[float, float]] = {}
+        for name, rows in line.by_evaluation.items():
+            if rows[0]["evaluation"]["evaluator"] == "lowshot":
+                for metric in rows[0]["metrics"]:
+                    if match := re.fullmatch(r"top1@([\d.]+)%", metric):
+                        found[float(match[1])] = interval(line, name, metric)
+        if len(found) > 1:
+            curves[index] = [(share, *found[share]) for share in sorted(found)]
+    if not curves:
+        return "no row with several shares of labels (label-efficiency, lowshot)"
+    figure, axes = draw_curves(table, curves)
+    axes.set(xscale="log", xlabel="training images with a label, %", ylabel="accuracy, %")
+    ticks = sorted({share for curve in curves.values() for share, _, _ in curve})
+    axes.set_xticks(ticks, [f"{share:g}" for share in ticks])
+    axes.minorticks_off()
+    return add_legend(figure, axes, table)
+
+
+def factors(table: Table) -> Drawn:
+    """What a linear map reads off the features: R² or accuracy for each factor."""
+    lines = [i for i, line in enumerate(table.lines) if "factors" in line.by_evaluation]
+    names = list(
+        dict.fromkeys(
+            metric for i in lines for metric in table.lines[i].by_evaluation["factors"][0]["metrics"] if "/" in metric
+        )
+    )
+    if not names:
+        return "no row of factors"
+    figure, axes = new_axes(height=1.2 + 0.34 * len(names))
+    for index in lines:
+        line = table.lines[index]
+        step = 0.6 * (lines.index(index) / max(len(lines) - 1, 1) - 0.5)
+        at = [
+            (place, *interval(line, "factors", name)) for place, name in enumerate(names) if line.cell("factors", name)
+        ]
+        place, mean, half = np.array(at).T
+        mark(axes, table, index, mean, place + step, xerr=half)
+    axes.set_yticks(
+        range(len(names)), [drawable(name.replace("/r2", ", R²").replace("/top1", ", accuracy")) for name in names]
+    )
+    axes.set(xlabel="R² or accuracy, %", ylim=(len(names) - 0.5, -0.5))
+    return add_legend(figure, axes, table)
+
+
+def training_curves(runs: str | Path | None) -> Drawn:
+    """Loss and online k-NN of each run over the training.
+
+    Raises:
+        UserError: No such folder.
+    """
+    if runs is None:
+        return "no folder of runs given"
+    if not Path(runs).is_dir():
+        raise UserError(f"no such folder of runs: {runs}")
+    logs = {path.parent.name: _log(path) for path in sorted(Path(runs).glob("*/log.jsonl"))}
+    logs = {name: points for name, points in logs.items() if points}
+    if not logs:
+        return f"no log.jsonl with points in {plain(str(runs))}/*"
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    kinds = list(dict.fromkeys(_method(name) for name in logs))
+    for name, points in logs.items():
+        at = kinds.index(_method(name))
+        first = name == next(other for other in logs if _method(other) == _method(name))
+        last = max(point["step"] for point in points)
+        for axes, key in zip(panels, ("loss", "knn"), strict=True):
+            curve = [(100 * p["step"] / last, p[key]) for p in points if math.isfinite(p.get(key, math.nan))]
+            if curve:
+                relative = [(x, y / abs(curve[0][1] or 1)) for x, y in curve] if key == "loss" else curve
+                axes.plot(
+                    *zip(*relative, strict=True),
+                    color=colour_of(at),
+                    linestyle=DASHES[at // len(COLOURS) % len(DASHES)],
+                    marker=MARKERS[at % len(MARKERS)],
+                    markevery=max(1, len(curve) // 6),
+                    markersize=4,
+                    label=drawable(_method(name)) if first else None,
+                )
+    panels[0].set(xlabel="training, %", ylabel="loss, first point = 1")
+    panels[1].set(xlabel="training, %", ylabel="online k-NN on held-out images, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Table], Drawn]] = {
+    "compute": compute,
+    "ranks": ranks,
+    "knn-over-k": neighbours,
+    "agreement": agreement,
+    "label-efficiency": label_efficiency,
+    "factors": factors,
+}
+
+
+def _main(table: Table) -> str:
+    return next((name for name in ("linear", "knn") if name in table.evaluations), table.evaluations[0])
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    points = []
+    for line in path.read_text().splitlines():
+        try:
+            point = json.loads(line)
+        except ValueError:  # the last line of a run that is being written
+            continue
+        if isinstance(point, dict) and isinstance(point.get("step"), int) and point["step"] > 0:
+            points.append(point)
+    return points
+
+
+def _method(run: str) -> str:
+    """The method of a run folder's name, METHOD-DATA-SEED-HASH."""
+    return run.rsplit("-", 3)[0]

@@ -1,0 +1,94 @@
+"""Whole rows, as `ssl-bench check` wants them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssl_bench.files import content_hash
+from ssl_bench.results.check import identify
+from ssl_bench.results.rows import Row
+
+AddRow = Callable[..., Row]
+
+
+def merged(value: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys replaced."""
+    out = dict(value)
+    for key, item in change.items():
+        out[key] = merged(out[key], item) if isinstance(item, dict) and isinstance(out.get(key), dict) else item
+    return out
+
+
+@pytest.fixture
+def add_row(tmp_path: Path) -> AddRow:
+    """Writes a row of a method, a seed and an evaluation, with its predictions, into ``tmp_path``."""
+
+    def add(method: str, seed: int, answers: Any, name: str = "linear", **changes: Any) -> Row:
+        answers = np.asarray(answers, bool)
+        backbone = {"name": "vit_micro_patch8_32", "drop_path": 0.0}
+        recipe = {"method": method, "backbone": backbone, "seed": seed, "training": {"epochs": 2.0}, "settings": {}}
+        value = 100 * float(answers.mean())
+        row: dict[str, Any] = {
+            "schema": 1,
+            "suite": "test",
+            "method": method,
+            "paper": None,
+            "category": "contrastive",
+            "backbone": {**backbone, "parameters": 10},
+            "recipe": {"hash": content_hash(recipe)[:16], **recipe},
+            "views": "2x32",
+            "pretraining": {
+                "data": "shapes",
+                "fingerprint": "f" * 64,
+                "epochs": 2.0,
+                "images_seen": 1000,
+                "patches_per_image": 32.0,
+                "target_patches_encoded": 0,
+                "flops": 1e9,
+                "wall_seconds": 5.0,
+                "peak_memory_bytes": 10**8,
+                "device": "cpu",
+            },
+            "evaluation": {
+                "name": name,
+                "evaluator": name,
+                "version": 1,
+                "settings": {},
+                "pooling": "mean",
+                "data": "shapes",
+                "fingerprints": {"train": "a", "test": "b"},
+                "images": {"train": 10, "dev": 1, "test": answers.size},
+                "split": "test",
+                "selected_on": "dev",
+                "chosen": {},
+                "precision": "32-true",
+            },
+            "metrics": {"top1": {"value": value, "n": answers.size, "low": value - 3, "high": value + 3}},
+            "headline": "top1",
+            "predictions": "",
+            "reported": None,
+            "flags": [],
+            "deviations": [],
+            "weights": {"sha256": "c" * 64, "loaded_percent": 100.0},
+            "code": {"package": "0", "commit": None, "method_source": None, "evaluator_source": None},
+            "made": {"time": "now", "torch": "2", "timm": "1", "faiss": "1"},
+        }
+        row = json.loads(json.dumps(merged(row, changes)))
+        row["id"] = identify(row)
+        path = tmp_path / "rows" / f"row-{row['id']}.json"
+        if row["predictions"] == "":
+            row["predictions"] = path.with_suffix(".npy").name
+        row["checksum"] = content_hash(row)[:16]
+        path.parent.mkdir(exist_ok=True)
+        if row["predictions"] is not None:
+            np.save(path.with_suffix(".npy"), np.packbits(answers))
+        path.write_text(json.dumps(row))
+        return Row.read(path)
+
+    return add
