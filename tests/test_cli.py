@@ -37,7 +37,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("what", ["methods", "evaluations", "datasets", "backbones", "suites"])
+@pytest.mark.parametrize("what", ["methods", "evaluations", "datasets", "backbones", "suites", "tables"])
 def test_lists(capsys: pytest.CaptureFixture[str], what: str) -> None:
     status, out, _ = run(capsys, "list", what, "--json")
     rows = json.loads(out)
@@ -95,7 +95,12 @@ def test_pretrain_evaluate_leaderboard_on_a_folder(
     status, out, _ = run(capsys, "leaderboard", "rows", "--format", "md,csv")
     assert status == 0 and "mae" in out and Path("rows/leaderboard.csv").exists()
     status, _, err = run(capsys, "leaderboard", "rows", "--format", "pdf")
-    assert status == 2 and "csv, md" in err
+    assert status == 2 and "csv, html, latex, md" in err
+    status, out, _ = run(capsys, "leaderboard", "rows", "--format", "md,html", "--max-images", "1e9")
+    assert status == 0 and Path("rows/selected-leaderboard.html").exists()
+    assert run(capsys, "check", "rows")[0] == 0
+    status, _, err = run(capsys, "compare", "mae", "mea", "--rows", "rows")
+    assert status == 2 and "did you mean 'mae'" in err
 
 
 def test_unreadable_images_stop_before_training(
@@ -136,3 +141,12 @@ def test_python_functions_are_functions_whatever_was_imported_before() -> None:
     from ssl_bench.pretrain import run
 
     assert callable(run)
+
+
+def test_tables_and_their_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "table", "survey")
+    assert status == 0 and "iBOT" in out and "78.2" in out
+    status, out, _ = run(capsys, "reproduce", "mae", "--dry-run", "--device", "cpu")
+    assert status == 0 and "vit_base_in1k" in out
+    status, _, err = run(capsys, "table", "surwey")
+    assert status == 2 and "did you mean 'survey'" in err
