@@ -134,7 +134,7 @@ class CLIP(Method):
             batch = torch.stack([resize_crop(images.images[int(i)], size) for i in rows]).to(self.device)
             features = self.projection(self.backbone(eval_images(batch, size)).cls)
             correct.append((features @ texts.T).argmax(dim=1).cpu() == images.labels[rows])
-        return {"zero_shot_top1_train": 100 * torch.cat(correct).float().mean().item()}
+        return {"zero_shot_top1_train": round(100 * torch.cat(correct).float().mean().item(), 2)}
 
 
 def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:

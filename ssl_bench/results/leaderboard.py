@@ -216,7 +216,7 @@ class Table:
         for line in self.lines:
             spent = line.first["pretraining"] or {}
             for keyword, target in spent.get("targets", {}).items():
-                facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in target["facts"].items())
+                facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in target["facts"].items())
                 said.append(
                     f"{line.label}: {keyword} {target['method']}, trained on the same images in "
                     f"{target['wall_seconds']:.0f} s and {target['flops']:.1e} FLOPs, which come on top; {facts}"
