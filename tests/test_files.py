@@ -36,5 +36,5 @@ def test_content_hash_is_sensitive() -> None:
 def test_unknown_names_list_the_shipped_ones() -> None:
     with pytest.raises(UserError, match="unknown suite 'quik': did you mean 'quick'"):
         find_yaml("results", "quik", "{}/suite.yaml")
-    with pytest.raises(UserError, match=r"unknown evaluation 'kn'.*knn, linear"):
+    with pytest.raises(UserError, match=r"unknown evaluation 'kn': did you mean 'knn'.*knn-lightly.*linear"):
         find_yaml("evaluations", "kn")
