@@ -154,40 +154,9 @@ def make_parser() -> Parser:
 
 def run_list(a: argparse.Namespace) -> None:
     """``ssl-bench list``."""
-    rows: dict[str, dict[str, Any]] = {}
-    if a.what == "methods":
-        from ssl_bench.methods import METHODS
-        from ssl_bench.recipe import recipe_names
+    from ssl_bench.catalogue import catalogue
 
-        for name, cls in METHODS.items():
-            rows[name] = {"category": cls.category, "paper": cls.paper, "recipes": recipe_names(name)}
-    elif a.what == "datasets":
-        from ssl_bench.data import DATASETS
-
-        rows = {name: {"description": text} for name, text in DATASETS.items()}
-    elif a.what == "backbones":
-        from ssl_bench.backbone import SIZES
-
-        for name, (dim, depth, heads) in SIZES.items():
-            rows[f"{name}_patch{{P}}_{{IMAGE}}"] = {"width": dim, "blocks": depth, "heads": heads}
-    elif a.what == "evaluations":
-        from ssl_bench.evaluate import load_evaluator
-        from ssl_bench.files import shipped
-
-        for path in sorted(shipped("evaluations").glob("*.yaml")):
-            evaluator = load_evaluator(path.stem)
-            rows[path.stem] = {"version": evaluator.version, **evaluator.settings()}
-    elif a.what == "tables":
-        from ssl_bench.results.tables import list_tables
-
-        rows = list_tables()
-    else:
-        from ssl_bench.files import shipped
-        from ssl_bench.suite import load_suite
-
-        for path in sorted(shipped("results").glob("*/suite.yaml")):
-            suite = load_suite(path.parent.name)
-            rows[suite.name] = {"description": suite.description, "data": suite.data, "backbone": suite.backbone}
+    rows = catalogue(a.what)
     if a.json:
         print(json.dumps(rows, indent=1))
         return
@@ -205,7 +174,7 @@ def run_pretrain(a: argparse.Namespace) -> None:
 
         print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
         return
-    from ssl_bench.pretrain import pretrain
+    from ssl_bench.pretrain import is_first, pretrain
     from ssl_bench.recipe import parse_overrides
 
     target = pretrain(
@@ -219,7 +188,7 @@ def run_pretrain(a: argparse.Namespace) -> None:
         out=a.out,
         skip_unreadable=a.skip_unreadable,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(target)
 
 

@@ -69,8 +69,7 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
     target = folder / "encoder.pt"
     if target.exists():
         return target
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of one run
-    with locked(folder) if first else contextlib.nullcontext():
+    with locked(folder) if is_first() else contextlib.nullcontext():
         if not target.exists():  # another process may have made it meanwhile
             _make(recipe, data, folder, target)
     if process()[1] > 1:
@@ -91,7 +90,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
     if recipe.cls.trains:
         cost = train(method, recipe, images, (fit, dev), folder)
         facts = method.finish(images)
-    if process()[0] != 0:
+    if not is_first():
         return
     encoder: Any = method.encoder
     about = {
@@ -207,6 +206,11 @@ def train(
         "precision": precision,
         "final_loss": float(method.scalars["loss"].detach()),
     }
+
+
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first that `torchrun` has started: the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _launched() -> dict[str, Any]:

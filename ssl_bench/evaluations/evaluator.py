@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ssl_bench.data import ImageSet
 
 
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
 class Encoder(Protocol):
     """All that an evaluator of frozen features knows about a model."""
 
@@ -216,7 +219,7 @@ def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
     """
     n = len(correct)
     p = float(np.mean(correct))
-    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+    z = Z
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))  # p = 0 or 1 exactly, despite rounding

@@ -10,10 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ssl_bench.evaluations.evaluator import Metric
+from ssl_bench.evaluations.evaluator import Metric, Z
 
 GROUPS = 20  # of the jackknife: enough for a t quantile of 2.09, few enough to compute any statistic that often
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 def jackknife_groups(n: int, seed: int = 0) -> Tensor:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.errors import UserError
-from ssl_bench.files import content_hash
 from ssl_bench.results.leaderboard import FORMATS, build, render
 from ssl_bench.results.lines import quick_hash
 from ssl_bench.results.ranking import correctness, predictions_path
 from ssl_bench.results.render import plain
-from ssl_bench.results.rows import Row, origin
+from ssl_bench.results.rows import Row, checksum_of, identify, origin
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -78,17 +77,16 @@ def _read(path: Path) -> tuple[Row | None, list[str]]:
         return None, found
     row = Row(path, values)
     problems = []
-    without = {key: value for key, value in values.items() if key != "checksum"}
-    if content_hash(without)[:16] != values["checksum"]:
+    if checksum_of(values) != values["checksum"]:
         problems.append("edited after it was written: its checksum is another")
-    if identify(values) != values["id"]:
-        problems.append(f"its id should be {identify(values)}: it doesn't follow from recipe, evaluation and data")
+    if expected_id(values) != values["id"]:
+        problems.append(f"its id should be {expected_id(values)}: it doesn't follow from recipe, evaluation and data")
     if not path.stem.endswith(f"-{values['id']}"):
         problems.append(f"its name doesn't end in its id, {values['id']}")
     return row, [*problems, *_metrics(row), *_predictions(row)]
 
 
-def identify(row: Mapping[str, Any]) -> str:
+def expected_id(row: Mapping[str, Any]) -> str:
     """The id that follows from how the encoder was made and how it was judged, as ``row_id`` computes it."""
     recipe, judged = row["recipe"], row["evaluation"]
     made = {key: value for key, value in (recipe or {}).items() if key != "hash"}
@@ -99,7 +97,7 @@ def identify(row: Mapping[str, Any]) -> str:
     )
     protocol = {key: judged[key] for key in ("name", "version", "settings")}
     prints = [judged["fingerprints"]["train"], judged["fingerprints"]["test"]]
-    return content_hash({"encoder": encoder, "evaluation": protocol, "data": prints})[:16]
+    return identify(encoder, protocol, prints)
 
 
 def _metrics(row: Row) -> Iterator[str]:

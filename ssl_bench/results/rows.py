@@ -44,7 +44,7 @@ class Row:
         """
         try:
             values = json.loads(path.read_text())
-            ok = values["schema"] == SCHEMA and values["checksum"] == _checksum(values)
+            ok = values["schema"] == SCHEMA and values["checksum"] == checksum_of(values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a row: {error}") from error
         if not ok:
@@ -102,6 +102,11 @@ def row_id(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Split
     """
     protocol = {"name": Path(name).stem, "version": evaluator.version, "settings": evaluator.settings()}
     fingerprints = [data.train.fingerprint, data.test.fingerprint]
+    return identify(encoder, protocol, fingerprints)
+
+
+def identify(encoder: dict[str, Any], protocol: dict[str, Any], fingerprints: list[str]) -> str:
+    """The formula of ``row_id``, over plain values: the encoder, name, version and settings, train and test images."""
     return content_hash({"encoder": encoder, "evaluation": protocol, "data": fingerprints})[:16]
 
 
@@ -177,7 +182,7 @@ def make_row(
         },
     }
     row = json.loads(json.dumps(row))
-    return {**row, "checksum": _checksum(row)}
+    return {**row, "checksum": checksum_of(row)}
 
 
 def _npy(method: str, evaluation: str, identifier: str) -> str:
@@ -212,7 +217,8 @@ def read_rows(folder: str | Path) -> list[Row]:
     return [Row.read(path) for path in sorted(rows.glob("*.json"))]
 
 
-def _checksum(values: dict[str, Any]) -> str:
+def checksum_of(values: dict[str, Any]) -> str:
+    """Hash of everything in a row but its checksum, 16 hex digits."""
     return content_hash({key: value for key, value in values.items() if key != "checksum"})[:16]
 
 

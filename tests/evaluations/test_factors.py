@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-from torch import Tensor
+from stubs import Stub
 
 from ssl_bench import shapes
 from ssl_bench.data import ImageSet
@@ -17,20 +17,6 @@ from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.factors import TURN, Factors, ridge_regression, skill, target
 
 QUICK = {"ridge": (1e-3, 0.1), "C": (0.1,)}
-
-
-class Stub:
-    poolings = ("cls", "mean")
-
-    def __init__(self, features: dict[str, Tensor]) -> None:
-        self.of, self.asked = features, list[str]()
-
-    def features(self, images: ImageSet, poolings: object) -> dict[str, Tensor]:
-        self.asked.append(images.split)
-        whole, rows = (images, slice(None)) if images.origin is None else images.origin
-        x = self.of[whole.split]
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
-        return {"cls": noise[rows], "mean": x[rows]}
 
 
 def problem(noise: float = 0.1, n_test: int = 300) -> tuple[Stub, Data]:

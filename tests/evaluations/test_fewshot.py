@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as RidgeOracle
 from sklearn.neighbors import NearestCentroid
+from stubs import Stub
 from torch import Tensor
 
 from ssl_bench.data import ImageSet
@@ -26,22 +27,6 @@ def blobs(n: int, seed: int, sep: float, classes: int = 4, dim: int = 10) -> tup
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     return sep * centres[labels] + torch.randn(n, dim, generator=generator), labels
-
-
-class Stub:
-    """Pooling "mean" carries the class, "cls" nothing."""
-
-    poolings = ("cls", "mean")
-
-    def __init__(self, features: dict[str, Tensor]) -> None:
-        self.of, self.asked = features, list[str]()
-
-    def features(self, images: ImageSet, poolings: object) -> dict[str, Tensor]:
-        self.asked.append(images.split)
-        whole, rows = (images, slice(None)) if images.origin is None else images.origin
-        x = self.of[whole.split]
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
-        return {"cls": noise[rows], "mean": x[rows]}
 
 
 def problem(n: int = 200, n_test: int = 160, sep: float = 0.7, classes: int = 4) -> tuple[Stub, Data]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from stubs import Stub
 from torch import Tensor
 
 from ssl_bench.data import ImageSet
@@ -71,20 +72,6 @@ def test_queries_without_a_match_are_left_out() -> None:
     assert len(precision) == 2
     precision, _ = retrieve(torch.eye(3), torch.tensor([0, 2, 5]), torch.eye(3), torch.tensor([0, 1, 1]))
     assert precision.tolist() == [100]
-
-
-class Stub:
-    poolings = ("cls", "mean")
-
-    def __init__(self, features: dict[str, Tensor]) -> None:
-        self.of, self.asked = features, list[str]()
-
-    def features(self, images: ImageSet, poolings: object) -> dict[str, Tensor]:
-        self.asked.append(images.split)
-        whole, rows = (images, slice(None)) if images.origin is None else images.origin
-        x = self.of[whole.split]
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(len(x)))
-        return {"cls": noise[rows], "mean": x[rows]}
 
 
 def problem(sep: float = 0.7, labels: Tensor | None = None) -> tuple[Stub, Data]:

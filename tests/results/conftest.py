@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.files import content_hash
-from ssl_bench.results.check import identify
+from ssl_bench.results.check import expected_id
 from ssl_bench.results.rows import Row
 
 AddRow = Callable[..., Row]
@@ -80,7 +80,7 @@ def add_row(tmp_path: Path) -> AddRow:
             "made": {"time": "now", "torch": "2", "timm": "1", "faiss": "1"},
         }
         row = json.loads(json.dumps(merged(row, changes)))
-        row["id"] = identify(row)
+        row["id"] = expected_id(row)
         path = tmp_path / "rows" / f"row-{row['id']}.json"
         if row["predictions"] == "":
             row["predictions"] = path.with_suffix(".npy").name

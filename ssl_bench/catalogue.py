@@ -1,0 +1,48 @@
+"""What can be asked for by name: the content of ``ssl-bench list``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def catalogue(what: str) -> dict[str, dict[str, Any]]:
+    """Names with what is worth knowing about each, JSON-able.
+
+    Args:
+        what: methods, evaluations, datasets, backbones, suites or tables. Only what it needs is imported.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    if what == "methods":
+        from ssl_bench.methods import METHODS
+        from ssl_bench.recipe import recipe_names
+
+        for name, cls in METHODS.items():
+            rows[name] = {"category": cls.category, "paper": cls.paper, "recipes": recipe_names(name)}
+    elif what == "datasets":
+        from ssl_bench.data import DATASETS
+
+        rows = {name: {"description": text} for name, text in DATASETS.items()}
+    elif what == "backbones":
+        from ssl_bench.backbone import SIZES
+
+        for name, (dim, depth, heads) in SIZES.items():
+            rows[f"{name}_patch{{P}}_{{IMAGE}}"] = {"width": dim, "blocks": depth, "heads": heads}
+    elif what == "evaluations":
+        from ssl_bench.evaluate import load_evaluator
+        from ssl_bench.files import shipped
+
+        for path in sorted(shipped("evaluations").glob("*.yaml")):
+            evaluator = load_evaluator(path.stem)
+            rows[path.stem] = {"version": evaluator.version, **evaluator.settings()}
+    elif what == "tables":
+        from ssl_bench.results.tables import list_tables
+
+        rows = list_tables()
+    else:
+        from ssl_bench.files import shipped
+        from ssl_bench.suite import load_suite
+
+        for path in sorted(shipped("results").glob("*/suite.yaml")):
+            suite = load_suite(path.parent.name)
+            rows[suite.name] = {"description": suite.description, "data": suite.data, "backbone": suite.backbone}
+    return rows
