@@ -51,7 +51,7 @@ class Linear(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",
         "top5": "truth among the five classes with the highest scores, percent",
@@ -147,8 +147,8 @@ class Heads:
     Attributes:
         mean: (D,) float32, subtracted from the features.
         scale: (D,) float32, then multiplied in: 1 / standard deviation, 0 for a dimension that does not vary.
-        weight: (D, H * C) float32.
-        bias: (H * C,) float32.
+        weight: (D, C * H) float32; the heads of one class stand side by side.
+        bias: (C * H,) float32.
         classes: C.
     """
 
@@ -161,7 +161,7 @@ class Heads:
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, H, C) float32 of features (B, D)."""
         x = (features.to(self.mean.device) - self.mean) * self.scale
-        return torch.addmm(self.bias, x, self.weight).unflatten(1, (-1, self.classes))
+        return torch.addmm(self.bias, x, self.weight).unflatten(1, (self.classes, -1)).transpose(1, 2)
 
     def judge(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Accuracy in percent and cross-entropy of each head, (H,) float64; the latter is not finite if it diverged."""
@@ -256,27 +256,28 @@ def train_heads(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator().manual_seed(seed)
     n, count = len(labels), len(grid)
-    lr = torch.tensor([lr * batch_size / 256 for _, lr, _ in grid]).repeat_interleave(classes).to(device)
-    decays = torch.tensor([decay for *_, decay in grid]).repeat_interleave(classes).to(device)
+    # Columns are ordered by class, then head: a softmax over 10 classes is several times faster along strided columns
+    # than along short rows.
+    lr = torch.tensor([lr * batch_size / 256 for _, lr, _ in grid]).repeat(classes).to(device)
+    decays = torch.tensor([decay for *_, decay in grid]).repeat(classes).to(device)
+    white = torch.tensor([kind == "whitened" for kind, *_ in grid]).repeat(classes).nonzero()[:, 0].to(device)
     features, labels = features.to(device), labels.to(device)
     mean, scale = standardisation(features)
-    weight = torch.zeros(features.shape[1], count * classes, device=device)
-    bias = torch.zeros(count * classes, device=device)
-    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
-    white = (
-        torch.tensor([kind == "whitened" for kind, *_ in grid]).repeat_interleave(classes).nonzero()[:, 0].to(device)
-    )
     inverse = inverse_correlation(features, mean, scale) if len(white) else None
+    weight = torch.zeros(features.shape[1], classes * count, device=device)
+    bias = torch.zeros(classes * count, device=device)
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
 
     rows, batches_per_epoch = torch.arange(batch_size, device=device), n // batch_size
+    x = torch.empty(batch_size, features.shape[1], device=device)
     for step in range(steps):
         if step % batches_per_epoch == 0:
             batches = torch.randperm(n, generator=generator).to(device).split(batch_size)
         index = batches[step % batches_per_epoch]
-        x = (features[index] - mean) * scale
+        torch.index_select(features, 0, index, out=x).sub_(mean).mul_(scale)
         # d(mean cross-entropy) / d(logits) = (softmax - one_hot) / B
-        error = torch.addmm(bias, x, weight).unflatten(1, (count, classes)).softmax(2)
-        error[rows, :, labels[index]] -= 1
+        error = torch.addmm(bias, x, weight).unflatten(1, (classes, count)).softmax(1)
+        error[rows, labels[index]] -= 1
         error = error.flatten(1).div_(batch_size)
         gradient = x.T @ error
         if inverse is not None:
