@@ -19,7 +19,6 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from ssl_bench.compute import autocast
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError
-from ssl_bench.evaluations.knn import votes
 from ssl_bench.progress import interactive
 from ssl_bench.views import eval_images, resize_crop
 
@@ -174,6 +173,8 @@ class Monitor(Callback):
     @torch.no_grad()
     def measure(self, method: LightningModule) -> dict[str, float]:
         """Accuracy in percent, and the spread of the features."""
+        from ssl_bench.evaluations.knn import votes  # here: evaluators that train are built on this module
+
         encoder: Any = method.encoder
         training = encoder.training
         encoder.eval()

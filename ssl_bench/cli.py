@@ -174,7 +174,8 @@ def run_pretrain(a: argparse.Namespace) -> None:
 
         print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
         return
-    from ssl_bench.pretrain import is_first, pretrain
+    from ssl_bench.pretrain import pretrain
+    from ssl_bench.training import is_first
     from ssl_bench.recipe import parse_overrides
 
     target = pretrain(

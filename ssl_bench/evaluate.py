@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ def judge(
         wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
         encoder = FrozenEncoder(checkpoint.encoder, list(wanted))
         for name in missing:
+            encoder.folder = Path("runs/evaluations") / ids[name]
             result = evaluators[name].run(encoder, data)
             row = make_row(ids[name], suite, checkpoint, name, evaluators[name], data, result, encoder.precision)
             write_row(paths[name], row, result.correct)
+            shutil.rmtree(encoder.folder, ignore_errors=True)
     return [Row.read(path) for path in paths.values()]
 
 

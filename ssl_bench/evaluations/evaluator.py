@@ -6,12 +6,13 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.errors import RunError, UserError
 
@@ -23,7 +24,13 @@ Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 class Encoder(Protocol):
-    """All that an evaluator of frozen features knows about a model."""
+    """All that an evaluator knows about a model.
+
+    Attributes:
+        folder: For what an evaluator must not lose when it is interrupted; emptied when its row is written.
+    """
+
+    folder: Path
 
     @property
     def poolings(self) -> tuple[str, ...]:
@@ -31,6 +38,9 @@ class Encoder(Protocol):
 
     def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
         """Pooling name to float32 (N, D) features on the CPU, rows aligned with `images.labels`."""
+
+    def copy(self) -> nn.Module:
+        """A copy of the network on the CPU, for evaluators that train it or look at other images through it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +102,7 @@ class Result:
             Empty (0,) when the headline is not the share of right images.
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
+        cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
     """
 
     metrics: dict[str, Metric]
@@ -99,6 +110,7 @@ class Result:
     correct: np.ndarray[Any, np.dtype[np.bool_]]
     chosen: dict[str, object]
     pooling: str
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator(ABC):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +31,16 @@ class FrozenEncoder:
         poolings: Extracted together in the first pass, so that later evaluators find theirs.
         batch_size: Images a forward pass.
         workers: Processes that decode images that are not held decoded.
+        folder: See `Encoder`.
     """
 
     def __init__(
-        self, encoder: nn.Module, poolings: Sequence[str] = (), batch_size: int = 256, workers: int | None = None
+        self,
+        encoder: nn.Module,
+        poolings: Sequence[str] = (),
+        batch_size: int = 256,
+        workers: int | None = None,
+        folder: Path = Path("runs/evaluations"),
     ) -> None:
         if not hasattr(encoder, "features"):
             raise UserError(f"a {type(encoder).__name__} has no features to judge")
@@ -42,7 +50,12 @@ class FrozenEncoder:
         self.precision = "32" if isinstance(encoder, Pixels) else best_precision()
         self.asked, self.batch_size = tuple(poolings), batch_size
         self.workers = torch.get_num_threads() if workers is None else workers
+        self.folder = folder
         self.kept: dict[tuple[str, str], Tensor] = {}
+
+    def copy(self) -> nn.Module:
+        """A copy of the network on the CPU, in eval mode."""
+        return copy.deepcopy(self.encoder).cpu()
 
     @property
     def poolings(self) -> tuple[str, ...]:

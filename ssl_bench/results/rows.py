@@ -161,6 +161,7 @@ def make_row(
             "selected_on": f"dev: {len(data.dev)} of the training images, stratified, seed 0",
             "chosen": result.chosen,
             "precision": precision,
+            **({"cost": result.cost} if result.cost else {}),
         },
         "metrics": {key: {k: _rounded(v) for k, v in asdict(metric).items()} for key, metric in result.metrics.items()},
         "headline": result.headline,
