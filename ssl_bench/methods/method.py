@@ -159,7 +159,12 @@ class Method(LightningModule):
         self.progress = step / steps
         self.epoch = step * self.plan.epochs / steps  # in this order, whole epochs come out whole
         self._step, self._draws = step, 0
-        torch.manual_seed(step_seed(self.seed, step, self.global_rank))
+        seed = step_seed(self.seed, step, self.global_rank)
+        torch.default_generator.manual_seed(seed)
+        if (
+            self.device.type == "cuda"
+        ):  # torch.manual_seed on a CPU would queue a call and a stack trace for CUDA each time
+            torch.cuda.manual_seed(seed)
         plan = self.plan
         lr = warmup_cosine(self.epoch, plan.lr, min(plan.warmup_epochs, plan.epochs), plan.epochs, plan.min_lr)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
