@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.files import content_hash
-from ssl_bench.results.rows import SCHEMA
+from ssl_bench.results.rows import SCHEMA, expected_id
 
 IMAGES = 4000
 EVALUATIONS = 20
@@ -100,7 +100,7 @@ def write(folder: Path, method: int, seed: int, evaluation: int, answers: np.nda
         "code": {"package": "0.1.0", "commit": "none", "method_source": None, "evaluator_source": None},
         "made": {"time": "2026-01-01T00:00:00+00:00", "torch": "2", "timm": "1", "faiss": "1"},
     }
-    row["id"] = content_hash([method, seed, evaluation])[:16]
+    row["id"] = expected_id(row)
     path = folder / "rows" / f"{recipe['method']}-{name}-{row['id']}.json"
     row["predictions"] = path.with_suffix(".npy").name
     row["checksum"] = content_hash(row)[:16]

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str, status: int) -> int:
-    print("ssl-bench: " + " ".join(line.split()), file=sys.stderr)
+    from ssl_bench.results.render import plain  # names of files in errors may be other people's
+
+    print("ssl-bench: " + plain(line), file=sys.stderr)
     return status
 
 
@@ -119,6 +121,7 @@ def make_parser() -> Parser:
     sub.add_argument("--branch", metavar="NAME", help="another than the paper evaluates, e.g. student")
     sub.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not those of the paper's recipe")
     sub.add_argument("--pretrained-on", dest="data", default="unknown", metavar="DATA", help="data set, for the rows")
+    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of its pre-training, for the rows")
     sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
     sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
 
@@ -175,8 +178,8 @@ def run_pretrain(a: argparse.Namespace) -> None:
         print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
         return
     from ssl_bench.pretrain import pretrain
-    from ssl_bench.training import is_first
     from ssl_bench.recipe import parse_overrides
+    from ssl_bench.training import is_first
 
     target = pretrain(
         a.method,

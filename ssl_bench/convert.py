@@ -62,6 +62,7 @@ def convert(
     branch: str | None = None,
     num_heads: int | None = None,
     data: str = "unknown",
+    epochs: float | None = None,
     allow_partial: bool = False,
     format: str = "ssl-bench",
     show: Callable[[str], Any] = print,
@@ -77,6 +78,7 @@ def convert(
         branch: Another than the paper evaluates: student, momentum_encoder, ...
         num_heads: Attention heads, which no weights show, where they are not those of the size or the paper's recipe.
         data: What it was pre-trained on, for the rows.
+        epochs: Of its pre-training, for the rows: what a paper's table goes by.
         allow_partial: Take weights that don't fill the backbone. The rest keeps its initial values (seed 0).
         format: "ssl-bench", or "timm" for a plain state dict (see ``timm_state_dict``).
         show: Where the load report goes, line by line.
@@ -87,6 +89,8 @@ def convert(
     source, out = Path(source), Path(out)
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise UserError(f"--epochs {epochs:g}: it must be above 0")
     if out.is_dir() or out.resolve() == source.resolve():
         raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the checkpoint itself'}; name a new file")
     content = read(source)
@@ -117,11 +121,12 @@ def convert(
         show(line)
     if released.problems and not allow_partial:
         raise UserError(f"{source} does not fit {name} with {backbone}: {'; '.join(released.problems)}")
+    trained = {"data": data, "fingerprint": None, "images_seen": None}
     about = {
         "recipe": None,
         "views": None,
         "backbone": spec,
-        "pretraining": {"data": data, "fingerprint": None, "images_seen": None},
+        "pretraining": trained | ({} if epochs is None else {"epochs": epochs}),
         "paper": cls.paper,
         "category": cls.category,
         "flags": ["external weights", *layout.flags, *(["labels"] if released.labels or cls.uses_labels else [])],

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
@@ -98,6 +101,29 @@ def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generat
             source.append(source[-1] if crop.same else index)
         draw = Draw(*(field[source] for field in draw))
     return draw
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global CPU generators of `random`, NumPy and torch, for code that draws from them; restored at the end.
+
+    Example:
+        >>> with seeded(1):
+        ...     one = random.random(), np.random.rand(), torch.rand(1)
+        >>> with seeded(1):
+        ...     one == (random.random(), np.random.rand(), torch.rand(1))
+        True
+    """
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def groups(crops: Sequence[View]) -> Iterator[list[int]]:
@@ -212,6 +238,8 @@ def view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
         )
     if draw.flip:
         crop = crop.flip(-1)
+    if view.augment is not None:
+        crop = view.augment(crop)
     x = crop.float().contiguous().div_(255).unsqueeze(0)
     for index in draw.order:
         if index >= 0 and view.jitter[index]:

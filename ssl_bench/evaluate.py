@@ -12,10 +12,12 @@ from ssl_bench.checkpoint import Checkpoint, load_encoder
 from ssl_bench.data import Splits, hold_out, load
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluations import EVALUATIONS
+from ssl_bench.evaluations.cache import ROOT as FEATURES
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.files import find_yaml
 from ssl_bench.recipe import read_yaml
+from ssl_bench.results import gates
 from ssl_bench.results.rows import Row, make_row, origin, row_id, row_path, write_row
 
 
@@ -52,11 +54,12 @@ def judge(
         fit, dev = hold_out(splits.train)
         data = Data(splits.train, fit, dev, splits.test)
         wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
-        encoder = FrozenEncoder(checkpoint.encoder, list(wanted))
+        encoder = FrozenEncoder(checkpoint.encoder, list(wanted), cache=FEATURES)
+        said = gates.warnings(checkpoint, splits)
         for name in missing:
             encoder.folder = Path("runs/evaluations") / ids[name]
             result = evaluators[name].run(encoder, data)
-            row = make_row(ids[name], suite, checkpoint, name, evaluators[name], data, result, encoder.precision)
+            row = make_row(ids[name], suite, checkpoint, name, evaluators[name], data, result, encoder.precision, said)
             write_row(paths[name], row, result.correct)
             shutil.rmtree(encoder.folder, ignore_errors=True)
     return [Row.read(path) for path in paths.values()]

@@ -75,11 +75,11 @@ def content_hash(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def source_hash(*paths: str | Path) -> str:

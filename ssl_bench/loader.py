@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.reading import processors
-from ssl_bench.views import View, view_image
+from ssl_bench.views import View, augmented, view_image
 
 MOST_WORKERS = 16
 
@@ -31,7 +31,8 @@ class Loader:
 
         {"images": uint8 (b, 3, H, W), "labels": int64 (b,), "index": int64 (b,), "step": int}
 
-    Images that differ in size or are decoded on access have their views cut one by one in worker processes::
+    Images that differ in size or are decoded on access have their views cut one by one in worker processes, and so have
+    all images when a view has an `augment`::
 
         {"views": list of float32 (b, 3, size, size), "labels": ..., "index": ..., "step": ...}
 
@@ -40,7 +41,7 @@ class Loader:
 
     Args:
         images: The training images.
-        views: The crops to cut; used for images that are not decoded or not of one size.
+        views: The crops to cut; used where workers cut them.
         batch_size: Images per step, over all ranks.
         steps: Length of the run.
         seed: 0 or more; decides the order of the images and the views that workers cut.
@@ -82,7 +83,8 @@ class Loader:
         self.images, self.views = images, views
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
         self.workers = _default_workers(world) if workers is None else workers
-        self._pixels, self._labels = images.decoded, images.labels
+        self._pixels = None if augmented(views or ()) else images.decoded
+        self._labels = images.labels
         if self._pixels is not None and device is not None and _fits(self._pixels, torch.device(device)):
             self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
         self._next = 0

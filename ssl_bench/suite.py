@@ -45,6 +45,8 @@ class Suite:
         seeds: One pre-training run each.
         seeds_of: Seeds of single methods instead, for a yardstick that needs no interval.
         evaluations: Protocols.
+        transfer: Other data sets on which every encoder is judged as well, pre-trained on ``data`` as it is.
+        transfer_evaluations: Protocols there.
         training: Training values for methods that bring no recipe of that name.
     """
 
@@ -57,7 +59,17 @@ class Suite:
     seeds: list[int] = field(default_factory=lambda: [0])
     seeds_of: dict[str, list[int]] = field(default_factory=dict)
     evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    transfer: list[str] = field(default_factory=list)
+    transfer_evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
     training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What encoders are judged on: a data set and, by name, evaluators."""
+
+    splits: Splits
+    evaluators: dict[str, Evaluator]
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Task:
 
     recipe: Recipe
     folder: Path
-    rows: dict[str, Path]
+    rows: list[Path]
 
     @property
     def title(self) -> str:
@@ -76,7 +88,7 @@ class Task:
     @property
     def done(self) -> bool:
         """Whether all rows are there."""
-        return all(path.exists() for path in self.rows.values())
+        return all(path.exists() for path in self.rows)
 
 
 def bench(
@@ -111,30 +123,34 @@ def bench(
         UserError: The request is wrong; nothing has been run.
     """
     plan = load_suite(suite)
-    evaluators = {name: load_evaluator(name) for name in plan.evaluations}
+    named = [(data or plan.data, plan.evaluations), *((other, plan.transfer_evaluations) for other in plan.transfer)]
+    asked = [(place, {name: load_evaluator(name) for name in names}) for place, names in named]
     recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data, budget)
-    splits = load(data or plan.data, skip_unreadable=skip_unreadable)
+    exams = [Exam(load(place, skip_unreadable=skip_unreadable), evaluators) for place, evaluators in asked]
+    splits = exams[0].splits
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
-    tasks = [make_task(recipe, splits, evaluators, folder) for recipe in recipes]
+    tasks = [make_task(recipe, exams, folder) for recipe in recipes]
     # The baselines come last: they are short, and fill the time when the last long run leaves a processor free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
-    show(f"{plan.name} on {splits.train.name}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
+    places = ", ".join(exam.splits.train.name for exam in exams)
+    show(f"{plan.name} on {places}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
     if jobs > 1:
-        work = Work(plan, list(methods or plan.methods), seeds, data or plan.data, budget, splits, folder)
+        work = Work(plan, list(methods or plan.methods), seeds, data or plan.data, budget, exams, folder)
         failed = run_side_by_side(work, missing, jobs)
     else:
-        failed = [line for index in missing if (line := run_task(tasks[index], splits, evaluators, folder, plan.name))]
+        failed = [line for index in missing if (line := run_task(tasks[index], exams, folder, plan.name))]
     leaderboard(folder, show=show)
     return failed
 
 
-def run_task(task: Task, splits: Splits, evaluators: dict[str, Evaluator], folder: Path, suite: str) -> str | None:
+def run_task(task: Task, exams: Sequence[Exam], folder: Path, suite: str) -> str | None:
     """Pre-train and evaluate; a line that says why, if it failed."""
     start = time.monotonic()
     try:
-        encoder = load_encoder(run(task.recipe, splits, task.folder))
-        judge(encoder, evaluators, splits, folder, suite)
+        encoder = load_encoder(run(task.recipe, exams[0].splits, task.folder))
+        for exam in exams:
+            judge(encoder, exam.evaluators, exam.splits, folder, suite)
     except (UserError, RunError) as error:
         failure = f"{task.title}: {error}"
     except Exception as error:  # a method from outside may raise anything; the other tasks still run
@@ -160,7 +176,7 @@ class Work:
     seeds: Sequence[int] | None
     data: str
     budget: float
-    splits: Splits
+    exams: list[Exam]
     folder: Path
 
 
@@ -179,7 +195,8 @@ def run_side_by_side(work: Work, missing: Sequence[int], jobs: int) -> list[str]
     for index in [*missing, *[None] * jobs]:
         queue.put(index)
     threads = max(1, processors() // jobs)
-    workers = [context.Process(target=_worker, args=(work, queue, results, threads), daemon=True) for _ in range(jobs)]
+    # No daemons: those may not start the processes that decode images which are not held in memory.
+    workers = [context.Process(target=_worker, args=(work, queue, results, threads)) for _ in range(jobs)]
     # Ctrl-C reaches every process of the terminal: the workers are born deaf to it, and this one ends them.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     for worker in workers:
@@ -208,11 +225,11 @@ def run_side_by_side(work: Work, missing: Sequence[int], jobs: int) -> list[str]
 def _worker(work: Work, queue: Any, results: Any, threads: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    evaluators = {name: load_evaluator(name) for name in work.plan.evaluations}
+    torch.multiprocessing.set_start_method(None, force=True)  # the platform's again: spawned decoders take seconds each
     recipes = resolve(work.plan, work.methods, work.seeds, work.data, work.budget)
     while (index := queue.get()) is not None:
-        task = make_task(recipes[index], work.splits, evaluators, work.folder)
-        results.put(run_task(task, work.splits, evaluators, work.folder, work.plan.name))
+        task = make_task(recipes[index], work.exams, work.folder)
+        results.put(run_task(task, work.exams, work.folder, work.plan.name))
 
 
 def _die_with_parent() -> None:
@@ -265,10 +282,14 @@ def scaled(recipe: Recipe, budget: float) -> Recipe:
     return replace(recipe, training=training, targets=targets)
 
 
-def make_task(recipe: Recipe, splits: Splits, evaluators: dict[str, Evaluator], folder: Path) -> Task:
-    """A task and the rows it will have; nothing is run."""
+def make_task(recipe: Recipe, exams: Sequence[Exam], folder: Path) -> Task:
+    """A task and the rows it will have; nothing is run. Encoders are pre-trained on the data of the first exam."""
+    splits = exams[0].splits
     images = hold_out(splits.train)[0] if recipe.cls.uses_labels else splits.train
     encoder = origin(recipe.as_dict(), images.fingerprint)
-    ids = {name: row_id(encoder, name, evaluator, splits) for name, evaluator in evaluators.items()}
-    rows = {name: row_path(folder, recipe.method, name, ids[name]) for name in evaluators}
+    rows = [
+        row_path(folder, recipe.method, name, row_id(encoder, name, evaluator, exam.splits))
+        for exam in exams
+        for name, evaluator in exam.evaluators.items()
+    ]
     return Task(recipe, run_folder(recipe, splits), rows)

@@ -15,7 +15,8 @@ is faster still: 2.0 to 2.4 times.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -23,7 +24,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from ssl_bench.drawing import FILTERS, Draw, as_numbers, groups, normaliser, on_host, run, sample, view_one
+from ssl_bench.drawing import FILTERS, Draw, as_numbers, groups, normaliser, on_host, run, sample, seeded, view_one
 from ssl_bench.errors import UserError, unknown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +54,9 @@ class View:
         count: How many crops are drawn from this description.
         same: Repeat the draw of the crop before this one (box, flip, colours, blur) at this size: what a tokenizer or
             teacher sees.
+        augment: Changes the cropped and flipped image, uint8 (3, H, W), before colours: timm's RandAugment. It may draw
+            from the global generators of `random`, NumPy and torch, which are seeded for it. Such views are cut one by
+            one, in the loader's worker processes.
 
     Raises:
         UserError: A field is out of range.
@@ -74,6 +78,7 @@ class View:
     std: tuple[float, float, float] = IMAGENET_STD
     count: int = 1
     same: bool = False
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name, length in {"scale": 2, "ratio": 2, "jitter": 4, "blur_sigma": 2, "mean": 3, "std": 3}.items():
@@ -140,11 +145,12 @@ def make_views(
     draws = sample(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
     if world > 1:
         draws = Draw(*(field[:, rank * batch : (rank + 1) * batch] for field in draws))
-    if on_host(images) and max(images.shape[2:]) > LARGE:
-        return [
-            torch.stack([view_one(*job) for job in zip(images, [view] * batch, rows, strict=True)])
-            for view, rows in zip(crops, as_numbers(draws), strict=True)
-        ]
+    if augmented(crops) or (on_host(images) and max(images.shape[2:]) > LARGE):
+        with _for_augment(crops, generator):
+            return [
+                torch.stack([view_one(*job) for job in zip(images, [view] * batch, rows, strict=True)])
+                for view, rows in zip(crops, as_numbers(draws), strict=True)
+            ]
     outputs: dict[int, Tensor] = {}
     for group in groups(crops):
         draw = Draw(*(torch.cat([field[crop] for crop in group]) for field in draws))
@@ -169,7 +175,20 @@ def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator 
         generator = torch.Generator().manual_seed(generator)
     crops = tuple(view for view in views for _ in range(view.count))
     draws = sample(crops, 1, image.shape[1], image.shape[2], generator)
-    return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(draws), strict=True)]
+    with _for_augment(crops, generator):
+        return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(draws), strict=True)]
+
+
+def augmented(views: Sequence[View]) -> bool:
+    """Whether a view has an `augment`, so that images must be cut one by one."""
+    return any(view.augment is not None for view in views)
+
+
+def _for_augment(views: Sequence[View], generator: torch.Generator) -> AbstractContextManager[None]:
+    """The global generators seeded by one more draw from `generator`, which only views with an `augment` take."""
+    if not augmented(views):
+        return nullcontext()
+    return seeded(int(torch.randint(2**32, (), generator=generator, device=generator.device)))
 
 
 def resize_crop(image: Tensor, size: int | tuple[int, int], interpolation: str = "bicubic") -> Tensor:

@@ -394,7 +394,11 @@ def test_what_an_encoder_file_says(tmp_path: Path) -> None:
     assert about["recipe"] is None and about["pretraining"]["data"] == "imagenet1k" and about["loaded"] == 100
     assert about["flags"] == ["external weights", "external teacher"] and about["deviations"] == []
     assert "2106.08254" in about["paper"] and about["source"]["file"] == "beit_base.pth"
-    assert load_encoder(run(source, "beit")[0]).about["pretraining"]["data"] == "unknown"
+    unknown = load_encoder(run(source, "beit")[0]).about["pretraining"]
+    assert unknown["data"] == "unknown" and "epochs" not in unknown
+    assert load_encoder(run(source, "beit", epochs=800)[0]).about["pretraining"]["epochs"] == 800
+    with pytest.raises(UserError, match="--epochs 0: it must be above 0"):
+        run(source, "beit", epochs=0)
 
 
 def test_converted_weights_are_judged_as_weights_from_elsewhere(tiny_data: Splits, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssl_bench import suite as suite_module
-from ssl_bench.data import Splits
+from ssl_bench.data import Splits, load
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.evaluate import evaluate
 from ssl_bench.methods import BASELINES, METHODS
 from ssl_bench.results.rows import Row, read_rows
 from ssl_bench.suite import load_suite, resolve
@@ -92,7 +94,14 @@ def test_killed_between_and_within_tasks(folder: Path, monkeypatch: pytest.Monke
     assert essence(read_rows("killed")) == whole
 
 
-def test_side_by_side_gives_the_same_rows(folder: Path) -> None:
+def test_side_by_side_gives_the_same_rows(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With images that are read from their files, for which every run has processes of its own."""
+    for images in (tiny_data.train, tiny_data.test):
+        for i, label in enumerate(images.labels.tolist()):
+            path = folder / "blobs" / images.split / str(label) / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(path)
+    monkeypatch.setattr(suite_module, "load", lambda *_, **__: load("folder:blobs", memory=0))
     text = SUITE.replace("vit_nano_patch4_16", "vit_micro_patch8_16")
     (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{SIMCLR}']"))
     bench("toy.yaml", out="one", show=lambda _: None)
@@ -110,6 +119,55 @@ def test_external_method_stands_in_the_same_table(folder: Path) -> None:
     assert "SimCLR" in table and "mae" in table
     row = next(row for row in read_rows("results/toy") if row["method"] == "SimCLR")
     assert row["recipe"]["training"]["epochs"] == 1 and row["deviations"]
+
+
+def test_transfer(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every encoder is judged on a folder of larger images as well, and nothing is done twice."""
+    for split, count in (("train", 4), ("test", 2)):
+        for label, name in enumerate(("dark", "light")):
+            (folder / "other" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20, 24), (9 * i, 90 * label, 0)).save(folder / "other" / split / name / f"{i}.png")
+    monkeypatch.setattr(suite_module, "load", lambda name, **_: tiny_data if name == "blobs" else load(name))
+    plain = SUITE.replace("[0, 1]", "[0]")
+    (folder / "toy.yaml").write_text(plain)
+    bench("toy.yaml", show=lambda _: None)
+    before = {path: path.read_bytes() for path in Path("results/toy/rows").iterdir()}
+    (folder / "toy.yaml").write_text(plain + "transfer: ['folder:other']\ntransfer_evaluations: [logistic]\n")
+
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+    write = suite_module.judge.__globals__["write_row"]
+
+    def dying(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Killed
+        write(*args)
+
+    monkeypatch.setitem(suite_module.judge.__globals__, "write_row", dying)
+    with pytest.raises(Killed):
+        bench("toy.yaml", show=lambda _: None)
+    shown: list[str] = []
+    assert bench("toy.yaml", show=shown.append) == []
+    assert calls == 3 + 2  # two rows before the third was lost, and then the two that were missing
+    assert shown[0] == "toy on blobs, other: 4 runs, 2 of them done before"
+    assert {path: path.read_bytes() for path in before} == before
+    moved = [row for row in read_rows("results/toy") if row["evaluation"]["data"] == "other"]
+    assert sorted(row["method"] for row in moved) == ["mae", "raw_pixels", "supervised", "untrained"]
+    assert all(row["pretraining"]["data"] == "blobs" and row["metrics"]["top1"]["n"] == 4 for row in moved)
+    text = Path("results/toy/LEADERBOARD.md").read_text()
+    assert "## other (8 train, 4 test images), vit\\_nano\\_patch4\\_16, pre-trained on blobs" in text
+    assert "## blobs (48 train, 24 test images), vit\\_nano\\_patch4\\_16\n" in text
+    monkeypatch.setattr(suite_module, "run", lambda *_: pytest.fail("was run twice"))
+    bench("toy.yaml", show=lambda _: None)
+    (row,) = (row for row in moved if row["method"] == "mae")
+    encoder = next(Path("runs").glob("mae*/encoder.pt"))
+    (again,) = evaluate(encoder, evaluations=["logistic"], data="folder:other", out="alone")
+    assert (again["id"], again["metrics"]) == (row["id"], row["metrics"])
 
 
 def test_one_failure_does_not_stop_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

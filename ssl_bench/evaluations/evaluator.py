@@ -103,6 +103,7 @@ class Result:
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
+        selected: Whether dev had anything to choose.
     """
 
     metrics: dict[str, Metric]
@@ -111,6 +112,7 @@ class Result:
     chosen: dict[str, object]
     pooling: str
     cost: dict[str, Any] = field(default_factory=dict)
+    selected: bool = True
 
 
 class Evaluator(ABC):

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric, true_class_rank
+from ssl_bench.evaluations.neighbours import QUERIES_PER_BLOCK, nearest
+from ssl_bench.evaluations.neighbours import normalize as normalize
+from ssl_bench.evaluations.neighbours import search as search
 
-QUERIES_PER_BLOCK = 4096  # bounds the memory of a search beyond its (N, k) result; FAISS works in blocks of 4,096 too
 VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
 
 
@@ -33,6 +34,8 @@ class KNN(Evaluator):
         headline_k: The k of `top1`: 20 is DINO's best. A smaller bank takes the largest k that fits.
         headline_temperature: The temperature of `top1`.
         poolings: Features to compare.
+        half: Find candidates in half precision (bf16 on a CPU, fp16 on a GPU), 64 more than neighbours, and
+            compare those again in float32: faster on a large bank. Otherwise the search is exact.
 
     Raises:
         UserError: A k or temperature is not positive, or the headline is not among those reported.
@@ -53,12 +56,14 @@ class KNN(Evaluator):
         headline_k: int = 20,
         headline_temperature: float = 0.07,
         poolings: tuple[str, ...] = ("cls", "mean"),
+        half: bool = False,
     ) -> None:
         self.k = tuple(k)
         self.temperature = tuple(temperature)
         self.headline_k = headline_k
         self.headline_temperature = headline_temperature
         self.poolings = tuple(poolings)
+        self.half = half
         for name, value in (("k", min(self.k, default=0)), ("temperature", min(self.temperature, default=0))):
             if value <= 0:
                 raise UserError(f"knn: {name} must be positive numbers, got {getattr(self, name)}")
@@ -86,16 +91,15 @@ class KNN(Evaluator):
         dev_k = min(headline_k, len(data.fit))
         dev_top1: dict[str, float] = {}
         for name in fit:
-            similarity, index = search(normalize(fit[name]), normalize(dev[name]), dev_k)
-            found = ranks(similarity, data.fit.labels[index], data.dev.labels, classes, [dev_k], [temperature])
+            found = self.ranks(fit[name], data.fit.labels, dev[name], data.dev.labels, classes, [dev_k], [temperature])
             dev_top1[name] = 100 * float((found[dev_k, temperature] == 0).double().mean())
         pooling = max(dev_top1, key=dev_top1.__getitem__)
 
         train, test = self.features(encoder, data.train), self.features(encoder, data.test)
         per_pooling: dict[str, dict[str, Metric]] = {}
         for name in train:
-            similarity, index = search(normalize(train[name]), normalize(test[name]), ks[-1])
-            found = ranks(similarity, data.train.labels[index], data.test.labels, classes, ks, self.temperature)
+            asked = (train[name], data.train.labels, test[name], data.test.labels, classes)
+            found = self.ranks(*asked, ks, self.temperature)
             top = found[headline_k, temperature]
             per_pooling[name] = {
                 "top1": accuracy_metric((top == 0).numpy()),
@@ -116,76 +120,20 @@ class KNN(Evaluator):
         }
         return Result(metrics, "top1", correct, chosen, pooling)
 
-
-def normalize(features: Tensor) -> Tensor:
-    """Rows divided by their length; rows of zeros stay zero. Lengths are summed in float64, so any scale works.
-
-    Args:
-        features: (N, D) float32.
-
-    Returns:
-        (N, D) float32.
-
-    Example:
-        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-30, 4e-30]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000],
-                [0.6000, 0.8000]])
-    """
-    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64).float()
-    return features / length.masked_fill(length == 0, 1)
-
-
-def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k bank rows of largest inner product with each query: an exact FAISS search, on a GPU if FAISS sees one.
-
-    Without FAISS, `search_torch` does the same. Memory beyond the result is about 40 MB: 4,096 queries at a time and no
-    copy of the bank. Repeats are bit-identical for one number of threads; another number may move products by rounding.
-
-    Args:
-        bank: (M, D) float32.
-        queries: (N, D) float32.
-        k: Neighbours, at most M.
-
-    Returns:
-        Inner products (N, k) float32, largest first, and bank rows (N, k) int64; equal products in bank order.
-
-    Example:
-        >>> search(torch.eye(3), torch.tensor([[0.1, 0.9, 0.2]]), k=2)
-        (tensor([[0.9000, 0.2000]]), tensor([[1, 2]]))
-    """
-    try:
-        import faiss
-    except ImportError:
-        return search_torch(bank, queries, k)
-    rows, blocks = bank.contiguous().numpy(), [block.contiguous().numpy() for block in queries.split(QUERIES_PER_BLOCK)]
-    inner = faiss.METRIC_INNER_PRODUCT
-    if faiss.get_num_gpus():
-        resources = faiss.StandardGpuResources()
-        index = faiss.GpuIndexFlatIP(resources, rows.shape[1])
-        index.add(rows)
-        found = [index.search(block, k) for block in blocks]
-    else:
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        found = [faiss.knn(block, rows, k, metric=inner) for block in blocks]
-    similarity = torch.from_numpy(np.concatenate([s for s, _ in found]))
-    return _order_ties(similarity, torch.from_numpy(np.concatenate([i for _, i in found])))
-
-
-def search_torch(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same as `search` in plain torch, 256 queries at a time: 1.5 to 2 times slower."""
-    found = [(block @ bank.T).topk(k, dim=1) for block in queries.split(256)]
-    return _order_ties(torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]))
-
-
-def _order_ties(similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal similarities of a row put in the order of the bank, so that votes do not depend on the search."""
-    tied = (similarity[:, 1:] == similarity[:, :-1]).any(dim=1)
-    if tied.any():
-        by_index, order = index[tied].sort(dim=1)
-        values, again = similarity[tied].gather(1, order).sort(dim=1, descending=True, stable=True)
-        similarity[tied], index[tied] = values, by_index.gather(1, again)
-    return similarity, index
+    def ranks(
+        self,
+        bank: Tensor,
+        bank_labels: Tensor,
+        queries: Tensor,
+        labels: Tensor,
+        classes: int,
+        ks: Sequence[int],
+        temperatures: Sequence[float],
+    ) -> dict[tuple[int, float], Tensor]:
+        """`ranks` of all queries; no more than a block of them has its neighbours in memory."""
+        blocks = zip(nearest(bank, queries, max(ks), self.half), labels.split(QUERIES_PER_BLOCK), strict=True)
+        parts = [ranks(s, bank_labels[index], truth, classes, ks, temperatures) for (s, index), truth in blocks]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def votes(

@@ -6,15 +6,26 @@ arXiv:2304.07193, `log_regression.py`): L-BFGS, L2, the strength chosen on held-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, true_class_rank
+from ssl_bench.evaluations.evaluator import (
+    Data,
+    Encoder,
+    Evaluator,
+    Metric,
+    Result,
+    Z,
+    accuracy_metric,
+    true_class_rank,
+)
 from ssl_bench.evaluations.knn import normalize
 from ssl_bench.evaluations.lbfgs import minimise
 from ssl_bench.evaluations.linear import standardisation
@@ -47,6 +58,7 @@ class Logistic(Evaluator):
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",
         "top5": "truth among the five classes with the highest scores, percent",
+        "mean_per_class": "mean over classes of the accuracy in each, percent",
     }
 
     def __init__(
@@ -73,6 +85,19 @@ class Logistic(Evaluator):
             UserError: The encoder has none of the poolings.
             RunError: Features that mean nothing.
         """
+        head, pooling, chosen = self.choose(encoder, data)
+        scores = head.scores(self.features(encoder, data.test)[pooling])[:, 0]
+        rank = true_class_rank(scores, data.test.labels)
+        correct = (rank == 0).numpy()
+        metrics = {
+            "top1": accuracy_metric(correct),
+            "top5": accuracy_metric((rank < 5).numpy()),
+            "mean_per_class": class_metric(correct, data.test.labels.numpy()),
+        }
+        return Result(metrics, "top1", correct, chosen, pooling)
+
+    def choose(self, encoder: Encoder, data: Data) -> tuple[Heads, str, dict[str, object]]:
+        """The one head that may meet the test images, its pooling, and what a row says about the choice."""
         classes = len(data.train.classes)
         fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
         tried: dict[tuple[str, float], tuple[float, float]] = {}  # pooling, C -> dev accuracy, -dev cross-entropy
@@ -82,12 +107,7 @@ class Logistic(Evaluator):
                 tried[name, c] = found
         best = max(tried, key=tried.__getitem__)
         pooling, c = best
-
         final = self.fit(self.features(encoder, data.train)[pooling], data.train.labels, classes, [c])
-        scores = final.scores(self.features(encoder, data.test)[pooling])[:, 0]
-        rank = true_class_rank(scores, data.test.labels)
-        correct = (rank == 0).numpy()
-        metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
             "pooling": pooling,
             "C": c,
@@ -97,7 +117,7 @@ class Logistic(Evaluator):
             "steps": final.steps,
             "unfinished": final.unfinished,
         }
-        return Result(metrics, "top1", correct, chosen, pooling)
+        return final, pooling, chosen
 
     def fit(
         self, features: Tensor, labels: Tensor, classes: int, C: Sequence[float], tol: float | None = None
@@ -242,6 +262,26 @@ def _gram(x: Tensor) -> Tensor:
     """x'x, (D, D) or (B, D, D), summed in float64 a block of rows at a time."""
     blocks = x.split(4096, dim=-2)
     return torch.stack([(part.mT @ part).double() for part in blocks]).sum(0)
+
+
+def class_metric(correct: np.ndarray[Any, np.dtype[np.bool_]], labels: np.ndarray[Any, np.dtype[np.int64]]) -> Metric:
+    """Mean over classes of the accuracy in each, percent; what Kornblith et al. report on sets of uneven classes.
+
+    The interval takes the images of each class as drawn from it: Z sqrt(sum_c p_c (1 - p_c) / (n_c - 1)) / K.
+
+    Args:
+        correct: (N,) bool.
+        labels: (N,) int64; classes without an image don't count.
+
+    Example:
+        >>> class_metric(np.array([True, True, True, False, True]), np.array([0, 0, 0, 0, 1])).value
+        87.5
+    """
+    n = np.bincount(labels)
+    p, n = np.bincount(labels, correct)[n > 0] / n[n > 0], n[n > 0]
+    value = 100 * float(p.mean())
+    half = 100 * Z * math.sqrt(float((p * (1 - p) / np.maximum(n - 1, 1)).sum())) / len(n)
+    return Metric(value, len(labels), max(0.0, value - half), min(100.0, value + half))
 
 
 def check_grid(evaluation: str, name: str, values: Sequence[float]) -> None:

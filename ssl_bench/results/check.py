@@ -17,7 +17,7 @@ from ssl_bench.results.leaderboard import FORMATS, build, render
 from ssl_bench.results.lines import quick_hash
 from ssl_bench.results.ranking import correctness, predictions_path
 from ssl_bench.results.render import plain
-from ssl_bench.results.rows import Row, checksum_of, identify, origin
+from ssl_bench.results.rows import Row, checksum_of, contradiction, migrated
 
 TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -54,6 +54,7 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
     problems += [*_together(rows), *_orphans(place, rows)]
     stale = [row.path.name for row in rows if row.stale]
     notes += [f"{name}: made by another version of its source than the present one" for name in stale]
+    notes += [f"{row.path.name}: WARNING: {text}" for row in rows for text in row.values.get("warnings", [])]
     if not problems:
         wrong, said = _generated(Path(folder), rows)
         problems, notes = problems + wrong, notes + said
@@ -69,35 +70,24 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
 def _read(path: Path) -> tuple[Row | None, list[str]]:
     """A row and what is wrong with it; None where the rest can't be looked at."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        stored = json.loads(path.read_text())
+        values = migrated(stored) if isinstance(stored, dict) and "schema" in stored else stored
+    except UserError as error:
+        return None, [str(error)]
+    except (OSError, ValueError, RecursionError) as error:
         return None, [f"not JSON: {error}"]
     found = list(violations(values, schema()))
     if found:
         return None, found
     row = Row(path, values)
     problems = []
-    if checksum_of(values) != values["checksum"]:
+    if checksum_of(stored) != stored["checksum"]:
         problems.append("edited after it was written: its checksum is another")
-    if expected_id(values) != values["id"]:
-        problems.append(f"its id should be {expected_id(values)}: it doesn't follow from recipe, evaluation and data")
+    if wrong := contradiction(values):
+        problems.append(wrong)
     if not path.stem.endswith(f"-{values['id']}"):
         problems.append(f"its name doesn't end in its id, {values['id']}")
     return row, [*problems, *_metrics(row), *_predictions(row)]
-
-
-def expected_id(row: Mapping[str, Any]) -> str:
-    """The id that follows from how the encoder was made and how it was judged, as ``row_id`` computes it."""
-    recipe, judged = row["recipe"], row["evaluation"]
-    made = {key: value for key, value in (recipe or {}).items() if key != "hash"}
-    encoder = (
-        origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
-        if recipe
-        else {"weights": row["weights"]["sha256"]}
-    )
-    protocol = {key: judged[key] for key in ("name", "version", "settings")}
-    prints = [judged["fingerprints"]["train"], judged["fingerprints"]["test"]]
-    return identify(encoder, protocol, prints)
 
 
 def _metrics(row: Row) -> Iterator[str]:

@@ -65,7 +65,7 @@ def _pairs(a: str, b: str, folder: str | Path | None) -> list[tuple[Line, Line]]
     labels = {line.label for table in tables for line in table.lines}
     for name in (a, b):
         if name not in labels:
-            raise unknown("method", name, labels)
+            raise unknown("method", name, map(plain, labels))
     found = [{line.label: line for line in table.lines} for table in tables]
     return [(lines[a], lines[b]) for lines in found if a in lines and b in lines]
 

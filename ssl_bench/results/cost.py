@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ssl_bench.backbone import SIZES, parse_name
 from ssl_bench.recipe import Recipe
 
@@ -72,3 +75,23 @@ def training_flops(recipe: Recipe) -> float:
         local = encoder_flops(name, side=(settings.get("local_size") or height * 96 / 224) / height)
         return BACKWARD * (2 * one + settings.get("n_local", 0) * local) + 2 * one
     return BACKWARD * one
+
+
+def evaluation_passes(protocol: Mapping[str, Any]) -> tuple[float, float]:
+    """Passes of an evaluation over the training images, and how many forward passes they cost.
+
+    Fine-tuning trains the encoder, once more for each learning rate where there are several; a probe only encodes new
+    crops in every epoch; the others encode each image once.
+
+    Args:
+        protocol: Of a protocol file.
+
+    Example:
+        >>> evaluation_passes({"evaluation": "probe", "epochs": 90}), evaluation_passes({"evaluation": "linear"})
+        ((90.0, 90.0), (1.0, 1.0))
+    """
+    kind, epochs = protocol["evaluation"], float(protocol.get("epochs", 100))
+    if kind == "finetune":
+        rates = protocol.get("base_lr")
+        epochs *= 1 + len(rates) if isinstance(rates, list) and len(rates) > 1 else 1
+    return {"finetune": (epochs, BACKWARD * epochs), "probe": (epochs, epochs)}.get(kind, (1.0, 1.0))

@@ -22,7 +22,8 @@ class Column:
     Attributes:
         label: Its heading.
         where: Fields of ``Number`` -> text.
-        evaluation: Our protocol that measures the same thing; none where we have nothing like it.
+        evaluation: Our protocol that measures the same thing: its name, or "own" for that of each row's method
+            (``measuring.OWN``); none where we have nothing like it.
         note: How our protocol differs from the published one.
     """
 
@@ -42,6 +43,7 @@ class RowOf:
         unlike: Why its numbers can't be set beside those of the other rows.
         stands_for: What the source leaves out and another source says: epochs.
         settings: Keywords of the method that differ from its recipe's.
+        protocols: Instead of the method's own: what a column shows (linear, finetune) -> our protocol.
         facts: Text of the descriptive columns.
     """
 
@@ -50,6 +52,7 @@ class RowOf:
     unlike: str = ""
     stands_for: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    protocols: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
 
 
@@ -121,11 +124,12 @@ def read_definition(name: str) -> Definition:
     ]
     rows = [
         RowOf(
-            _fields(path, entry, ("label", "unlike", "stands_for", "settings", *facts)),
+            _fields(path, entry, ("label", "unlike", "stands_for", "settings", "protocols", *facts)),
             str(entry.get("label", "")),
             str(entry.get("unlike", "")),
             _fields(path, entry.get("stands_for", {}), ()),
             dict(entry.get("settings", {})),
+            dict(entry.get("protocols", {})),
             {heading: str(entry.get(heading, "")) for heading in facts},
         )
         for entry in _entries(path, values, "rows")

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from ssl_bench.errors import UserError
 from ssl_bench.files import write_atomic
+from ssl_bench.results.curves import training_curves
 from ssl_bench.results.lines import spent_flops
 from ssl_bench.results.plotting import (
-    COLOURS,
-    DASHES,
-    MARKERS,
     STYLE,
+    Drawn,
     add_legend,
     axis_label,
     cliques,
-    colour_of,
     draw_curves,
     drawable,
     interval,
+    line_label,
     mark,
     new_axes,
     pareto,
     slug,
 )
 from ssl_bench.results.ranking import ALPHA
-from ssl_bench.results.render import plain
 
 if TYPE_CHECKING:
     from ssl_bench.results.leaderboard import Table
-
-Drawn = Figure | str  # a figure, or why there is none
 
 
 def draw(
@@ -106,12 +98,12 @@ def compute(table: Table) -> Drawn:
     for line in table.lines:
         style = {"untrained": "--", "raw_pixels": ":"}.get(line.first["method"])
         if style and evaluation in line.cells:
-            label = f"{drawable(line.label)} (free)"
+            label = f"{line_label(line)} (free)"
             axes.axhline(line.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
     axes.set(
         xscale="log", xlabel="FLOPs of pre-training, target networks included", ylabel=axis_label(table, evaluation)
     )
-    return add_legend(figure, axes, table)
+    return add_legend(figure, axes, table.title)
 
 
 def ranks(table: Table) -> Drawn:
@@ -135,7 +127,7 @@ def ranks(table: Table) -> Drawn:
         axes.plot(
             [x, x], [first - 0.2, last + 0.2], color="0.2", transform=axes.get_yaxis_transform(), clip_on=False, lw=2
         )
-    names = [f"{standing.ranks[i]}  {drawable(table.lines[i].label + table.lines[i].marks)}" for i in order]
+    names = [f"{standing.ranks[i]}  {line_label(table.lines[i])}" for i in order]
     axes.set_yticks(range(len(order)), names)
     axes.set(xlabel=axis_label(table, evaluation), ylim=(len(order) - 0.4, -0.6))
     how = "rank, method; ticks: seeds; bars on the right: no significant difference (Holm)"
@@ -159,45 +151,63 @@ def neighbours(table: Table) -> Drawn:
     ticks = sorted({k for curve in curves.values() for k, _, _ in curve})
     axes.set_xticks(ticks, [f"{k:g}" for k in ticks], minor=False)
     axes.minorticks_off()
-    return add_legend(figure, axes, table)
+    return add_legend(figure, axes, table.title)
 
 
 def agreement(table: Table) -> Drawn:
-    """Linear, or fine-tuning where there is such a row, against k-NN."""
-    other = next((name for name in ("finetune", "linear", "logistic") if name in table.evaluations), "")
-    both = [i for i, line in enumerate(table.lines) if {"knn", other} <= set(line.cells)]
-    if len(both) < 2:
-        return "fewer than two methods with both k-NN and linear rows"
+    """Linear probe against k-NN."""
+    figure = _scatter(table, ("knn",), ("linear", "logistic"), "k-NN and linear")
+    if not isinstance(figure, str):
+        (axes,) = figure.axes
+        ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
+        axes.plot(ends, ends, color="0.6", linewidth=0.8, zorder=0)
+        axes.set_title("grey line: equal", fontsize=8, loc="right")
+    return figure
+
+
+def finetuning(table: Table) -> Drawn:
+    """Fine-tuning against the linear probe: which methods are better than their frozen features say."""
+    return _scatter(table, ("linear", "probe", "logistic"), ("finetune",), "linear and fine-tuning")
+
+
+def _scatter(table: Table, across: Sequence[str], up: Sequence[str], what: str) -> Drawn:
+    """One evaluation against another: of those that an evaluator of each kind made, the two that most methods have."""
+    pairs = [(x, y) for x in _made_by(table, across) for y in _made_by(table, up)]
+    both = {pair: [i for i, line in enumerate(table.lines) if set(pair) <= set(line.cells)] for pair in pairs}
+    best = max(pairs, key=lambda pair: len(both[pair]), default=None)
+    if best is None or len(both[best]) < 2:
+        return f"fewer than two methods with both {what} rows"
     figure, axes = new_axes()
-    for index in both:
-        x, y = (table.lines[index].cells[name] for name in ("knn", other))
+    for index in both[best]:
+        x, y = (table.lines[index].cells[name] for name in best)
         mark(axes, table, index, x.mean, y.mean, xerr=x.half, yerr=y.half)
-    ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
-    axes.plot(ends, ends, color="0.6", linewidth=0.8, zorder=0, label="equal")
-    axes.set(xlabel=axis_label(table, "knn"), ylabel=axis_label(table, other))
-    return add_legend(figure, axes, table)
+    axes.set(xlabel=axis_label(table, best[0]), ylabel=axis_label(table, best[1]))
+    return add_legend(figure, axes, table.title)
 
 
 def label_efficiency(table: Table) -> Drawn:
-    """Accuracy against the share of labelled images."""
-    curves: dict[int, list[tuple[float, float, float]]] = {}
-    for index, line in enumerate(table.lines):
-        found: dict[float, tuple[float, float]] = {}
-        for name, rows in line.by_evaluation.items():
-            if rows[0]["evaluation"]["evaluator"] == "lowshot":
-                for metric in rows[0]["metrics"]:
-                    if match := re.fullmatch(r"top1@([\d.]+)%", metric):
-                        found[float(match[1])] = interval(line, name, metric)
-        if len(found) > 1:
-            curves[index] = [(share, *found[share]) for share in sorted(found)]
-    if not curves:
+    """Accuracy against the share of labelled images, under the protocol with the most shares."""
+    shares = {name: _shares(table, name) for name in _made_by(table, ("lowshot",))}
+    best = max(shares, key=lambda name: len(shares[name]), default="")
+    if not best or len(shares[best]) < 2:
         return "no row with several shares of labels (label-efficiency, lowshot)"
+    curves = {
+        index: [(share, *interval(line, best, f"top1@{share:g}%")) for share in shares[best]]
+        for index, line in enumerate(table.lines)
+        if best in line.cells
+    }
     figure, axes = draw_curves(table, curves)
-    axes.set(xscale="log", xlabel="training images with a label, %", ylabel="accuracy, %")
-    ticks = sorted({share for curve in curves.values() for share, _, _ in curve})
-    axes.set_xticks(ticks, [f"{share:g}" for share in ticks])
+    axes.set(xscale="log", xlabel="training images with a label, %", ylabel=f"{drawable(best)} accuracy, %")
+    axes.set_xticks(shares[best], [f"{share:g}" for share in shares[best]])
     axes.minorticks_off()
-    return add_legend(figure, axes, table)
+    return add_legend(figure, axes, table.title)
+
+
+def _shares(table: Table, evaluation: str) -> list[float]:
+    """Percent of labelled images that a low-shot evaluation reports."""
+    rows = [row for line in table.lines for row in line.by_evaluation.get(evaluation, [])]
+    found = (re.fullmatch(r"top1@([\d.]+)%", metric) for row in rows for metric in row["metrics"])
+    return sorted({float(match[1]) for match in found if match})
 
 
 def factors(table: Table) -> Drawn:
@@ -210,10 +220,10 @@ def factors(table: Table) -> Drawn:
     )
     if not names:
         return "no row of factors"
-    figure, axes = new_axes(height=1.2 + 0.34 * len(names))
+    figure, axes = new_axes(height=1.2 + max(0.34, 0.06 * len(lines)) * len(names))
     for index in lines:
         line = table.lines[index]
-        step = 0.6 * (lines.index(index) / max(len(lines) - 1, 1) - 0.5)
+        step = 0.7 * (lines.index(index) / max(len(lines) - 1, 1) - 0.5)
         at = [
             (place, *interval(line, "factors", name)) for place, name in enumerate(names) if line.cell("factors", name)
         ]
@@ -223,47 +233,7 @@ def factors(table: Table) -> Drawn:
         range(len(names)), [drawable(name.replace("/r2", ", R²").replace("/top1", ", accuracy")) for name in names]
     )
     axes.set(xlabel="R² or accuracy, %", ylim=(len(names) - 0.5, -0.5))
-    return add_legend(figure, axes, table)
-
-
-def training_curves(runs: str | Path | None) -> Drawn:
-    """Loss and online k-NN of each run over the training.
-
-    Raises:
-        UserError: No such folder.
-    """
-    if runs is None:
-        return "no folder of runs given"
-    if not Path(runs).is_dir():
-        raise UserError(f"no such folder of runs: {runs}")
-    logs = {path.parent.name: _log(path) for path in sorted(Path(runs).glob("*/log.jsonl"))}
-    logs = {name: points for name, points in logs.items() if points}
-    if not logs:
-        return f"no log.jsonl with points in {plain(str(runs))}/*"
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    kinds = list(dict.fromkeys(_method(name) for name in logs))
-    for name, points in logs.items():
-        at = kinds.index(_method(name))
-        first = name == next(other for other in logs if _method(other) == _method(name))
-        last = max(point["step"] for point in points)
-        for axes, key in zip(panels, ("loss", "knn"), strict=True):
-            curve = [(100 * p["step"] / last, p[key]) for p in points if math.isfinite(p.get(key, math.nan))]
-            if curve:
-                relative = [(x, y / abs(curve[0][1] or 1)) for x, y in curve] if key == "loss" else curve
-                axes.plot(
-                    *zip(*relative, strict=True),
-                    color=colour_of(at),
-                    linestyle=DASHES[at // len(COLOURS) % len(DASHES)],
-                    marker=MARKERS[at % len(MARKERS)],
-                    markevery=max(1, len(curve) // 6),
-                    markersize=4,
-                    label=drawable(_method(name)) if first else None,
-                )
-    panels[0].set(xlabel="training, %", ylabel="loss, first point = 1")
-    panels[1].set(xlabel="training, %", ylabel="online k-NN on held-out images, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
+    return add_legend(figure, axes, table.title)
 
 
 FIGURES: dict[str, Callable[[Table], Drawn]] = {
@@ -271,27 +241,17 @@ FIGURES: dict[str, Callable[[Table], Drawn]] = {
     "ranks": ranks,
     "knn-over-k": neighbours,
     "agreement": agreement,
+    "linear-finetune": finetuning,
     "label-efficiency": label_efficiency,
     "factors": factors,
 }
 
 
+def _made_by(table: Table, evaluators: Sequence[str]) -> list[str]:
+    """The evaluations of a table that one of these evaluators made, in the order of the evaluators."""
+    made = {row["evaluation"]["name"]: row["evaluation"]["evaluator"] for line in table.lines for row in line.rows}
+    return [name for kind in evaluators for name in table.evaluations if made[name] == kind]
+
+
 def _main(table: Table) -> str:
     return next((name for name in ("linear", "knn") if name in table.evaluations), table.evaluations[0])
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    points = []
-    for line in path.read_text().splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:  # the last line of a run that is being written
-            continue
-        if isinstance(point, dict) and isinstance(point.get("step"), int) and point["step"] > 0:
-            points.append(point)
-    return points
-
-
-def _method(run: str) -> str:
-    """The method of a run folder's name, METHOD-DATA-SEED-HASH."""
-    return run.rsplit("-", 3)[0]

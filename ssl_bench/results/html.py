@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_bench.results import ranking
+from ssl_bench.results import gates, ranking
 from ssl_bench.results.lines import Line, cost_texts, seed_of, spent_flops, trained
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
@@ -46,9 +46,10 @@ def page(tables: Sequence[Table], selected: str = "") -> str:
 
     script = "\n" + (HERE / "leaderboard.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    legends = (f"{INTERVALS} {SHOWN} {gates.LEGEND}", ranking.LEGEND, COSTS, MARKS)
     body = [f'<p class="notes">Only {_safe(selected)}.</p>'] if selected else []
     body += [_table(table, number) for number, table in enumerate(tables)]
-    body += [f'<p class="notes">{_safe(text)}</p>' for text in (f"{INTERVALS} {SHOWN}", ranking.LEGEND, COSTS, MARKS)]
+    body += [f'<p class="notes">{_safe(text)}</p>' for text in legends]
     parts = {
         "@HASH@": f"'sha256-{digest}'",
         "@BODY@": "\n".join(body),
@@ -89,7 +90,8 @@ def _table(table: Table, number: int) -> str:
         )
     lines = "\n".join(_line(table, number, index) for index in range(len(table.lines)))
     notes = [f"{line.label}: {text}" for line in table.lines for text in line.first["deviations"]]
-    said = "".join(f'\n<p class="notes">{_safe(text)}</p>' for text in [*table.targets(), *notes])
+    said = "".join(f'\n<p class="mark"><strong>{_safe(text)}</strong></p>' for text in gates.notes(table))
+    said += "".join(f'\n<p class="notes">{_safe(text)}</p>' for text in [*table.targets(), *notes])
     return (
         f'<section>\n<h2 id="table-{number}">{_safe(table.title)}</h2>\n'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="table-{number}">\n<table>\n'
@@ -113,10 +115,11 @@ def _line(table: Table, number: int, index: int) -> str:
             continue
         best = " class=best" if standing and standing.ranks[index] == 1 else ""
         rank = f" #{standing.text(index)}" if standing else ""
+        arrow = f" {mark}" if (mark := gates.arrow(table, index, evaluation)) else ""
         name = f"{evaluation}, {line.label}: {cell.mean:.1f}, open its rows"
         cells.append(
             f'<td data-sort="{cell.mean:.6f}"{best}><button type="button" value="{number} {index} {at}" '
-            f'aria-label="{_safe(name)}">{cell.mean:.1f}</button> <small>± {cell.half:.1f}{rank}</small></td>'
+            f'aria-label="{_safe(name)}">{cell.mean:.1f}</button> <small>± {cell.half:.1f}{rank}{arrow}</small></td>'
         )
     seeds = len({seed_of(row) for row in line.rows})
     cells.append(f'<td data-sort="{seeds}">{seeds}</td>')
@@ -181,6 +184,7 @@ def _row_data(row: Row) -> dict[str, Any]:
         "FLOPs, target networks included": flops and f"{flops:.3e}",
         "device": spent.get("device"),
         "flags": ", ".join(row["flags"]),
+        "warnings": "; ".join(row.values.get("warnings", [])),
         "code": " ".join(f"{key} {value}" for key, value in code.items() if value),
         "made": " ".join(f"{key} {value}" for key, value in made.items()),
         "weights": (row.values.get("weights") or {}).get("sha256"),

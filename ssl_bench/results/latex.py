@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ssl_bench.results import gates
 from ssl_bench.results.render import plain
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ SPECIAL = {
     "¹": r"\textsuperscript{1}",
     "²": r"\textsuperscript{2}",
     "³": r"\textsuperscript{3}",
+    "⁴": r"\textsuperscript{4}",
+    "▲": r"\textuparrow{}",
+    "▼": r"\textdownarrow{}",
+    "▽": r"(\textdownarrow)",
 }
 NOTE = (
     "Accuracies in percent, mean over seeds; small: 95\\,\\% interval over seeds and test images. "
@@ -70,12 +75,16 @@ def _table(table: Table, number: int, selected: str) -> str:
         row = [escape(line.label + line.marks)]
         for evaluation in table.evaluations:
             cell = line.cell(evaluation)
-            row.append(_score(cell.mean, cell.half, places[evaluation].get(index, 0)) if cell else "--")
+            mark = escape(gates.arrow(table, index, evaluation))
+            row.append(_score(cell.mean, cell.half, places[evaluation].get(index, 0)) + mark if cell else "--")
         mean = table.mean_ranks[index]
         lines.append(" & ".join([*row, "--" if mean is None else f"{mean:.2f}"]) + r" \\")
     header = " & ".join(["Method", *map(escape, table.evaluations), "mean rank"])
     only = f" Only {escape(selected)}." if selected else ""
-    marks = [rf"\par\smallskip{{\footnotesize {escape(MARKS)}\par}}"] if any(line.marks for line in table.lines) else []
+    notes = [MARKS] if any(line.marks for line in table.lines) else []
+    notes += [gates.LEGEND] if table.untrained else []
+    said = [*map(escape, notes), *(rf"\textbf{{{escape(text)}}}" for text in gates.notes(table))]
+    marks = [rf"\par\smallskip{{\footnotesize {text}\par}}" for text in said]
     return "\n".join(
         [
             r"\begin{table}",

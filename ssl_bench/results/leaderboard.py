@@ -8,33 +8,32 @@ import gc
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.files import write_atomic
-from ssl_bench.results import ranking
+from ssl_bench.results import gates, ranking
 from ssl_bench.results.lines import Cell as Cell
 from ssl_bench.results.lines import Line as Line
-from ssl_bench.results.lines import cost_texts, quick_hash, seed_of, seed_values, trained
+from ssl_bench.results.lines import cost_texts, quick_hash, seed_of, seed_values, target_texts, trained
 from ssl_bench.results.lines import make_lines as make_lines
 from ssl_bench.results.lines import summarise as summarise
 from ssl_bench.results.ranking import Selection, Standing
-from ssl_bench.results.render import escape, markdown_table, plain, terminal_table
+from ssl_bench.results.render import escape, markdown_table, plain, spreadsheet, terminal_table
 from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
 MARKS = (
     "¹ trained with labels, or with a teacher that was. ² made by another version of its source than the present one. "
-    "³ with data, weights or a teacher from elsewhere."
+    "³ with data, weights or a teacher from elsewhere. ⁴ with a warning, which stands with the table."
 )
 INTERVALS = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
 test images; with one seed only the latter)."""
-DIFFERENCES = """\
-In brackets the difference from the untrained backbone, ▲ or ▼ where the two intervals don't overlap."""
+DIFFERENCES = f"In brackets the difference from the untrained backbone.\n{gates.LEGEND}"
 COSTS = """\
 Everything is chosen on images held out of the training set; the test split is used once. Patches: encoded with gradient
 for one image, all views together; in brackets those of a momentum encoder or teacher. FLOPs: matrix products of the
@@ -91,8 +90,8 @@ def leaderboard(
     for table in tables:
         show(table.terminal())
         show(terminal_table("Ranks", *table.ranks(seeds=False)))
-        for line in table.targets():
-            show(plain(line))
+        for text in [*table.targets(), *(f"WARNING: {note}" for note in gates.notes(table))]:
+            show(plain(text))
     show(f"{LEGEND}\n{ranking.LEGEND}")
     if selection.text():
         show(f"Only {plain(selection.text())}.")
@@ -165,11 +164,11 @@ class Table:
     def cells(self) -> list[list[str]]:
         """The table as text."""
         out = []
-        for line in self.lines:
+        for index, line in enumerate(self.lines):
             row = [line.label + line.marks, line.first["category"] or ""]
             for evaluation in self.evaluations:
                 base = self.untrained.cell(evaluation) if self.untrained and line is not self.untrained else None
-                row.append(_score(line.cell(evaluation), base))
+                row.append(_score(line.cell(evaluation), base, gates.arrow(self, index, evaluation)))
             row.append(str(len({seed_of(r) for r in line.rows})))
             out.append(row + cost_texts(line))
         return out
@@ -205,26 +204,16 @@ class Table:
         text += f"\n\nDevice: {escape('; '.join(devices)) or 'none'}."
         if any(line.marks for line in self.lines):
             text += f" {MARKS}"
+        if warned := gates.notes(self):
+            text += "\n\nWarnings:\n" + "\n".join(f"- **{escape(line)}**" for line in warned)
         text += f"\n\nRanks and the value of each seed:\n\n{markdown_table(*self.ranks())}"
         if targets:
             text += "\n\nTarget networks:\n" + "\n".join(f"- {escape(line)}" for line in targets)
         return text + ("\n\nDifferences from the papers:\n" + "\n".join(notes) if notes else "")
 
     def targets(self) -> list[str]:
-        """One sentence for each target network: what it is, what it cost, and how its codes are used."""
-        said = []
-        for line in self.lines:
-            spent = line.first["pretraining"] or {}
-            for keyword, target in spent.get("targets", {}).items():
-                facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in target["facts"].items())
-                said.append(
-                    f"{line.label}: {keyword} {target['method']}, trained on the same images in "
-                    f"{target['wall_seconds']:.0f} s and {target['flops']:.1e} FLOPs, which come on top; {facts}"
-                )
-            if not spent.get("targets") and "teacher" in spent.get("facts", {}):
-                about = spent["facts"]["teacher"]
-                said.append(f"{line.label}: teacher {about['name']}, {about['source']}")
-        return said
+        """One sentence for each target network of its methods."""
+        return [text for line in self.lines for text in target_texts(line)]
 
     @staticmethod
     def csv(tables: Sequence[Table]) -> str:
@@ -232,7 +221,7 @@ class Table:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         head = ["table", "method", "category", "evaluation", "pooling", "mean", "half_interval_95", "seeds"]
-        writer.writerow([*head, "rank", "mean_rank", "values_by_seed"])
+        writer.writerow([*head, "rank", "mean_rank", "values_by_seed", "against_untrained", "warnings"])
         for table in tables:
             for index, line in enumerate(table.lines):
                 mean = table.mean_ranks[index]
@@ -244,7 +233,8 @@ class Table:
                         f"{row['metrics'][row['headline']]['value']:.4f}" for row in line.by_evaluation[evaluation]
                     )
                     names = [table.title, line.label, line.first["category"], evaluation, cell.pooling]
-                    writer.writerow([*map(_no_formula, names), *numbers, seeds])
+                    marks = [gates.arrow(table, index, evaluation), spreadsheet("; ".join(line.warnings))]
+                    writer.writerow([*map(spreadsheet, names), *numbers, seeds, *marks])
         return buffer.getvalue()
 
 
@@ -263,33 +253,37 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
             versions.setdefault(e["name"], set()).add(quick_hash([e["version"], e["settings"]]))
         mixed = [name for name, kinds in versions.items() if len(kinds) > 1]
         if mixed:
+            names = plain(f"{', '.join(mixed)} on {data}")
             raise UserError(
-                f"the rows of {', '.join(mixed)} on {data} come from different versions or settings of the evaluation; "
-                "they can't share a column. Move the older ones out of the folder, or measure them again"
+                f"the rows of {names} come from different versions or settings of the evaluation; they can't share a "
+                "column. Move the older ones out of the folder, or measure them again"
             )
         evaluations = sorted(versions)
         if sort is not None and sort not in evaluations:
-            raise unknown("evaluation to sort by", sort, evaluations)
+            raise unknown("evaluation to sort by", sort, map(plain, evaluations))
         by = sort or ("linear" if "linear" in evaluations else evaluations[-1])
         lines = make_lines(members)
+        sources = {line.pretrained_on for line in lines} - {None}
+        if len(sources) > 1:
+            lines = [
+                replace(line, label=f"{line.label}, pre-trained on {line.pretrained_on}")
+                if line.pretrained_on not in (None, data)
+                else line
+                for line in lines
+            ]
         lines.sort(key=lambda line: (-(cell.mean if (cell := line.cell(by)) else -math.inf), line.label))
         n = members[0]["evaluation"]["images"]
         title = f"{data} ({n['train']:,} train, {n['test']:,} test images), {backbone}"
+        if len(sources) == 1 and sources != {data}:
+            title += f", pre-trained on {sources.pop()}"
         built.append(Table(title, evaluations, lines))
     return built
 
 
-def _score(cell: Cell | None, untrained: Cell | None) -> str:
+def _score(cell: Cell | None, untrained: Cell | None, arrow: str) -> str:
     if cell is None:
         return "–"
     text = f"{cell.mean:.1f} ± {cell.half:.1f}"
     if untrained is not None:
-        difference = cell.mean - untrained.mean
-        arrow = ("▲" if difference > 0 else "▼") if cell.apart(untrained) else ""
-        text += f" ({difference:+.1f}{arrow})"
+        text += f" ({cell.mean - untrained.mean:+.1f}{arrow})"
     return f"{text} {cell.pooling}"
-
-
-def _no_formula(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -25,10 +25,6 @@ class Cell:
     seeds: int
     pooling: str = ""
 
-    def apart(self, other: Cell) -> bool:
-        """Whether the intervals don't overlap."""
-        return abs(self.mean - other.mean) > self.half + other.half
-
 
 @dataclass(frozen=True)
 class Line:
@@ -57,11 +53,23 @@ class Line:
 
     @cached_property
     def marks(self) -> str:
-        """Footnotes: ¹ labels, ² another version of the source, ³ something from elsewhere."""
+        """Footnotes: ¹ labels, ² another version of the source, ³ something from elsewhere, ⁴ warnings."""
         flags = self.first["flags"]
         external = any(flag.startswith("external") for flag in flags)
         stale = any(row.stale for row in self.rows)
-        return "".join(mark for mark, shown in (("¹", "labels" in flags), ("²", stale), ("³", external)) if shown)
+        shown = (("¹", "labels" in flags), ("²", stale), ("³", external), ("⁴", self.warnings))
+        return "".join(mark for mark, true in shown if true)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What its rows say against themselves, each sentence once."""
+        return list(dict.fromkeys(text for row in self.rows for text in row.values.get("warnings", [])))
+
+    @property
+    def pretrained_on(self) -> str | None:
+        """The data set of the pre-training; None without one, and for weights that don't say."""
+        made = self.first["pretraining"] or {}
+        return made.get("data") if made.get("images_seen") != 0 and made.get("data") != "unknown" else None
 
     @property
     def labelled(self) -> bool:
@@ -158,6 +166,22 @@ def cost_texts(line: Line) -> list[str]:
         f"{seconds:.0f} s" if seconds < 6000 else f"{seconds / 3600:.1f} h",
         f"{memory / 1e6:,.0f} MB",
     ]
+
+
+def target_texts(line: Line) -> list[str]:
+    """One sentence for each target network of a line: what it is, what it cost, and how its codes are used."""
+    spent = line.first["pretraining"] or {}
+    said = []
+    for keyword, target in spent.get("targets", {}).items():
+        facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in target["facts"].items())
+        said.append(
+            f"{line.label}: {keyword} {target['method']}, trained on the same images in "
+            f"{target['wall_seconds']:.0f} s and {target['flops']:.1e} FLOPs, which come on top; {facts}"
+        )
+    if not said and "teacher" in spent.get("facts", {}):
+        about = spent["facts"]["teacher"]
+        said.append(f"{line.label}: teacher {about['name']}, {about['source']}")
+    return said
 
 
 @cache

@@ -37,6 +37,35 @@ RELEASES = {
     ("beit", "vit_large_patch16_224", "imagenet22k"): ("beit_large_patch16_224_pt22k.pth", 150),
 }
 
+# (what a column shows, method) -> our file of the protocol behind the method's published numbers. Linear: the authors'
+# eval_linear, main_lincls, main_linprobe, run_linear_eval and eval_linear_multi. k-NN: DINO's eval_knn, which is iBOT's
+# too. Fine-tuning: DINO by DeiT's recipe (its table 6), MoCo v3 by a shorter one.
+OWN = {
+    ("linear", "moco_v3"): "linear-mocov3",
+    ("linear", "dino"): "linear-dino",
+    ("linear", "ibot"): "linear-ibot",
+    ("linear", "beit"): "linear-beit",
+    ("linear", "mae"): "linear-mae",
+    ("knn", "dino"): "knn-dino",
+    ("knn", "ibot"): "knn-dino",
+    ("finetune", "moco_v3"): "finetune-mocov3",
+    ("finetune", "dino"): "finetune-deit",
+    ("finetune", "ibot"): "finetune-ibot",
+    ("finetune", "beit"): "finetune-beit",
+    ("finetune", "mae"): "finetune-mae",
+    ("finetune", "eva"): "finetune-eva",
+}
+# Protocols whose published values depend on the size: the size that the file is for. Another has NAME-SIZE.yaml.
+SIZE_OF = {
+    "linear-dino": "small",
+    "linear-ibot": "small",
+    "finetune-mocov3": "base",
+    "finetune-ibot": "base",
+    "finetune-beit": "base",
+    "finetune-mae": "base",
+    "finetune-eva": "base",
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -82,10 +111,22 @@ def target(number: Number, row: RowOf, column: Column) -> Target:
         number.pretrain_data,
         float(epochs) if epochs else None,
         tuple(sorted(row.settings.items())),
-        column.evaluation,
+        protocol(number, row, column),
         number.eval_dataset,
         number.metric,
     )
+
+
+def protocol(number: Number, row: RowOf, column: Column) -> str:
+    """Our protocol for a number: the column's, or the method's own where it says so; empty where there is none.
+
+    Where the published values depend on the size, it is the file for that size: "finetune-mae-large".
+    """
+    if column.evaluation != "own":
+        return column.evaluation
+    name = row.protocols.get(number.protocol) or OWN.get((number.protocol, number.method), "")
+    size = our_backbone(number.backbone, number.setting).partition("_patch")[0].removeprefix("vit_")
+    return f"{name}-{size}" if size and SIZE_OF.get(name, size) != size else name
 
 
 def our_backbone(printed: str, setting: str = "") -> str:
@@ -149,7 +190,7 @@ def find_evaluation(wanted: Target) -> str:
     if not wanted.evaluation:
         return "no protocol of ours measures this"
     if not (shipped("evaluations") / f"{wanted.evaluation}.yaml").is_file():
-        return f"the protocol {wanted.evaluation} is not implemented"
+        return f"the protocol {wanted.evaluation} is not one of ours"
     return ""
 
 
@@ -178,7 +219,7 @@ def matching(wanted: Target, rows: Sequence[Row]) -> tuple[list[Row], list[str]]
     }
     if len(kinds) > 1:
         return [], [f"{wanted.encoder}: rows of several versions, settings or origins; keep those of one in the folder"]
-    return found, [] if found[0]["recipe"] else [f"measured on the authors' weights, taken to be {released(wanted)}"]
+    return found, [] if found[0]["recipe"] else [_whose(wanted, found[0])]
 
 
 def _same_judge(wanted: Target, row: Row) -> bool:
@@ -189,9 +230,18 @@ def _same_judge(wanted: Target, row: Row) -> bool:
 
 
 def _same_weights(wanted: Target, row: Row) -> bool:
-    """Released weights: their backbone, and the epochs of the only file that the authors have released for it."""
-    own = row["recipe"] is None and "external weights" in row["flags"]
-    return own and row["backbone"]["name"] == wanted.backbone and bool(released(wanted))
+    """Weights from elsewhere: their backbone and epochs; where those aren't known, a release of that backbone."""
+    if row["recipe"] is not None or "external weights" not in row["flags"] or wanted.settings:
+        return False
+    epochs = (row["pretraining"] or {}).get("epochs")
+    known = bool(released(wanted)) if epochs is None else epochs == wanted.epochs
+    return row["backbone"]["name"] == wanted.backbone and known
+
+
+def _whose(wanted: Target, row: Row) -> str:
+    if (epochs := (row["pretraining"] or {}).get("epochs")) is not None:
+        return f"measured on weights from elsewhere, of {epochs:g} epochs as `convert` was told"
+    return f"measured on the authors' weights, taken to be {released(wanted)}"
 
 
 def _same_run(run: Run | str, row: Row) -> bool:
@@ -218,7 +268,7 @@ def how_to_fill(wanted: Target) -> str:
     if file:
         steps.append(
             f"ssl-bench convert {file.split(' of ')[0]} --method {wanted.method} --backbone {wanted.backbone} "
-            f"--pretrained-on {wanted.data} --out encoder.pt"
+            f"--pretrained-on {wanted.data} --epochs {wanted.epochs:g} --out encoder.pt"
         )
     if not isinstance(run, str):
         steps.append(f"ssl-bench pretrain {run.arguments}")

@@ -1,7 +1,7 @@
 """What the figures share: colours, points with intervals, curves with bands, fronts and groups.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers tell apart; line styles
-and markers say the same in grey.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers tell apart, with grey
+instead of yellow, which paper swallows; line styles and markers say the same in grey.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ssl_bench.results.render import plain
 if TYPE_CHECKING:
     from ssl_bench.results.leaderboard import Table
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+Drawn = Figure | str  # a figure, or why there is none
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
@@ -76,11 +77,9 @@ def new_axes(height: float = 3.4) -> tuple[Figure, Any]:
 def mark(axes: Any, table: Table, index: int, x: Any, y: Any, **errors: Any) -> None:
     """A point with its interval, in the colour and marker of a line of the table; hollow when labels went into it."""
     line = table.lines[index]
-    style = {"color": colour_of(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 6, "capsize": 2.5}
+    style = look(index) | {"linestyle": "none", "markersize": 6, "capsize": 2.5, "elinewidth": 1}
     hollow = {"markerfacecolor": "white"} if line.labelled else {}
-    axes.errorbar(
-        x, y, **errors, **style, **hollow, linestyle="none", elinewidth=1, label=drawable(line.label + line.marks)
-    )
+    axes.errorbar(x, y, **errors, **style, **hollow, label=line_label(line))
 
 
 def draw_curves(table: Table, curves: dict[int, list[tuple[float, float, float]]]) -> tuple[Figure, Any]:
@@ -88,10 +87,9 @@ def draw_curves(table: Table, curves: dict[int, list[tuple[float, float, float]]
     figure, axes = new_axes()
     for index, curve in curves.items():
         x, mean, half = np.array(sorted(curve)).T
-        line, colour = table.lines[index], colour_of(index)
-        style = {"marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index % len(DASHES)], "markersize": 4}
-        axes.plot(x, mean, color=colour, label=drawable(line.label + line.marks), **style)
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0)
+        style = look(index)
+        axes.plot(x, mean, **style, markersize=4, label=line_label(table.lines[index]))
+        axes.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.12, linewidth=0)
     return figure, axes
 
 
@@ -100,9 +98,11 @@ def interval(line: Line, evaluation: str, metric: str) -> tuple[float, float]:
     return (cell.mean, cell.half) if cell else (math.nan, math.nan)
 
 
-def add_legend(figure: Figure, axes: Any, table: Table) -> Figure:
-    figure.suptitle(drawable(table.title), fontsize=8, x=0.01, ha="left")
+def add_legend(figure: Figure, axes: Any, title: str) -> Figure:
+    """Every label once, outside on the right; the figure grows until they fit."""
+    figure.suptitle(drawable(title), fontsize=8, x=0.01, ha="left")
     handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(max(figure.get_figheight(), 0.4 + 0.18 * len(labels)))
     figure.legend(handles, labels, loc="outside right upper")
     return figure
 
@@ -112,14 +112,21 @@ def axis_label(table: Table, evaluation: str) -> str:
     return drawable(f"{evaluation} {row['headline']}" + ("" if row["headline"] == "rankme" else ", %"))
 
 
-def colour_of(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line style of a line: two of the three tell any 32 apart."""
+    dash = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
 
 
-def drawable(text: str) -> str:
+def line_label(line: Line) -> str:
+    """A line's name in a legend."""
+    return drawable(line.label, 28) + line.marks
+
+
+def drawable(text: str, longest: int = 80) -> str:
     """Text that matplotlib doesn't read as mathematics, cut where it would fill the picture."""
     short = plain(text)
-    return (short if len(short) <= 80 else short[:79] + "…").replace("$", r"\$")
+    return (short if len(short) <= longest else short[: longest - 1] + "…").replace("$", r"\$")
 
 
 def slug(text: str) -> str:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.results.lines import Line, spent_flops, spent_images
+from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Selection:
         ):
             for name in wanted:
                 if name not in present:
-                    raise unknown(what, name, present)
+                    raise unknown(what, name, map(plain, present))
         kept = [row for row in rows if self._keeps(row)]
         if rows and not kept:
             raise UserError(f"no row passes: {self.text()}")

@@ -6,21 +6,38 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+CONTROL = r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones too: Excel in some locales
+
 
 def plain(text: str) -> str:
-    """Text on one line, without control characters, which could move a terminal's cursor.
+    """Text on one line, without control characters, which could move a terminal's cursor or turn the reading direction.
 
     Example:
-        >>> plain("mae\\n\\x1b[2J")
+        >>> plain("mae\\n\\x1b[2J \\u202e")
         'mae [2J'
     """
-    return re.sub(r"\s+", " ", re.sub(r"[^\S ]|[\x00-\x1f\x7f-\x9f]", " ", str(text))).strip()
+    return re.sub(r"\s+", " ", re.sub(CONTROL, " ", str(text))).strip()
+
+
+def spreadsheet(value: Any) -> Any:
+    """A cell of a CSV file: text that a spreadsheet would run as a formula gets an apostrophe.
+
+    Example:
+        >>> spreadsheet("=1+1"), spreadsheet("mae"), spreadsheet(-1.5)
+        ("'=1+1", 'mae', -1.5)
+    """
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def escape(text: str) -> str:
@@ -34,7 +51,7 @@ def escape(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(text, quote=False))
 
 
 def note_markdown(text: str) -> str:

@@ -17,7 +17,7 @@ from ssl_bench.evaluate import evaluate
 from ssl_bench.files import shipped
 from ssl_bench.pretrain import pretrain
 from ssl_bench.recipe import read_yaml
-from ssl_bench.results.cost import BACKWARD, DEVICES, IMAGES, encoder_flops, training_flops
+from ssl_bench.results.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, training_flops
 from ssl_bench.results.definition import Definition, read_definition
 from ssl_bench.results.measuring import ROWS, Run, Target, find_evaluation, find_run, matching, released, target
 from ssl_bench.results.published import Number, published
@@ -72,9 +72,9 @@ class Step:
                 return None
             train, test = IMAGES[data]
             protocol = read_yaml(shipped("evaluations") / f"{evaluation}.yaml")
-            passes = BACKWARD * float(protocol.get("epochs", 0)) if protocol.get("evaluation") == "finetune" else 1
-            images += train * (passes / BACKWARD if passes > 1 else 1) + test
-            flops += (train * passes + test) * encoder_flops(self.target.backbone)
+            passes, forward = evaluation_passes(protocol)
+            images += train * passes + test
+            flops += (train * forward + test) * encoder_flops(self.target.backbone)
         return images, flops
 
     def commands(self) -> list[str]:
@@ -242,8 +242,10 @@ def execute(step: Step, out: Path, checkpoints: Path) -> str | None:
     wanted = step.target
     try:
         if step.found:
-            encoder = checkpoints / "converted" / f"{wanted.method}-{wanted.backbone}-{wanted.data}.pt"
-            convert(step.found, method=wanted.method, backbone=wanted.backbone, out=encoder, data=wanted.data)
+            name = f"{wanted.method}-{wanted.backbone}-{wanted.data}-{wanted.epochs:g}.pt"
+            encoder = checkpoints / "converted" / name
+            made, epochs = wanted.data, wanted.epochs
+            convert(step.found, method=wanted.method, backbone=wanted.backbone, out=encoder, data=made, epochs=epochs)
         else:
             assert isinstance(step.run, Run)
             encoder = pretrain(wanted.method, recipe=step.run.recipe, overrides=step.run.overrides)

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
 
 SCHEMA = 1
+# Version of a stored row -> what turns it into the next version. It keeps whatever the row's id follows from.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,25 @@ class Row:
 
     @classmethod
     def read(cls, path: Path) -> Row:
-        """Read and check a row.
+        """Read and check a row; one of an older schema becomes one of the present.
 
         Raises:
-            UserError: Not a row of this schema, or changed since it was written.
+            UserError: Not a row, changed since it was written, or of a newer schema.
         """
         try:
-            values = json.loads(path.read_text())
-            ok = values["schema"] == SCHEMA and values["checksum"] == checksum_of(values)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a row: {error}") from error
+            stored = json.loads(path.read_text())
+            values = migrated(stored)
+            ok = stored["checksum"] == checksum_of(stored)
+            wrong = contradiction(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path} is not a row: {what}") from error
         if not ok:
-            raise UserError(
-                f"{path} was edited after it was written, or has another schema than {SCHEMA}; measure it again"
-            )
+            raise UserError(f"{path} was edited after it was written; measure it again")
+        if wrong:
+            raise UserError(f"{path}: {wrong}")
         return cls(path, values)
 
     @property
@@ -110,6 +118,32 @@ def identify(encoder: dict[str, Any], protocol: dict[str, Any], fingerprints: li
     return content_hash({"encoder": encoder, "evaluation": protocol, "data": fingerprints})[:16]
 
 
+def expected_id(row: Mapping[str, Any]) -> str:
+    """The id that follows from how the encoder was made and how it was judged, as ``row_id`` computes it."""
+    recipe, judged = row["recipe"], row["evaluation"]
+    if recipe:
+        made = {key: value for key, value in recipe.items() if key != "hash"}
+        encoder = origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
+    else:
+        encoder = {"weights": row["weights"]["sha256"]}
+    protocol = {key: judged[key] for key in ("name", "version", "settings")}
+    return identify(encoder, protocol, [judged["fingerprints"]["train"], judged["fingerprints"]["test"]])
+
+
+def contradiction(row: Mapping[str, Any]) -> str:
+    """How a row's names or its id belie its content; empty where they don't."""
+    recipe = row["recipe"]
+    if recipe:
+        made = (recipe["method"].rpartition(":")[2], recipe["backbone"]["name"])  # of package.module:Class the class
+        said = (row["method"], row["backbone"]["name"])
+        if made != said:
+            return f"it says {said[0]!r} on {said[1]!r}, its recipe {made[0]!r} on {made[1]!r}"
+    identifier = expected_id(row)
+    if identifier != row["id"]:
+        return f"its id should be {identifier}: it doesn't follow from recipe, evaluation and data"
+    return ""
+
+
 def row_path(folder: Path, method: str, evaluation: str, identifier: str) -> Path:
     """``FOLDER/rows/mae-knn-1a2b3c4d5e6f7a8b.json``."""
     safe = [re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in (method, Path(evaluation).stem)]
@@ -125,6 +159,7 @@ def make_row(
     data: Data,
     result: Result,
     precision: str,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything about one number. Accuracies in percent, times in seconds, memory in bytes."""
     import faiss  # here, so that whoever only reads rows doesn't wait for them
@@ -158,7 +193,9 @@ def make_row(
             "images": {"train": len(data.train), "dev": len(data.dev), "test": len(data.test)},
             "skipped": data.train.skipped + data.test.skipped,
             "split": data.test.split,
-            "selected_on": f"dev: {len(data.dev)} of the training images, stratified, seed 0",
+            "selected_on": f"dev: {len(data.dev)} of the training images, stratified, seed 0"
+            if result.selected
+            else "nothing was selected",
             "chosen": result.chosen,
             "precision": precision,
             **({"cost": result.cost} if result.cost else {}),
@@ -167,6 +204,7 @@ def make_row(
         "headline": result.headline,
         "predictions": _npy(checkpoint.method, name, identifier) if result.correct.size else None,
         "reported": None,
+        "warnings": list(warnings),
         "flags": about.get("flags", []),
         "deviations": about.get("deviations", []),
         "weights": {"sha256": checkpoint.sha256, "loaded_percent": checkpoint.loaded},
@@ -210,12 +248,33 @@ def read_rows(folder: str | Path) -> list[Row]:
     """All rows below ``FOLDER/rows``, in the order of their file names.
 
     Raises:
-        UserError: No such folder, or a file in it is not a row.
+        UserError: No such folder, a file in it is not a row, or a row is there twice, which would count as two seeds.
     """
     rows = Path(folder) / "rows"
     if not rows.is_dir():
         raise UserError(f"no rows in {folder}: expected {rows}/*.json, written by `ssl-bench bench` or `evaluate`")
-    return [Row.read(path) for path in sorted(rows.glob("*.json"))]
+    found: dict[str, Row] = {}
+    for path in sorted(rows.glob("*.json")):
+        row = Row.read(path)
+        if found.setdefault(row["id"], row) is not row:
+            raise UserError(f"{path}: has the id of {found[row['id']].path.name}; keep one of the two")
+    return list(found.values())
+
+
+def migrated(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored row in the present schema; the checksum stays that of the stored form.
+
+    Raises:
+        UserError: A newer schema than this version knows, or one that no migration leads on from.
+    """
+    values = stored
+    while (version := values["schema"]) != SCHEMA:
+        if not isinstance(version, int) or version > SCHEMA:
+            raise UserError(f"written in row schema {version!r}; this ssl-bench reads up to {SCHEMA}: upgrade it")
+        if version not in MIGRATIONS:
+            raise UserError(f"written in row schema {version}, which this ssl-bench no longer reads")
+        values = {**MIGRATIONS[version](values), "schema": version + 1}
+    return values
 
 
 def checksum_of(values: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ from ssl_bench.errors import UserError, unknown
 from ssl_bench.files import write_atomic
 from ssl_bench.methods import BASELINES
 from ssl_bench.results.definition import Column, Definition, RowOf, read_definition, table_names
-from ssl_bench.results.leaderboard import Cell, build, summarise
+from ssl_bench.results.elsewhere import LEGEND as OWN_LEGEND
+from ssl_bench.results.elsewhere import OwnColumn, own_columns
+from ssl_bench.results.leaderboard import MARKS, Cell, Table, build, summarise
 from ssl_bench.results.measuring import ROWS, how_to_fill, matching, target
 from ssl_bench.results.published import Number, conflicts, published
-from ssl_bench.results.render import escape, markdown_table, note_markdown, plain, terminal_table
+from ssl_bench.results.render import escape, markdown_table, note_markdown, plain, spreadsheet, terminal_table
 from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = ("md", "csv", "terminal")
 LEGEND = (
     "Accuracies in percent. Reported: as the source prints it. Measured: mean over seeds ± 95 % interval (see the "
-    "leaderboard), only where method, settings, backbone, data, epochs and test data are the same. Difference: "
-    "measured minus reported; the interval is ours alone, because papers print none."
+    "leaderboard), only where method, settings, backbone, data, epochs, test data and protocol are the same. "
+    "Difference: measured minus reported; the interval is ours alone, because papers print none."
 )
 
 
@@ -53,7 +55,7 @@ def table(
 
     Args:
         name: Of ``list_tables``, or a YAML file.
-        rows: Folders with ``rows/``; ``ROWS`` where it exists when left out.
+        rows: Folders with ``rows/``; ``ROWS`` where it exists when left out. A row that several have counts once.
         formats: Any of md, csv, terminal; each is shown.
         out: Folder to write NAME.md and NAME.csv to instead of showing them.
         show: What to do with the text.
@@ -68,7 +70,10 @@ def table(
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
     folders = list(rows) if rows is not None else [ROWS] * (ROWS / "rows").is_dir()
-    filled = fill(read_definition(name), published(), [row for folder in folders for row in read_rows(folder)])
+    found: dict[str, Row] = {}
+    for row in (row for folder in folders for row in read_rows(folder)):
+        found.setdefault(row["id"], row)
+    filled = fill(read_definition(name), published(), list(found.values()))
     files = []
     for kind in formats:
         text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
@@ -116,6 +121,17 @@ class Filled:
     cells: list[list[Entry | None]]
     elsewhere: list[Row]
 
+    @cached_property
+    def tables(self) -> list[Table]:
+        """The leaderboards of the rows that don't belong in it."""
+        return build(self.elsewhere)
+
+    @cached_property
+    def own(self) -> list[OwnColumn]:
+        """Columns of those rows."""
+        numbers = [[entry.number for entry in entries if entry] for entries in self.cells]
+        return own_columns(numbers, [bool(row.unlike) for row in self.definition.rows], self.tables)
+
     @property
     def compact(self) -> bool:
         """Whether what was reported and what we measured share a cell: with many columns of numbers."""
@@ -127,7 +143,7 @@ class Filled:
         for column in self.definition.columns:
             parts = ("reported", "measured", "difference") if column.evaluation else ("reported",)
             names += [column.label] if self.compact else [f"{column.label}: {part}" for part in parts]
-        return names
+        return names + [column.heading for column in self.own]
 
     def lines(self) -> tuple[list[list[str]], list[str]]:
         """The table as text, and its numbered notes."""
@@ -138,7 +154,7 @@ class Filled:
             return "".join(f"[{notes.index(text) + 1}]" for text in texts)
 
         lines = []
-        for row, entries in zip(self.definition.rows, self.cells, strict=True):
+        for at, (row, entries) in enumerate(zip(self.definition.rows, self.cells, strict=True)):
             first = next((entry.number for entry in entries if entry), None)
             label = row.label or (first.name if first else row.where.get("method", ""))
             label += " °" * bool(row.unlike) + mark([f"not like for like: {row.unlike}"] if row.unlike else [])
@@ -155,7 +171,7 @@ class Filled:
                     )
                     texts = [texts[0] + ours]
                 line += texts
-            lines.append(line)
+            lines.append(line + [column.text(at) for column in self.own])
         return lines, notes
 
     def about(self) -> Iterator[str]:
@@ -163,6 +179,8 @@ class Filled:
         if self.definition.about:
             yield self.definition.about
         yield LEGEND
+        if self.own:
+            yield f"{OWN_LEGEND} {MARKS}"
         yield from (f"{column.label}: {column.note}." for column in self.definition.columns if column.note)
 
     def markdown(self) -> str:
@@ -204,6 +222,7 @@ class Filled:
         writer.writerow(
             [*head, "source", "weak", "measured", "half_interval_95", "difference", "seeds", "unlike", "notes"]
         )
+        lines: list[list[Any]] = []
         for entry in (entry for entries in self.cells for entry in entries if entry):
             n, ours = entry.number, entry.measured
             line: list[Any] = [self.definition.name, n.method, n.backbone, n.pretrain_data, n.epochs, n.eval_dataset]
@@ -213,14 +232,14 @@ class Filled:
             else:
                 line += [""] * 4
             line += [entry.row.unlike, "; ".join(filter(None, [*entry.notes, entry.missing]))]
-            writer.writerow(
-                [re.sub(r"^(?=[=+\-@\t\r])", "'", v) if isinstance(v, str) and v != n.value else v for v in line]
-            )
+            lines.append(line)
+        for line in [*lines, *(line for column in self.own for line in column.csv(self.definition.name))]:
+            writer.writerow(map(spreadsheet, line))
         return buffer.getvalue().rstrip("\n")
 
     def others(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         """The same methods measured on something else: title, header and lines of each table."""
-        for found in build(self.elsewhere):
+        for found in self.tables:
             yield (
                 f"Measured on something else, not comparable with the above: {found.title}",
                 found.header,

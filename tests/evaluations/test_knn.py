@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.evaluations import neighbours
 from ssl_bench.evaluations.evaluator import Data, Result
-from ssl_bench.evaluations.knn import KNN, normalize, ranks, search, search_torch, votes
+from ssl_bench.evaluations.knn import KNN, ranks, votes
+from ssl_bench.evaluations.neighbours import nearest, normalize, search, search_torch
 
 # The authors' functions (DINO `knn_classifier`, DINOv2 `KnnModule`) on these rows, temperature 0.07, three classes.
 BANK = torch.tensor(
@@ -149,6 +151,66 @@ def test_search_blocks_agree_with_one_product() -> None:
     again = search(bank, queries, 10)
     assert torch.equal(again[0], similarity)
     assert torch.equal(again[1], index)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("k", [1, 20, 150])
+def test_pieces_of_the_bank_equal_brute_force(monkeypatch: pytest.MonkeyPatch, k: int, half: bool) -> None:
+    (bank, bank_labels), (queries, labels) = clustered(2500, 6, 16, 1), clustered(57, 6, 16, 2)
+    monkeypatch.setattr(neighbours, "BANK_FLOATS", 1024 * 16)  # three pieces
+    monkeypatch.setattr(neighbours, "GATHERED_FLOATS", 5000)
+    monkeypatch.setattr(neighbours, "QUERIES_PER_BLOCK", 20)
+    blocks = list(nearest(bank, queries, k, half))
+    assert [len(similarity) for similarity, _ in blocks] == [20, 20, 17]
+    similarity, index = (torch.cat(part) for part in zip(*blocks, strict=True))
+    rank = ranks(similarity, bank_labels[index], labels, 6, [k], [0.07])[k, 0.07]
+    right = brute(bank, bank_labels, queries, 6, k, 0.07) == labels.numpy()
+    assert np.mean((rank == 0).numpy() == right) == 1.0
+    if not half:
+        whole = search(normalize(bank), normalize(queries), k)
+        torch.testing.assert_close(similarity, whole[0], atol=1e-6, rtol=0)
+        assert (index == whole[1]).double().mean() > 0.999
+
+
+def test_half_precision_sees_past_what_all_images_share() -> None:
+    """Features of real networks have a large common part: their cosines are near 1, where bf16 has few numbers."""
+    (bank, labels), (queries, truth) = clustered(3000, 8, 24, 3), clustered(400, 8, 24, 4)
+    bank, queries = bank + 100, queries + 100
+    ((exact, index),) = nearest(bank, queries, 20)
+    ((fast, fast_index),) = nearest(bank, queries, 20, half=True)
+    plain = (normalize(queries).bfloat16() @ normalize(bank).bfloat16().T).float().topk(20)
+    assert exact.min() > 0.999
+    torch.testing.assert_close(fast, exact, atol=1e-6, rtol=0)
+    exact_top1, fast_top1, plain_top1 = (
+        100 * float((ranks(s, labels[i], truth, 8, [20], [0.07])[20, 0.07] == 0).double().mean())
+        for s, i in [(exact, index), (fast, fast_index), (plain.values, plain.indices)]
+    )
+    assert fast_top1 == pytest.approx(exact_top1, abs=0.1)
+    assert plain_top1 < exact_top1 - 1  # what this test would see without the centre
+
+
+@pytest.mark.parametrize("width", [64, 640, 645, 1024])
+def test_grouped_topk_is_topk(width: int) -> None:
+    scores = torch.randn(9, width, generator=torch.Generator().manual_seed(width))
+    values, index = neighbours._topk(scores, 20)
+    assert torch.equal(values, scores.topk(20).values)
+    assert torch.equal(scores.gather(1, index), values)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_few_images_of_any_kind(half: bool) -> None:
+    """One test image, fewer training images than k, a class nobody has: no special cases."""
+    encoder, data = problem(n_train=12, n_test=1, n_dev=3)
+    result = KNN(half=half).run(encoder, data)
+    assert result.metrics["top1"].n == 1
+    assert result.chosen["headline_k"] == 10 and result.chosen["skipped_k"] == [20, 50, 100, 200]
+    rows = torch.zeros(1, 4), torch.ones(3, 4)
+    ((similarity, index),) = nearest(rows[1], rows[0], 3, half)  # a black image has no direction
+    assert similarity.tolist() == [[0, 0, 0]] and index.tolist() == [[0, 1, 2]]
+
+
+def test_half_is_written_into_the_row() -> None:
+    assert KNN(half=True).settings()["half"] is True
 
 
 def test_votes_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
 from torch import Tensor
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
-from ssl_bench.evaluations.logistic import Logistic, logistic_regression
+from ssl_bench.evaluations.logistic import Logistic, class_metric, logistic_regression
 from ssl_bench.evaluations.lowshot import LowShot, balanced_subset, listed
 
 QUICK = {"C": (0.01, 1.0)}
@@ -267,3 +268,23 @@ def test_official_lists_load_from_a_path(tmp_path: Path) -> None:
 def test_wrong_settings_are_named(make: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_mean_per_class() -> None:
+    """Against scikit-learn's balanced accuracy; the interval covers the truth on classes of uneven size."""
+    random = np.random.default_rng(0)
+    p, n = np.array([0.9, 0.5, 0.2]), np.array([400, 40, 20])
+    labels = np.repeat(np.arange(3), n)
+    covered = 0
+    for _ in range(300):
+        correct = random.random(len(labels)) < p[labels]
+        found = class_metric(correct, labels)
+        covered += found.low <= 100 * p.mean() <= found.high
+    assert found.value == pytest.approx(
+        100 * recall_score(labels, np.where(correct, labels, 3), labels=[0, 1, 2], average="macro")
+    )
+    assert 0.91 < covered / 300 < 0.98 and found.n == 460
+    assert class_metric(np.array([True, False]), np.array([0, 2])).value == 50
+    stub, data = problem()
+    metrics = Logistic(**QUICK).run(stub, data).metrics
+    assert metrics["mean_per_class"].value == pytest.approx(metrics["top1"].value, abs=3)

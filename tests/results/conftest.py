@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.files import content_hash
-from ssl_bench.results.check import expected_id
-from ssl_bench.results.rows import Row
+from ssl_bench.results.rows import Row, expected_id
 
 AddRow = Callable[..., Row]
 
@@ -80,6 +79,8 @@ def add_row(tmp_path: Path) -> AddRow:
             "made": {"time": "now", "torch": "2", "timm": "1", "faiss": "1"},
         }
         row = json.loads(json.dumps(merged(row, changes)))
+        if row["recipe"]:
+            row["recipe"]["backbone"]["name"] = row["backbone"]["name"]
         row["id"] = expected_id(row)
         path = tmp_path / "rows" / f"row-{row['id']}.json"
         if row["predictions"] == "":

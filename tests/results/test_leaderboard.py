@@ -13,7 +13,7 @@ from scipy import stats
 from ssl_bench.errors import UserError
 from ssl_bench.files import content_hash
 from ssl_bench.results.leaderboard import build, leaderboard, summarise
-from ssl_bench.results.rows import Row, read_rows
+from ssl_bench.results.rows import Row, expected_id, read_rows
 
 
 def write(folder: Path, method: str, seed: int, value: float, **changes: Any) -> Row:
@@ -46,7 +46,8 @@ def write(folder: Path, method: str, seed: int, value: float, **changes: Any) ->
     }
     for key, change in changes.items():
         values[key] = {**values[key], **change} if isinstance(change, dict) else change
-    values["id"] = content_hash(values)[:16]
+    values["recipe"]["backbone"] = values["backbone"]
+    values["id"] = expected_id(values)
     values["checksum"] = content_hash(values)[:16]
     path = folder / "rows" / f"{method}-{seed}-{values['id']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,3 +132,16 @@ def test_unknown_sort_and_format(tmp_path: Path) -> None:
         leaderboard(tmp_path, sort="x")
     with pytest.raises(UserError, match="unknown format 'pdf'"):
         leaderboard(tmp_path, formats=["pdf"])
+
+
+def test_pretrained_elsewhere_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0, pretraining={"data": "cifar10"})
+    write(tmp_path, "untrained", 0, 30.0, pretraining={"data": "cifar10", "images_seen": 0})
+    (table,) = build(read_rows(tmp_path))
+    assert table.title == "shapes (10 train, 100 test images), vit, pre-trained on cifar10"
+    assert table.title in table.terminal() and [line.label for line in table.lines] == ["m", "untrained"]
+    write(tmp_path, "n", 0, 50.0, pretraining={"data": "shapes"})
+    write(tmp_path, "o", 0, 20.0, pretraining={"data": "unknown"})
+    (table,) = build(read_rows(tmp_path))
+    assert table.title == "shapes (10 train, 100 test images), vit"
+    assert [line.label for line in table.lines] == ["n", "m, pre-trained on cifar10", "untrained", "o"]

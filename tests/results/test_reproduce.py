@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,26 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_bench.backbone import Backbone
+from ssl_bench.cli import make_parser
 from ssl_bench.errors import RunError, UserError
+from ssl_bench.files import shipped
 from ssl_bench.methods import METHODS
 from ssl_bench.pretrain import build
-from ssl_bench.recipe import load_recipe
+from ssl_bench.recipe import load_recipe, read_yaml
 from ssl_bench.results import reproduce as module
 from ssl_bench.results.cost import BACKWARD, encoder_flops, training_flops
 from ssl_bench.results.definition import Column, RowOf, read_definition
-from ssl_bench.results.measuring import RELEASES, Run, find_run, our_backbone, released, target
+from ssl_bench.results.measuring import (
+    OWN,
+    RELEASES,
+    SIZE_OF,
+    Run,
+    find_run,
+    how_to_fill,
+    our_backbone,
+    released,
+    target,
+)
 from ssl_bench.results.published import published, select
 from ssl_bench.results.reproduce import find_file, make_plan, missing_data, reproduce
 
@@ -85,10 +98,49 @@ def test_plan_of_a_paper(tmp_path: Path) -> None:
     part = text.split("\nmae ViT-B/16, imagenet1k, 1600 epochs\n")[1].split("\n\n")[0]
     assert "released weights: mae_pretrain_vit_base.pth (not here" in part
     assert "ssl-bench pretrain mae --recipe vit_base_in1k" in part
-    assert "2.05e+09 images" in part  # 1600 x 1,281,167, and one pass over training and test images
+    judged = [name for name in ("finetune-mae", "linear-mae") if name in part.split("--evaluations ")[1].split()[0]]
+    passes = sum(read_yaml(shipped("evaluations") / f"{name}.yaml")["epochs"] for name in judged)
+    assert "linear-mae" in judged and passes >= 90
+    assert f"{1_281_167 * (1600 + passes) + 50_000 * len(judged):.2e} images" in part
     assert f"skipped: imagenet1k is not in {tmp_path / 'data' / 'imagenet1k'}" in part
     assert "skipped: igpt is not implemented" in text or "igpt" in METHODS
     assert "0 of 14 encoders can be run here now" in text
+
+
+def test_cells_name_the_papers_own_protocol() -> None:
+    """The same column asks each method's own probe; a table may say otherwise, as iBOT's does for DINO."""
+    found = {}
+    for name in ("survey", "ibot", "dino"):
+        definition = read_definition(name)
+        for row in definition.rows:
+            for column in definition.columns:
+                if (number := definition.number(row, column, published())) is not None and column.evaluation:
+                    found[name, number.method, number.backbone, number.protocol] = target(
+                        number, row, column
+                    ).evaluation
+    small, base, large = "ViT-S/16", "ViT-B/16", "ViT-L/16"
+    assert found["survey", "mae", base, "finetune"] == "finetune-mae"
+    assert found["survey", "mae", large, "linear"] == "linear-mae"  # one file for all sizes
+    assert found["survey", "mae", large, "finetune"] == "finetune-mae-large"
+    assert (found["dino", "dino", small, "linear"], found["dino", "dino", base, "linear"]) == (
+        "linear-dino", "linear-dino-base",
+    )  # fmt: skip
+    assert found["survey", "moco_v3", base, "finetune"] == "finetune-mocov3"
+    assert found["survey", "dino", base, "finetune"] == "finetune-deit"
+    assert found["ibot", "dino", base, "finetune"] == found["ibot", "ibot", base, "finetune"] == "finetune-ibot"
+    assert found["dino", "dino", small, "knn"] == "knn-dino"
+    assert found["survey", "esvit", "Swin-T/W7", "linear"] == ""
+    assert {method for _, method in OWN} <= set(METHODS) and set(SIZE_OF) <= set(OWN.values())
+
+
+def test_commands_of_empty_cells_can_be_run() -> None:
+    """Every command in a table's notes parses."""
+    number = select(published(), {"method": "mae", "backbone": "ViT-B/16", "place": "Table 12"})[0]
+    text = how_to_fill(target(number, RowOf({}), Column("", {}, "own")))
+    commands = re.findall(r"`ssl-bench ([^`]+)`", text)
+    assert [command.split()[0] for command in commands] == ["convert", "pretrain", "evaluate"]
+    for command in commands:
+        make_parser().parse_args(shlex.split(command))
 
 
 def test_hours_follow_the_speed() -> None:
@@ -190,7 +242,7 @@ def test_runs_what_it_can_and_says_what_failed(tmp_path: Path, monkeypatch: pyte
     failed = reproduce("mae", out=tmp_path / "rows", show=lambda _: None)
     assert ("pretrain", "mae", "vit_base_in1k", {}) in calls
     after = calls[calls.index(("pretrain", "mae", "vit_base_in1k", {})) + 1]
-    assert after[:2] == ("evaluate", Path("encoder.pt")) and "linear" in after[2] and after[3] == "imagenet1k"
+    assert after[:2] == ("evaluate", Path("encoder.pt")) and "linear-mae" in after[2] and after[3] == "imagenet1k"
     assert "mae ViT-L/16, imagenet1k, 1600 epochs: the loss is not finite" in failed
     assert ("pretrain", "mae", "vit_large_in1k", {}) in calls
     calls.clear()
