@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,25 @@ def source_hash(*paths: str | Path) -> str:
     for path in paths:
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()[:16]
+
+
+COMMON = ("method", "evaluator", "features")  # what all share: a change there is not a change of one method or protocol
+
+
+def source_files(path: str | Path) -> list[Path]:
+    """A method's or evaluator's file and those beside it that it builds on, found without importing them.
+
+    Example:
+        >>> [file.name for file in source_files(PACKAGE / "methods" / "ibot.py")]
+        ['ibot.py', 'dino.py']
+    """
+    found = [Path(path).resolve()]
+    for file in found:
+        for name in re.findall(rf"^from ssl_bench\.{file.parent.name}\.(\w+) import", file.read_text(), re.MULTILINE):
+            beside = file.with_name(f"{name}.py")
+            if name not in COMMON and beside not in found and beside.is_file():
+                found.append(beside)
+    return found
 
 
 def shipped(kind: str) -> Path:

@@ -14,7 +14,7 @@ from lightning import seed_everything
 from ssl_bench.backbone import Backbone
 from ssl_bench.checkpoint import Checkpoint, code_version, load_encoder, save_encoder, save_weights
 from ssl_bench.data import Splits, hold_out, load
-from ssl_bench.files import content_hash, locked, source_hash
+from ssl_bench.files import content_hash, locked, source_files, source_hash
 from ssl_bench.methods.method import Method
 from ssl_bench.nets import process
 from ssl_bench.recipe import FROM_DATA, Recipe, load_recipe
@@ -103,7 +103,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
         "category": recipe.cls.category,
         "flags": list(dict.fromkeys([*method.flags, *(f for n in networks.values() for f in n.about["flags"])])),
         "deviations": list(recipe.cls.deviations),
-        "method_source": source_hash(inspect.getfile(recipe.cls)),
+        "method_source": source_hash(*source_files(inspect.getfile(recipe.cls))),
         "code": code_version(),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssl_bench.errors import UserError
-from ssl_bench.files import PACKAGE, content_hash, source_hash, write_atomic
+from ssl_bench.files import PACKAGE, content_hash, source_files, source_hash, write_atomic
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoint import Checkpoint
@@ -88,10 +88,10 @@ class Row:
 
 @cache
 def _source(kind: str, name: str) -> str | None:
-    """Hash of the file of a method or an evaluator, found without importing it; None for one from outside."""
+    """Hash of the files of a method or an evaluator, found without importing them; None for one from outside."""
     file = "baselines" if name in ("raw_pixels", "untrained", "supervised") else name
     path = PACKAGE / kind / f"{file}.py"
-    return source_hash(path) if re.fullmatch(r"[a-z0-9_]+", file) and path.is_file() else None
+    return source_hash(*source_files(path)) if re.fullmatch(r"[a-z0-9_]+", file) and path.is_file() else None
 
 
 def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def make_row(
         "code": {
             **code_version(),
             "method_source": about.get("method_source"),
-            "evaluator_source": source_hash(inspect.getfile(type(evaluator))),
+            "evaluator_source": source_hash(*source_files(inspect.getfile(type(evaluator)))),
         },
         "made": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
