@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ssl_bench.checkpoint import Checkpoint, load_encoder
 from ssl_bench.data import Splits, hold_out, load
@@ -19,6 +22,7 @@ from ssl_bench.files import find_yaml
 from ssl_bench.recipe import read_yaml
 from ssl_bench.results import gates
 from ssl_bench.results.rows import Row, make_row, origin, row_id, row_path, write_row
+from ssl_bench.training import is_first
 
 
 def evaluate(
@@ -33,7 +37,8 @@ def evaluate(
     """Judge an encoder file: the Python form of ``ssl-bench evaluate``.
 
     Returns:
-        One row an evaluation; rows that exist already are read, not made again.
+        One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several
+        processes share the extraction of features, and the first returns the rows.
     """
     loaded = load_encoder(checkpoint, backbone)
     evaluators = {name: load_evaluator(name) for name in evaluations}
@@ -55,6 +60,8 @@ def judge(
         data = Data(splits.train, fit, dev, splits.test)
         wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
         encoder = FrozenEncoder(checkpoint.encoder, list(wanted), cache=FEATURES)
+        if not _goes_on(encoder, data, list(wanted)):
+            return []
         said = gates.warnings(checkpoint, splits)
         for name in missing:
             encoder.folder = Path("runs/evaluations") / ids[name]
@@ -63,6 +70,21 @@ def judge(
             write_row(paths[name], row, result.correct)
             shutil.rmtree(encoder.folder, ignore_errors=True)
     return [Row.read(path) for path in paths.values()]
+
+
+def _goes_on(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> bool:
+    """Under ``torchrun`` every process extracts its share of the features; then the first goes on, as if alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    for images in (data.train, data.test):
+        encoder.features(images, [p for p in wanted if p in encoder.poolings] or encoder.poolings[:1])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    first = is_first()
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(key, None)
+    return first
 
 
 def load_evaluator(name: str) -> Evaluator:

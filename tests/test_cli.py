@@ -150,3 +150,21 @@ def test_tables_and_their_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0 and "vit_base_in1k" in out
     status, _, err = run(capsys, "table", "surwey")
     assert status == 2 and "did you mean 'survey'" in err
+
+
+@pytest.mark.slow
+def test_processes_share_an_evaluation(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["--data", f"folder:{images}"]
+    small = [*common, "--backbone", "vit_micro_patch8_16", "--out", "encoder"]
+    subprocess.run([sys.executable, "-m", "ssl_bench.cli", "pretrain", "untrained", *small], check=True)
+    alone = [sys.executable, "-m", "ssl_bench.cli"]
+    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *alone[1:]]
+    rows = []
+    for start, out in ((together, "two"), (alone, "one")):
+        asked = ["evaluate", "encoder/encoder.pt", *common, "--evaluations", "clustering,logistic", "--out", out]
+        subprocess.run([*start, *asked], check=True, timeout=300)
+        found = sorted((tmp_path / out / "rows").glob("*.json"))
+        rows.append([(path.name, json.loads(path.read_text())["metrics"]) for path in found])
+    assert len(rows[0]) == 2
+    assert rows[0] == rows[1]
