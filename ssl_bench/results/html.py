@@ -46,7 +46,12 @@ def page(tables: Sequence[Table], selected: str = "") -> str:
 
     script = "\n" + (HERE / "leaderboard.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    legends = (f"{INTERVALS} {SHOWN} {gates.LEGEND}", ranking.LEGEND, COSTS, MARKS)
+    legends = (
+        f"{INTERVALS} {SHOWN} {gates.LEGEND}",
+        ranking.LEGEND,
+        COSTS,
+        " ".join(f"{mark} {text}." for mark, text in MARKS.items()),
+    )
     body = [f'<p class="notes">Only {_safe(selected)}.</p>'] if selected else []
     body += [_table(table, number) for number, table in enumerate(tables)]
     body += [f'<p class="notes">{_safe(text)}</p>' for text in legends]

@@ -67,8 +67,6 @@ def latex(tables: Sequence[Table], selected: str = "") -> str:
 
 
 def _table(table: Table, number: int, selected: str) -> str:
-    from ssl_bench.results.leaderboard import MARKS
-
     places = {evaluation: _places(table, evaluation) for evaluation in table.evaluations}
     lines = []
     for index, line in enumerate(table.lines):
@@ -81,8 +79,7 @@ def _table(table: Table, number: int, selected: str) -> str:
         lines.append(" & ".join([*row, "--" if mean is None else f"{mean:.2f}"]) + r" \\")
     header = " & ".join(["Method", *map(escape, table.evaluations), "mean rank"])
     only = f" Only {escape(selected)}." if selected else ""
-    notes = [MARKS] if any(line.marks for line in table.lines) else []
-    notes += [gates.LEGEND] if table.untrained else []
+    notes = [*table.marks, *([gates.LEGEND] if table.untrained else [])]
     said = [*map(escape, notes), *(rf"\textbf{{{escape(text)}}}" for text in gates.notes(table))]
     marks = [rf"\par\smallskip{{\footnotesize {text}\par}}" for text in said]
     return "\n".join(

@@ -26,10 +26,12 @@ from ssl_bench.results.render import escape, markdown_table, plain, spreadsheet,
 from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
-MARKS = (
-    "¹ trained with labels, or with a teacher that was. ² made by another version of its source than the present one. "
-    "³ with data, weights or a teacher from elsewhere. ⁴ with a warning, which stands with the table."
-)
+MARKS = {
+    "¹": "trained with labels, or with a teacher that was",
+    "²": "made by another version of its source than the present one",
+    "³": "with data, weights or a teacher from elsewhere",
+    "⁴": "with a warning, which stands with the table",
+}
 INTERVALS = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
 test images; with one seed only the latter)."""
@@ -146,6 +148,12 @@ class Table:
         costs = ["views", "epochs", "patches", "FLOPs", "time", "memory"]
         return ["method", "category", *self.evaluations, "seeds", *costs]
 
+    @property
+    def marks(self) -> list[str]:
+        """What the footnote marks of its lines mean."""
+        found = "".join(line.marks for line in self.lines)
+        return [f"{mark} {text}." for mark, text in MARKS.items() if mark in found]
+
     @cached_property
     def standings(self) -> dict[str, Standing]:
         """The ranks of each evaluation."""
@@ -202,8 +210,7 @@ class Table:
         devices = sorted({r["pretraining"]["device"] for line in self.lines for r in line.rows if trained(r)})
         text = f"## {escape(self.title)}\n\n{markdown_table(self.header, self.cells(), 2)}"
         text += f"\n\nDevice: {escape('; '.join(devices)) or 'none'}."
-        if any(line.marks for line in self.lines):
-            text += f" {MARKS}"
+        text += "".join(f" {mark}" for mark in self.marks)
         if warned := gates.notes(self):
             text += "\n\nWarnings:\n" + "\n".join(f"- **{escape(line)}**" for line in warned)
         text += f"\n\nRanks and the value of each seed:\n\n{markdown_table(*self.ranks())}"

@@ -1,0 +1,20 @@
+"""The README shows what the rows say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.results.leaderboard import build
+from ssl_bench.results.rows import read_rows
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("suite", ["quick", "quick-cifar10"])
+def test_tables_are_those_of_the_rows(suite: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    for table in build(read_rows(ROOT / "results" / suite)):
+        rows = table.markdown().split("\n\n")[1]
+        assert rows in readme, f"paste the table of results/{suite}/LEADERBOARD.md into the README"
