@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 
@@ -33,7 +35,8 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
 
         for path in sorted(shipped("evaluations").glob("*.yaml")):
             evaluator = load_evaluator(path.stem)
-            rows[path.stem] = {"version": evaluator.version, **evaluator.settings()}
+            said = {"description": first_sentence(path.read_text()), "version": evaluator.version}
+            rows[path.stem] = {**said, "settings": evaluator.settings()}
     elif what == "tables":
         from ssl_bench.results.tables import list_tables
 
@@ -46,3 +49,14 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
             suite = load_suite(path.parent.name)
             rows[suite.name] = {"description": suite.description, "data": suite.data, "backbone": suite.backbone}
     return rows
+
+
+def first_sentence(text: str) -> str:
+    """What the comment at the top of a file begins with, without what stands in brackets behind it.
+
+    Example:
+        >>> first_sentence("# Linear probe of BEiT (Bao et al.,\\n# ICLR 2022): a head\\n#   ssl-bench\\nepochs: 50")
+        'Linear probe of BEiT'
+    """
+    comment = itertools.takewhile(lambda line: re.match(r"# ?\S", line), text.splitlines())
+    return re.split(r" \(|(?<!al)\.( |$)|[;:] [A-Z]|;", " ".join(line.removeprefix("# ") for line in comment))[0]

@@ -165,9 +165,8 @@ def run_list(a: argparse.Namespace) -> None:
         return
     width = max(map(len, rows), default=0)
     for name, values in rows.items():
-        print(
-            f"{name:{width}}  " + "; ".join(v if k == "description" else f"{k}: {_plain(v)}" for k, v in values.items())
-        )
+        said = (v if k == "description" else f"{k}: {_plain(v)}" for k, v in values.items() if k != "settings")
+        print(f"{name:{width}}  " + "; ".join(said))
 
 
 def run_pretrain(a: argparse.Namespace) -> None:
