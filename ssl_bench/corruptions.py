@@ -25,6 +25,8 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 Pixels = np.ndarray[Any, np.dtype[np.float64]]  # (H, W, 3) in [0, 1]
 
+SMALLEST = 9  # pixels a side: defocus reflects 8 of them at the border
+
 # Side in pixels of a published set -> corruption -> what severities 1 to 5 mean.
 STRENGTHS: dict[int, dict[str, list[Any]]] = {
     32: {
@@ -79,7 +81,7 @@ def corrupt(image: Tensor, name: str, severity: int, seed: tuple[int, ...]) -> T
     """One image under one corruption. Values are cut to whole numbers, not rounded, as in the published sets.
 
     Args:
-        image: uint8 (3, H, W), 9 px or more a side.
+        image: uint8 (3, H, W), `SMALLEST` px or more a side.
         name: Of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: Draws the noise, together with the name and the severity.

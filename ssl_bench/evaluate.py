@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 
 from ssl_bench.checkpoint import Checkpoint, load_encoder
 from ssl_bench.data import Splits, hold_out, load
@@ -18,10 +19,10 @@ from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.cache import ROOT as FEATURES
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.features import FrozenEncoder
-from ssl_bench.files import find_yaml
-from ssl_bench.recipe import read_yaml
+from ssl_bench.files import find_yaml, locked
+from ssl_bench.recipe import parse_values, read_yaml
 from ssl_bench.results import gates
-from ssl_bench.results.rows import Row, make_row, origin, row_id, row_path, write_row
+from ssl_bench.results.rows import Row, code_of, make_row, origin, row_id, row_path, write_row
 from ssl_bench.training import is_first
 
 
@@ -65,10 +66,17 @@ def judge(
         said = gates.warnings(checkpoint, splits)
         for name in missing:
             encoder.folder = Path("runs/evaluations") / ids[name]
-            result = evaluators[name].run(encoder, data)
-            row = make_row(ids[name], suite, checkpoint, name, evaluators[name], data, result, encoder.precision, said)
-            write_row(paths[name], row, result.correct)
-            shutil.rmtree(encoder.folder, ignore_errors=True)
+            with contextlib.ExitStack() as held:
+                with contextlib.suppress(OSError):  # a folder that can't be written: only evaluators that train need it
+                    held.enter_context(locked(encoder.folder))
+                if paths[name].exists():  # another process made it meanwhile
+                    continue
+                evaluator, code = evaluators[name], code_of(evaluators[name])
+                result = evaluator.run(encoder, data)
+                facts = (encoder.precision, code, said)
+                row = make_row(ids[name], suite, checkpoint, name, evaluator, data, result, *facts)
+                write_row(paths[name], row, result.correct)
+                shutil.rmtree(encoder.folder, ignore_errors=True)
     return [Row.read(path) for path in paths.values()]
 
 
@@ -77,7 +85,7 @@ def _goes_on(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> bool:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    for images in (data.train, data.test):
+    for images in (data.train, data.test) if wanted else ():  # fine-tuning alone wants none
         encoder.features(images, [p for p in wanted if p in encoder.poolings] or encoder.poolings[:1])
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -91,19 +99,18 @@ def load_evaluator(name: str) -> Evaluator:
     """The evaluator of a protocol, given as a shipped name or a YAML file.
 
     Raises:
-        UserError: Unknown name, key or kind of value.
+        UserError: Unknown name or key, or a value of the wrong type or out of range; it names the file.
     """
     path = find_yaml("evaluations", name)
     settings = read_yaml(path)
     kind = settings.pop("evaluation", None)
-    if kind not in EVALUATIONS:
+    if not isinstance(kind, str) or kind not in EVALUATIONS:
         raise UserError(f"{path}: {unknown('evaluation', kind, EVALUATIONS)}")
     cls: Any = EVALUATIONS[kind]
-    valid = list(inspect.signature(cls).parameters)
-    for key in settings:
-        if key not in valid:
-            raise UserError(f"{path}: {unknown('key', key, valid)}")
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(cls)
+    typed = parse_values(parser, {key: (value, str(path)) for key, value in settings.items()})
     try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
-    except (TypeError, ValueError) as error:
+        return cls(**{key: typed[key] for key in settings})
+    except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,8 @@ from ssl_bench.reading import processors
 from ssl_bench.views import View, augmented, view_image
 
 MOST_WORKERS = 16
+MOST_AHEAD = 2**33  # bytes of views that workers may hold ready: two whole batches of each could be 300 GB
+PREFETCH = 2  # batches of each worker
 
 
 class Loader:
@@ -134,15 +136,13 @@ class Loader:
             _Cutter(self.images, self.views, self.seed),
             batch_sampler=self._jobs(),
             num_workers=self.workers,
+            prefetch_factor=PREFETCH if self.workers else None,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="fork" if fork else None,
         )
         try:
-            for batch in batches:
-                if isinstance(batch, Exception):
-                    raise batch
-                yield batch
+            yield from _joined(batches, self.batch_size // self.world)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -151,10 +151,40 @@ class Loader:
             ) from error
 
     def _jobs(self) -> Iterator[list[tuple[int, int, int]]]:
-        """(step, position in the global batch, index) of each image of each step that is left."""
+        """(step, position in the global batch, index) of each image of each step that is left, a piece at a time."""
+        assert self.views is not None
+        each = sum(4 * 3 * view.count * view.sides[0] * view.sides[1] for view in self.views)  # bytes of an image
+        piece = max(1, MOST_AHEAD // (each * PREFETCH * max(1, self.workers)))
         for step in range(self._next, self.steps):
             index = self.indices(step).tolist()
-            yield [(step, self.rank * len(index) + i, image) for i, image in enumerate(index)]
+            jobs = [(step, self.rank * len(index) + i, image) for i, image in enumerate(index)]
+            yield from (jobs[start : start + piece] for start in range(0, len(jobs), piece))
+
+
+def _joined(pieces: Iterable[dict[str, Any] | Exception], count: int) -> Iterator[dict[str, Any]]:
+    """Batches of ``count`` images from the pieces of them that workers cut."""
+    at = 0
+    whole: dict[str, Any] = {}
+    for piece in pieces:
+        if isinstance(piece, Exception):
+            raise piece
+        n = len(piece["index"])
+        if n == count:
+            yield piece
+            continue
+        if at == 0:
+            pin = torch.cuda.is_available()
+            views = [torch.empty(count, *view.shape[1:], pin_memory=pin) for view in piece["views"]]
+            keys = {key: torch.empty(count, dtype=piece[key].dtype) for key in ("labels", "index")}
+            whole = {"views": views, **keys, "step": piece["step"]}
+        for into, part in zip(whole["views"], piece["views"], strict=True):
+            into[at : at + n] = part
+        for key in ("labels", "index"):
+            whole[key][at : at + n] = piece[key]
+        at = (at + n) % count
+        if at == 0:
+            yield whole
+            whole = {}  # its memory is free before the next is taken
 
 
 class _Cutter(Dataset[Any]):

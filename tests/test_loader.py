@@ -129,6 +129,19 @@ def test_workers_change_nothing_and_prefetch_no_state() -> None:
     batches.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("piece", [1, 3, 4])
+def test_workers_cut_large_batches_in_pieces(monkeypatch: pytest.MonkeyPatch, workers: int, piece: int) -> None:
+    """At 224 px a batch of 16,384 is 10 GB, and a loader of torch holds two of them ready for every worker."""
+    settings: dict[str, Any] = {"batch_size": 8, "steps": 3, "seed": 0, "rank": 1, "world": 2}
+    whole = list(Loader(noise(20), VIEWS, workers=0, **settings))
+    image = 4 * 3 * (2 * 8 * 8 + 4 * 4)
+    monkeypatch.setattr(loader_module, "MOST_AHEAD", piece * image * 2 * max(1, workers))
+    loader = Loader(noise(20), VIEWS, workers=workers, **settings)
+    assert max(map(len, loader._jobs())) == piece
+    assert all(same(a, b) for a, b in zip(loader, whole, strict=True))
+
+
 def test_views_differ_between_steps_positions_and_seeds() -> None:
     one = made(4, ragged=True)
     pixels = noise(1).images[0]

@@ -15,7 +15,7 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench import nets, views
 from ssl_bench.backbone import Pixels
@@ -90,7 +90,7 @@ class FrozenEncoder:
             pooling -> (N, D) float32 on the CPU, rows as in ``images.labels``.
 
         Raises:
-            RunError: One of several processes can't write its share.
+            RunError: An image can't be read any more, or one of several processes can't write its share.
         """
         if images.origin is not None:
             return {p: self._subset(images, p, rows) for p, rows in self.features(images.origin[0], poolings).items()}
@@ -178,7 +178,12 @@ class FrozenEncoder:
             yield from images.decoded[start:end].split(self.batch_size)
         else:
             crops = _Crops(images, self.encoder.image_size)
-            yield from DataLoader(crops, self.batch_size, sampler=range(start, end), num_workers=self.workers)
+            sampler = range(start, end)
+            batches = DataLoader(crops, self.batch_size, sampler=sampler, num_workers=self.workers, collate_fn=_collate)
+            for batch in batches:
+                if isinstance(batch, RunError):
+                    raise batch
+                yield batch
 
 
 def _mapped(rows: Tensor, at: Tensor, folder: Path) -> Tensor:
@@ -190,7 +195,7 @@ def _mapped(rows: Tensor, at: Tensor, folder: Path) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.float32, "c", shape=(len(at), rows.shape[1])))
 
 
-class _Crops(Dataset[Tensor]):
+class _Crops(Dataset[Tensor | RunError]):
     """Centre crops of images of any size, for worker processes."""
 
     def __init__(self, images: ImageSet, size: tuple[int, int]) -> None:
@@ -199,5 +204,16 @@ class _Crops(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return resize_crop(self.images[index], self.size)
+    def __getitem__(self, index: int) -> Tensor | RunError:
+        try:
+            return resize_crop(self.images[index], self.size)
+        except RunError as error:
+            return error  # raised in a worker, it would reach the user as a traceback
+
+
+def _collate(items: list[Tensor | RunError]) -> Tensor | RunError:
+    for item in items:
+        if isinstance(item, RunError):
+            return item
+    batch: Tensor = default_collate(items)
+    return batch

@@ -47,7 +47,8 @@ class FineTune(Evaluator):
 
     Args:
         epochs: Passes over the training images.
-        batch_size: Crops a step, at most as many as there are labelled images.
+        batch_size: Crops a step, at most as many as there are labelled images; mixup and cutmix drop an image of an odd
+            number of crops.
         base_lr: Learning rates per 256 crops to compare on dev, or the one to use: lr = base_lr x batch_size / 256.
         min_lr: Learning rate at the end, absolute.
         warmup_epochs: Linear rise of the learning rate from 0.
@@ -142,6 +143,9 @@ class FineTune(Evaluator):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "must be at least 0")
         for name in ("repeated_augmentation", "draws"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        _check(epochs > 0, "epochs", epochs, "must be above 0")
+        _check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "must lie in [0, 1)")
+        _check(clip_grad is None or clip_grad > 0, "clip_grad", clip_grad, "must be null or above 0")
         _check(ema is None or 0 <= ema < 1, "ema", ema, "must be null or lie in [0, 1)")
         _check(blocks is None or blocks >= 0, "blocks", blocks, "must be null or at least 0")
         _check(min(self.base_lr, default=0) > 0, "base_lr", base_lr, "must be above 0")

@@ -124,8 +124,8 @@ def with_head(
     for module in (*backbone.blocks[first:], *norms, head):
         module.requires_grad_(True)
     rates: Any = calculate_drop_path_rates(drop_path, depth)
-    for block, rate in zip(backbone.blocks[first:], rates[first:], strict=True):
-        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+    for block, rate in zip(backbone.blocks, [0.0] * first + rates[first:], strict=True):
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)  # instead of the pre-training's
     return backbone
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -145,7 +146,9 @@ class Probe(Evaluator):
             UserError: The encoder has none of the poolings.
             RunError: Features that mean nothing, or no head of the grid stayed finite.
         """
-        dev = self.features(encoder, data.dev)  # before the training, so that a collapse costs nothing
+        # Before the training, so that a collapse costs nothing. As a set of its own: heads learn from crops, so the
+        # features of all training images (of all layers: 47 GB for ImageNet and a ViT-B) would be for these few alone.
+        dev = self.features(encoder, replace(data.dev, origin=None))
         grid = list(itertools.product(self.base_lr, self.weight_decay))
         n_heads = len(dev) * len(grid)
         choosing, reporting = (

@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
 
-from ssl_bench.corruptions import CORRUPTIONS, corrupt
+from ssl_bench.corruptions import CORRUPTIONS, SMALLEST, corrupt
 from ssl_bench.data import ImageSet, hold_out
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, check_features
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric, mean_metric
 from ssl_bench.evaluations.logistic import Heads, Logistic
+from ssl_bench.images import pack
 from ssl_bench.progress import progress
 from ssl_bench.views import resize_crop
 
@@ -79,7 +81,7 @@ class Robustness(Evaluator):
         """Choose the head on clean dev images, then score clean and corrupted test images.
 
         Raises:
-            UserError: The encoder has none of the poolings.
+            UserError: The encoder has none of the poolings, or images are too small to corrupt.
             RunError: Features that mean nothing.
         """
         head, pooling, chosen = self.head.choose(encoder, data)
@@ -119,28 +121,36 @@ class Robustness(Evaluator):
         return 100 * (scores.argmax(1) == images.labels).double()
 
     def _corrupted(self, shown: ImageSet, size: tuple[int, int]) -> Iterator[ImageSet]:
-        """One set for each corruption and severity, as a decoded test split of its own."""
+        """One set for each corruption and severity, as a decoded test split of its own.
+
+        Raises:
+            UserError: Images that are too small.
+        """
         places = range(len(shown)) if shown.origin is None else shown.origin[1].tolist()
         cropped = [cut(shown.images[i], size) for i in range(len(shown))]
+        smallest = min(min(image.shape[1:]) for image in cropped)
+        if smallest < SMALLEST:
+            raise UserError(f"robustness: {shown.name} has images of {smallest} px; blurs need {SMALLEST} or more")
         for name in self.corruptions:
             for severity in self.severities:
-                pixels = torch.stack(
-                    [
-                        corrupt(image, name, severity, (self.seed, place))
-                        for image, place in zip(cropped, places, strict=True)
-                    ]
-                )
+                images = [
+                    corrupt(image, name, severity, (self.seed, place))
+                    for image, place in zip(cropped, places, strict=True)
+                ]
+                digest = hashlib.sha256()
+                for image in images:
+                    digest.update(image.numpy().tobytes())
                 yield replace(
                     shown,
                     name=f"{shown.name} {name} {severity}",
-                    images=pixels,
-                    fingerprint=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+                    images=pack(images),
+                    fingerprint=digest.hexdigest(),
                     origin=None,
                 )
 
 
 def cut(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """What the test transform shows of an image, before it is enlarged.
+    """What the test transform shows of an image; of one that it would enlarge, the middle square as it is.
 
     Args:
         image: uint8 (3, H, W).
@@ -152,7 +162,9 @@ def cut(image: Tensor, size: tuple[int, int]) -> Tensor:
         (torch.Size([3, 32, 32]), torch.Size([3, 224, 224]))
     """
     side = min(image.shape[1:])
-    return resize_crop(image, side if size[0] == size[1] and side < size[0] else size)
+    if size[0] == size[1] and side < size[0]:
+        return center_crop(image, [side, side])  # the test transform follows, and resizes by 256/224 itself
+    return resize_crop(image, size)
 
 
 def relative_drop(clean: Tensor, corrupted: Tensor, seed: int = 0) -> Metric:

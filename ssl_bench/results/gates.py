@@ -5,10 +5,12 @@ A feature matrix with NaN or without variance never becomes a row (``evaluations
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_bench.errors import RunError
 from ssl_bench.files import content_hash, write_atomic
 from ssl_bench.results.ranking import ALPHA
 
@@ -51,9 +53,12 @@ def count_duplicates(splits: Splits, folder: Path = Path("runs/duplicates")) -> 
     if splits.train.streamed or splits.test.streamed:
         return None
     path = folder / content_hash([splits.train.fingerprint, splits.test.fingerprint])[:16]
-    if not path.is_file():
-        write_atomic(path, f"{duplicates(splits.train, splits.test)}\n")
-    return int(path.read_text())
+    if path.is_file():
+        return int(path.read_text())
+    count = duplicates(splits.train, splits.test)
+    with contextlib.suppress(RunError):  # a folder that can't be written: it is counted again the next time
+        write_atomic(path, f"{count}\n")
+    return count
 
 
 # A table --------------------------------------------------------------------------------------------------------------

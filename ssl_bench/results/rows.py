@@ -159,14 +159,13 @@ def make_row(
     data: Data,
     result: Result,
     precision: str,
+    code: Mapping[str, Any],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything about one number. Accuracies in percent, times in seconds, memory in bytes."""
+    """Everything about one number. Accuracies in percent, times in seconds, memory in bytes; `code` is of `code_of`."""
     import faiss  # here, so that whoever only reads rows doesn't wait for them
     import timm
     import torch
-
-    from ssl_bench.checkpoint import code_version
 
     about = checkpoint.about
     recipe = about.get("recipe")
@@ -208,11 +207,7 @@ def make_row(
         "flags": about.get("flags", []),
         "deviations": about.get("deviations", []),
         "weights": {"sha256": checkpoint.sha256, "loaded_percent": checkpoint.loaded},
-        "code": {
-            **code_version(),
-            "method_source": about.get("method_source"),
-            "evaluator_source": source_hash(*source_files(inspect.getfile(type(evaluator)))),
-        },
+        "code": {**code, "method_source": about.get("method_source")},
         "made": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "torch": torch.__version__,
@@ -222,6 +217,13 @@ def make_row(
     }
     row = json.loads(json.dumps(row))
     return {**row, "checksum": checksum_of(row)}
+
+
+def code_of(evaluator: Evaluator) -> dict[str, Any]:
+    """The code that is about to judge. Ask before it does: files may be edited while it runs."""
+    from ssl_bench.checkpoint import code_version
+
+    return {**code_version(), "evaluator_source": source_hash(*source_files(inspect.getfile(type(evaluator))))}
 
 
 def _npy(method: str, evaluation: str, identifier: str) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import NANO, blobs
 from torch import Tensor
 
 from ssl_bench.backbone import SIZES, Backbone, Pixels
-from ssl_bench.data import ImageSet, hold_out
+from ssl_bench.data import ImageSet, hold_out, load
 from ssl_bench.errors import RunError
 from ssl_bench.evaluations import features as features_module
 from ssl_bench.evaluations.cache import FeatureCache, encoder_key
@@ -280,3 +281,15 @@ def test_one_of_several_processes_that_cannot_write_stops(
     monkeypatch.setattr(features_module, "process", lambda: (1, 2))
     with pytest.raises(RunError, match="No space left"):
         extract(tmp_path, images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_gone_is_one_line(tmp_path: Path, nano: Backbone, workers: int) -> None:
+    for split in ("train", "test"):
+        for name in "ab":
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / "set" / split / name / "x.png")
+    images = load(f"folder:{tmp_path / 'set'}", memory=0).train
+    (tmp_path / "set" / "train" / "b" / "x.png").unlink()
+    with pytest.raises(RunError, match=r"^cannot read image .*x\.png \(no such file or directory\)$"):
+        FrozenEncoder(nano, workers=workers).features(images, ["cls"])

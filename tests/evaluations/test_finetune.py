@@ -171,6 +171,19 @@ def test_drop_path_rises_linearly_and_drops_in_training_only() -> None:
         assert torch.equal(once, twice)
 
 
+def test_frozen_blocks_are_never_dropped() -> None:
+    """DINO, iBOT and BEiT pre-train with drop path, and their encoder files say so."""
+    SIZES["vit_deep"] = (8, 4, 2)
+    try:
+        pretrained = Backbone("vit_deep_patch8_16", drop_path=0.6)
+    finally:
+        del SIZES["vit_deep"]
+    made = method(pretrained, drop_path=0.3, blocks=2).train()
+    rates = [block.drop_path1.drop_prob for block in made.backbone.blocks]  # type: ignore[union-attr]
+    assert rates == pytest.approx([0.0, 0.0, 0.2, 0.3])
+    assert rates == [block.drop_path2.drop_prob for block in made.backbone.blocks]  # type: ignore[union-attr]
+
+
 def test_partial_fine_tuning_moves_the_last_blocks_only(nano: Backbone, tmp_path: Path) -> None:
     for blocks, moving in [
         (0, ("head", "fc_norm")),
@@ -553,6 +566,9 @@ def test_pixels_cannot_be_fine_tuned(tmp_path: Path) -> None:
         ({"blocks": -1}, "blocks is -1; it must be null or at least 0"),
         ({"draws": 0}, "draws is 0; it must be at least 1"),
         ({"epochs": -1}, "epochs is -1"),
+        ({"epochs": 0}, "epochs is 0; it must be above 0"),
+        ({"betas": (0.9, 1.5)}, "betas is .*; it must lie in"),
+        ({"clip_grad": -1.0}, "clip_grad is -1.0; it must be null or above 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 32, "repeated_augmentation": 3}, "batch_size is 32; it must be a multiple of"),
         ({"batch_size": 1, "mixup": 0.8}, "batch_size is 0; it must be larger: mixup and cutmix need pairs"),
@@ -561,6 +577,16 @@ def test_pixels_cannot_be_fine_tuned(tmp_path: Path) -> None:
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         FineTune(**{**QUICK, **settings})
+
+
+@pytest.mark.parametrize("name", ["finetune-deit", "finetune-mocov3", "finetune-mocov3-large"])
+def test_the_batch_of_deit_is_what_its_file_says(name: str) -> None:
+    """342 images three times: an even number of crops, none of which mixup drops."""
+    evaluator = load_evaluator(name)
+    assert isinstance(evaluator, FineTune)
+    plan = evaluator._plan(evaluator.base_lr[0], 1_281_167)
+    assert (plan.batch_size, evaluator.batch_size) == (342, 1026)
+    assert plan.lr == pytest.approx(5e-4 * 1026 / 512)
 
 
 PROTOCOLS = [path.stem for path in shipped("evaluations").glob("*finetune*.yaml")]

@@ -278,6 +278,20 @@ def test_one_copy_meets_dev_and_the_other_test(
     assert (result.metrics["top1"].value > 60) == test_is_right
 
 
+def test_features_are_those_of_dev_and_test_alone(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of ten training images need none: of all layers on ImageNet they would not fit a disk."""
+    seen: list[int] = []
+
+    def extract(self: FrozenEncoder, images: ImageSet, poolings: list[str]) -> dict[str, Tensor]:
+        seen.append(len(images))
+        return original(self, images, poolings)
+
+    original = FrozenEncoder._extract
+    monkeypatch.setattr(FrozenEncoder, "_extract", extract)
+    run(tmp_path, data)
+    assert seen == [12, 24]
+
+
 def test_test_images_do_not_choose(data: Data, tmp_path: Path) -> None:
     before = run(tmp_path / "a", data, poolings=("cls", "mean"))
     other = replace(data.test, labels=(data.test.labels + 1) % 3, fingerprint="f" * 64)

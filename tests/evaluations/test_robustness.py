@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ssl_bench import corruptions
 from ssl_bench.backbone import Backbone
-from ssl_bench.corruptions import CORRUPTIONS, STRENGTHS, corrupt, disk, nearest_set, plasma
+from ssl_bench.corruptions import CORRUPTIONS, SMALLEST, STRENGTHS, corrupt, disk, nearest_set, plasma
 from ssl_bench.data import Splits, hold_out
 from ssl_bench.errors import UserError
 from ssl_bench.evaluations.evaluator import Data
@@ -23,6 +24,8 @@ from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.evaluations.logistic import Logistic
 from ssl_bench.evaluations.robustness import MAIN, Robustness, cut, relative_drop
+from ssl_bench.images import pack
+from ssl_bench.views import eval_images
 
 RANDOM = np.random.default_rng(0)
 
@@ -196,7 +199,31 @@ def test_images_are_corrupted_at_the_size_of_the_encoder() -> None:
     assert cut(picture(32), (16, 16)).shape == (3, 16, 16)
     assert torch.equal(cut(picture(32), (224, 224)), picture(32))
     assert cut(torch.zeros(3, 30, 40, dtype=torch.uint8), (224, 224)).shape == (3, 30, 30)
+    # What an encoder sees of a small oblong is what it sees of the whole: 256/224 counts once.
+    oblong = torch.arange(0, 240, 4, dtype=torch.uint8).expand(3, 30, 60)
+    whole, middle = (eval_images(x[None], 224) for x in (oblong, cut(oblong, (224, 224))))
+    assert float((whole - middle).abs().mean()) < 0.01
     assert cut(picture(64), (16, 32)).shape == (3, 16, 32)
+
+
+@pytest.mark.parametrize("sides", [(12, 14), (12, 20, 40)])
+def test_images_of_several_sizes_smaller_than_the_encoder_takes(
+    data: Data, nano: Backbone, sides: tuple[int, ...]
+) -> None:
+    pixels = [picture(side, seed)[:, :, : side - seed % 3] for seed, side in enumerate(sides * (24 // len(sides)))]
+    test = replace(data.test, images=pack(pixels), fingerprint="9" * 64)
+    judge = Robustness(corruptions=("defocus_blur", "jpeg_compression"), severities=(5,), C=(1.0,))
+    encoder = FrozenEncoder(nano, workers=0)
+    result = judge.run(encoder, replace(data, test=test))
+    assert result.metrics["defocus_blur"].n == 24
+
+
+def test_images_too_small_to_corrupt_are_named(data: Data, nano: Backbone) -> None:
+    pixels = torch.zeros(24, 3, SMALLEST - 1, 12, dtype=torch.uint8)
+    pixels[:12] = 200
+    test = replace(data.test, images=pixels, fingerprint="8" * 64)
+    with pytest.raises(UserError, match="blobs has images of 8 px; blurs need 9 or more"):
+        Robustness(C=(1.0,)).run(FrozenEncoder(nano), replace(data, test=test))
 
 
 def test_relative_drop() -> None:

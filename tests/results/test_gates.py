@@ -138,6 +138,12 @@ def test_duplicates_are_counted_once(here: Path, tiny_data: Splits, monkeypatch:
     assert gates.count_duplicates(same) == 48 and gates.count_duplicates(tiny_data) == 0
 
 
+def test_a_count_that_cannot_be_kept_is_counted_again(tmp_path: Path, tiny_data: Splits) -> None:
+    (tmp_path / "way").write_text("a file")
+    same = Splits(tiny_data.train, replace(tiny_data.train, split="test"))
+    assert [gates.count_duplicates(same, tmp_path / "way") for _ in range(2)] == [48, 48]
+
+
 def test_images_that_are_not_in_memory_are_not_all_decoded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
