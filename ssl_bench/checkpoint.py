@@ -154,14 +154,15 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def code_version() -> dict[str, str | None]:
-    """Package version and, in a checkout, the git commit ("+" when files differ from it)."""
+    """Package version and, in a checkout, the git commit ("+" when files of the package differ from it)."""
     try:
         package = version("ssl-bench")
     except PackageNotFoundError:
         package = "0+unknown"
     commit = None
     if (PACKAGE.parent / ".git").exists():
-        run = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        result = subprocess.run(run, capture_output=True, text=True, check=False)
-        commit = result.stdout.strip() or None
+        git = ["git", "-C", str(PACKAGE)]
+        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, check=False)
+        commit = found.stdout.strip() + ("+" if changed.returncode == 1 else "") or None
     return {"package": package, "commit": commit}

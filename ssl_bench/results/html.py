@@ -164,7 +164,7 @@ def _cell_data(table: Table, line: Line, index: int, evaluation: str) -> dict[st
         return None
     rows = line.by_evaluation[evaluation]
     judged = rows[0]["evaluation"]
-    facts = [("mean ± 95 % interval", f"{cell.mean:.2f} ± {cell.half:.2f}, {cell.seeds} seeds")]
+    facts = [("mean ± 95 % interval", f"{cell.mean:.2f} ± {cell.half:.2f}, {cell.seeds} seed{'s' * (cell.seeds > 1)}")]
     if standing:
         how = "paired test over test images" if standing.paired else "95 % intervals compared"
         facts.append(("rank", f"{standing.ranks[index]} of {sum(r is not None for r in standing.ranks)} ({how})"))
