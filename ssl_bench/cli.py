@@ -209,8 +209,8 @@ def run_evaluate(a: argparse.Namespace) -> None:
     )
     for row in rows:
         metric = row["metrics"][row["headline"]]
-        interval = f"{metric['low']:.2f} to {metric['high']:.2f}"
-        print(f"{row['evaluation']['name']:10} {metric['value']:6.2f} % ({interval}, n = {metric['n']:,})  {row.path}")
+        found = f"{metric['value']:.2f} ({metric['low']:.2f} to {metric['high']:.2f}, n = {metric['n']:,})"
+        print(f"{row['evaluation']['name']:10} {row['headline']} {found}  {row.path}")
 
 
 def run_bench(a: argparse.Namespace) -> int:
