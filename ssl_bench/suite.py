@@ -130,7 +130,7 @@ def bench(
     splits = exams[0].splits
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, exams, folder) for recipe in recipes]
-    # The baselines come last: they are short, and fill the time when the last long run leaves a processor free.
+    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     places = ", ".join(exam.splits.train.name for exam in exams)
     show(f"{plan.name} on {places}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")

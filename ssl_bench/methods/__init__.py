@@ -26,6 +26,6 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "eva": EVA,
 }
-BASELINES = ("raw_pixels", "untrained", "supervised")
+BASELINES = ("untrained", "raw_pixels", "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
 TARGETS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}
