@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from ssl_bench.checkpoint import Checkpoint, load_encoder
 from ssl_bench.data import Splits, hold_out, load
@@ -20,7 +19,7 @@ from ssl_bench.evaluations.cache import ROOT as FEATURES
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.files import find_yaml, locked
-from ssl_bench.recipe import parse_values, read_yaml
+from ssl_bench.recipe import parse_class, read_yaml
 from ssl_bench.results import gates
 from ssl_bench.results.rows import Row, code_of, make_row, origin, row_id, row_path, write_row
 from ssl_bench.training import is_first
@@ -107,9 +106,7 @@ def load_evaluator(name: str) -> Evaluator:
     if not isinstance(kind, str) or kind not in EVALUATIONS:
         raise UserError(f"{path}: {unknown('evaluation', kind, EVALUATIONS)}")
     cls: Any = EVALUATIONS[kind]
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(cls)
-    typed = parse_values(parser, {key: (value, str(path)) for key, value in settings.items()})
+    typed = parse_class(cls, settings, str(path))
     try:
         return cls(**{key: typed[key] for key in settings})
     except (TypeError, ValueError, UserError) as error:

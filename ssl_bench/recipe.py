@@ -195,6 +195,22 @@ def _keywords(cls: type) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def parse_class(cls: type, values: Mapping[str, Any], origin: str) -> Namespace:
+    """Keywords of a class's constructor, typed by its annotations: those given, and the defaults of the others.
+
+    Args:
+        cls: The class.
+        values: Keyword -> value.
+        origin: Where they were written.
+
+    Raises:
+        UserError: As of ``parse_values``.
+    """
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(cls)
+    return parse_values(parser, {key: (value, origin) for key, value in values.items()})
+
+
 def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) -> Namespace:
     """Type values with a parser.
 

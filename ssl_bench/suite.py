@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from ssl_bench.checkpoint import load_encoder
 from ssl_bench.data import Splits, hold_out, load
@@ -26,7 +25,7 @@ from ssl_bench.files import find_yaml, write_atomic
 from ssl_bench.methods import BASELINES
 from ssl_bench.pretrain import run, run_folder
 from ssl_bench.reading import memory_budget, processors
-from ssl_bench.recipe import Recipe, load_recipe, parse_values, read_yaml, recipe_names, resolve_method
+from ssl_bench.recipe import Recipe, load_recipe, parse_class, read_yaml, recipe_names, resolve_method
 from ssl_bench.results.leaderboard import leaderboard
 from ssl_bench.results.rows import origin, row_id, row_path
 
@@ -247,13 +246,11 @@ def load_suite(name: str) -> Suite:
         UserError: Unknown name or key, or a value of the wrong type.
     """
     path = find_yaml("results", name, "{}/suite.yaml")
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Suite)
-    values = {key: (value, str(path)) for key, value in read_yaml(path).items()}
+    values = read_yaml(path)
     for key in ("name", "description", "data", "backbone", "methods", "recipe"):
         if key not in values:
             raise UserError(f"{path}: the key {key!r} is missing")
-    parsed = parse_values(parser, values)
+    parsed = parse_class(Suite, values, str(path))
     return Suite(**parsed.as_dict())
 
 

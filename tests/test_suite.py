@@ -67,26 +67,32 @@ def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPa
     assert str(folder) not in row.path.read_text()
 
 
+class Killed(BaseException):
+    """What ends a run in the middle."""
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[object]:
+    """Be killed at the writes of these numbers, counted from 1; returns the list of all writes that were tried."""
+    calls: list[object] = []
+    write = suite_module.judge.__globals__["write_row"]
+
+    def write_or_die(*args: object) -> None:
+        calls.append(args[0])
+        if len(calls) in at:
+            raise Killed
+        write(*args)
+
+    monkeypatch.setitem(suite_module.judge.__globals__, "write_row", write_or_die)
+    return calls
+
+
 def test_killed_between_and_within_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench("toy.yaml", out="whole", show=lambda _: None)
     whole = essence(read_rows("whole"))
     for file in Path("runs").rglob("encoder.pt"):
         file.unlink()
 
-    class Killed(BaseException):
-        pass
-
-    calls = 0
-    write = suite_module.judge.__globals__["write_row"]
-
-    def dying(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls in (4, 9):
-            raise Killed
-        write(*args)
-
-    monkeypatch.setitem(suite_module.judge.__globals__, "write_row", dying)
+    dying(monkeypatch, 4, 9)
     for _ in range(2):
         with pytest.raises(Killed):
             bench("toy.yaml", out="killed", show=lambda _: None)
@@ -135,25 +141,12 @@ def test_transfer(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPat
     before = {path: path.read_bytes() for path in Path("results/toy/rows").iterdir()}
     (folder / "toy.yaml").write_text(plain + "transfer: ['folder:other']\ntransfer_evaluations: [logistic]\n")
 
-    class Killed(BaseException):
-        pass
-
-    calls = 0
-    write = suite_module.judge.__globals__["write_row"]
-
-    def dying(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise Killed
-        write(*args)
-
-    monkeypatch.setitem(suite_module.judge.__globals__, "write_row", dying)
+    calls = dying(monkeypatch, 3)
     with pytest.raises(Killed):
         bench("toy.yaml", show=lambda _: None)
     shown: list[str] = []
     assert bench("toy.yaml", show=shown.append) == []
-    assert calls == 3 + 2  # two rows before the third was lost, and then the two that were missing
+    assert len(calls) == 3 + 2  # two rows before the third was lost, and then the two that were missing
     assert shown[0] == "toy on blobs, other: 4 runs, 2 of them done before"
     assert {path: path.read_bytes() for path in before} == before
     moved = [row for row in read_rows("results/toy") if row["evaluation"]["data"] == "other"]

@@ -50,7 +50,7 @@ def page(tables: Sequence[Table], selected: str = "") -> str:
         f"{INTERVALS} {SHOWN} {gates.LEGEND}",
         ranking.LEGEND,
         COSTS,
-        " ".join(f"{mark} {text}." for mark, text in MARKS.items()),
+        " ".join(MARKS.values()),
     )
     body = [f'<p class="notes">Only {_safe(selected)}.</p>'] if selected else []
     body += [_table(table, number) for number, table in enumerate(tables)]

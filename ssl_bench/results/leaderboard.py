@@ -27,10 +27,10 @@ from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
 MARKS = {
-    "¹": "trained with labels, or with a teacher that was",
-    "²": "made by another version of its source than the present one",
-    "³": "with data, weights or a teacher from elsewhere",
-    "⁴": "with a warning, which stands with the table",
+    "¹": "¹ trained with labels, or with a teacher that was.",
+    "²": "² made by another version of its source than the present one.",
+    "³": "³ with data, weights or a teacher from elsewhere.",
+    "⁴": "⁴ with a warning, which stands with the table.",
 }
 INTERVALS = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
@@ -152,7 +152,7 @@ class Table:
     def marks(self) -> list[str]:
         """What the footnote marks of its lines mean."""
         found = "".join(line.marks for line in self.lines)
-        return [f"{mark} {text}." for mark, text in MARKS.items() if mark in found]
+        return [text for mark, text in MARKS.items() if mark in found]
 
     @cached_property
     def standings(self) -> dict[str, Standing]:

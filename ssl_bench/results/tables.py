@@ -180,7 +180,7 @@ class Filled:
             yield self.definition.about
         yield LEGEND
         if self.own:
-            yield " ".join([OWN_LEGEND, *(f"{mark} {text}." for mark, text in MARKS.items())])
+            yield " ".join([OWN_LEGEND, *MARKS.values()])
         yield from (f"{column.label}: {column.note}." for column in self.definition.columns if column.note)
 
     def markdown(self) -> str:
