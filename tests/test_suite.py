@@ -14,6 +14,7 @@ from ssl_bench.data import Splits, load
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluate import evaluate
 from ssl_bench.methods import BASELINES, METHODS
+from ssl_bench.results.answers import read_answers
 from ssl_bench.results.rows import Row, read_rows
 from ssl_bench.suite import load_suite, resolve
 
@@ -44,7 +45,7 @@ def folder(tmp_path: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -
 
 def essence(rows: list[Row]) -> dict[str, object]:
     """What must not depend on when and how often a suite was started."""
-    return {row["id"]: (row["method"], row["metrics"], row["weights"], row.correct.tolist()) for row in rows}
+    return {row["id"]: (row["method"], row["metrics"], row["weights"], read_answers(row).tolist()) for row in rows}
 
 
 def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +63,8 @@ def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPa
     row = next(row for row in rows if row["method"] == "mae" and row["evaluation"]["name"] == "linear")
     assert row["pretraining"]["images_seen"] == 48 and row["recipe"]["training"]["batch_size"] == 16
     assert row["evaluation"]["split"] == "test" and row["weights"]["loaded_percent"] == 100
-    assert row["metrics"][row["headline"]]["n"] == 24 and len(row.correct) == 24
-    assert 100 * row.correct.mean() == pytest.approx(row["metrics"][row["headline"]]["value"], abs=1e-5)
+    assert row["metrics"][row["headline"]]["n"] == 24 and len(read_answers(row)) == 24
+    assert 100 * read_answers(row).mean() == pytest.approx(row["metrics"][row["headline"]]["value"], abs=1e-5)
     assert str(folder) not in row.path.read_text()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_bench.errors import RunError, UserError, unknown
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric
-from ssl_bench.evaluations.knn import normalize, search
+from ssl_bench.evaluations.neighbours import normalize, search
 
 FIT_ON = ("train", "test")
 

@@ -19,7 +19,7 @@ from ssl_bench.data import ImageSet
 from ssl_bench.errors import UserError
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric
-from ssl_bench.evaluations.knn import normalize
+from ssl_bench.evaluations.neighbours import normalize
 from ssl_bench.views import View, make_views, resize_crop
 
 EPSILON = 1e-7  # RankMe, equation 1
@@ -60,7 +60,7 @@ class Diagnostics(Evaluator):
 
     def __init__(
         self,
-        images: int = 2000,
+        images: int = 1000,
         scale: tuple[float, float] = (0.4, 1.0),
         poolings: tuple[str, ...] = ("cls", "mean"),
         seed: int = 0,

@@ -98,8 +98,9 @@ class Result:
     Attributes:
         metrics: Every number, by name.
         headline: The metric that stands for the evaluation in a table.
-        correct: (N_test,) bool, whether each test image is right under the headline; paired tests need nothing else.
-            Empty (0,) when the headline is not the share of right images.
+        correct: (n,) for the n test images of the headline, which is 100 times its mean: bool, right or wrong, or a
+            float in [0, 1], the share of episodes, draws, corruptions or hits that are right. Paired tests need nothing
+            else. Empty (0,) when the headline is not such a mean.
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
@@ -108,7 +109,7 @@ class Result:
 
     metrics: dict[str, Metric]
     headline: str
-    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    correct: np.ndarray[Any, np.dtype[Any]]
     chosen: dict[str, object]
     pooling: str
     cost: dict[str, Any] = field(default_factory=dict)
@@ -216,6 +217,11 @@ def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > own) | ((scores == own) & before)).sum(dim=1)
+
+
+def at_edge(value: float, grid: Sequence[float]) -> bool:
+    """Whether a choice lies at either end of a grid of several."""
+    return len(set(grid)) > 1 and value in (min(grid), max(grid))
 
 
 def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:

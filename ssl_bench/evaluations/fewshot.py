@@ -18,8 +18,8 @@ from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError, unknown
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result
 from ssl_bench.evaluations.intervals import repeated_metric
-from ssl_bench.evaluations.knn import normalize
 from ssl_bench.evaluations.logistic import check_grid, logistic_regression
+from ssl_bench.evaluations.neighbours import normalize
 
 HEADS = ("centroid", "ridge", "logistic")
 SUPPORT_NUMBERS = 2**24  # support features held at once, in all episodes together: 128 MiB of float64
@@ -140,6 +140,7 @@ class FewShot(Evaluator):
         test = normalize(self.features(encoder, data.test)[pooling])
         metrics: dict[str, Metric] = {}
         std: dict[str, float] = {}
+        correct = np.zeros(0)
         for other in self.heads:
             for shot in shots:
                 strength = dev_top1[other, shot, pooling][1]
@@ -147,6 +148,8 @@ class FewShot(Evaluator):
                 key = f"top1@k={shot},head={other}"
                 metrics[key] = repeated_metric(*found)
                 std[key] = float(found[0].std(correction=0))
+                if (other, shot) == (head, k) and self.ways is None:  # else images are asked unequally often
+                    correct = (found[1] / 100).numpy()
         metrics = {"top1": metrics[f"top1@k={k},head={head}"], **metrics}
         tuned = {f"k={s},head={h}": v for (h, s, p), v in dev_top1.items() if p == pooling}
         chosen: dict[str, object] = {
@@ -158,7 +161,7 @@ class FewShot(Evaluator):
             "dev_top1": {key: accuracy for key, (accuracy, _) in tuned.items()},
             "population_std_over_episodes": std,
         }
-        return Result(metrics, "top1", np.zeros(0, dtype=np.bool_), chosen, pooling)
+        return Result(metrics, "top1", correct, chosen, pooling)
 
     def _grid(self, head: str) -> tuple[float, ...]:
         return {"centroid": (0.0,), "ridge": self.ridge, "logistic": self.C}[head]

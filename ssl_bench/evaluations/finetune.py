@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,16 @@ from ssl_bench.checkpoint import weights_hash
 from ssl_bench.data import ImageSet
 from ssl_bench.drawing import seeded
 from ssl_bench.errors import RunError, UserError, unknown
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric, true_class_rank
+from ssl_bench.evaluations.evaluator import (
+    Data,
+    Encoder,
+    Evaluator,
+    Metric,
+    Result,
+    accuracy_metric,
+    at_edge,
+    true_class_rank,
+)
 from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.evaluations.finetuning import Classifier, Logits, mixing, total, training_view, with_head
 from ssl_bench.evaluations.intervals import repeated_metric
@@ -193,14 +201,15 @@ class FineTune(Evaluator):
             "dev_top1": dev_top1.get(best),
             "dev_top1_by_base_lr": {f"{base_lr:g}": top1 for base_lr, top1 in dev_top1.items()},
             "diverged": [base_lr for base_lr in self.base_lr if dev_top1 and base_lr not in dev_top1],
-            "lr_at_edge": len(self.base_lr) > 1 and best in (min(self.base_lr), max(self.base_lr)),
+            "lr_at_edge": at_edge(best, self.base_lr),
             "labelled_images": last["labelled_images"],
             "trained_parameters": last["trained_parameters"],
             "weights": "last step" if self.ema is None else "moving average at the last step",
             "population_std_over_draws": 100 * float((ranks == 0).double().mean(1).std(correction=0)),
             "lists_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.lists],
         }
-        correct = (ranks[0] == 0).numpy() if len(runs) == 1 else np.zeros(0, dtype=np.bool_)
+        right = ranks == 0
+        correct = (right[0] if len(runs) == 1 else right.double().mean(0)).numpy()
         return Result(metrics, "top1", correct, chosen, self.pooling, total(spent), selected=len(self.base_lr) > 1)
 
     def _labelled(self, images: ImageSet) -> Iterator[ImageSet]:

@@ -15,8 +15,6 @@ from torch import Tensor
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric, true_class_rank
 from ssl_bench.evaluations.neighbours import QUERIES_PER_BLOCK, nearest
-from ssl_bench.evaluations.neighbours import normalize as normalize
-from ssl_bench.evaluations.neighbours import search as search
 
 VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
 

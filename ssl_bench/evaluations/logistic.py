@@ -24,11 +24,12 @@ from ssl_bench.evaluations.evaluator import (
     Result,
     Z,
     accuracy_metric,
+    at_edge,
     true_class_rank,
 )
-from ssl_bench.evaluations.knn import normalize
 from ssl_bench.evaluations.lbfgs import minimise
 from ssl_bench.evaluations.linear import standardisation
+from ssl_bench.evaluations.neighbours import normalize
 
 INPUTS = ("standardised", "normalised", "raw")
 SCORES_PER_BLOCK = {"cpu": 2**16, "cuda": 2**24}  # logits worked on at once; on a CPU they should stay in cache
@@ -292,8 +293,3 @@ def check_grid(evaluation: str, name: str, values: Sequence[float]) -> None:
     """
     if min(values, default=0) <= 0:
         raise UserError(f"{evaluation}: {name} must be positive numbers, got {tuple(values)}")
-
-
-def at_edge(value: float, grid: Sequence[float]) -> bool:
-    """Whether a choice lies at either end of a grid of several."""
-    return len(set(grid)) > 1 and value in (min(grid), max(grid))

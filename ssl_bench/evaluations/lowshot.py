@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, true_class_rank
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, at_edge, true_class_rank
 from ssl_bench.evaluations.intervals import repeated_metric
-from ssl_bench.evaluations.logistic import LOOSE, Logistic, at_edge
+from ssl_bench.evaluations.logistic import LOOSE, Logistic
 
 
 class LowShot(Evaluator):
@@ -101,6 +101,7 @@ class LowShot(Evaluator):
         metrics: dict[str, Metric] = {}
         labelled: dict[str, int] = {}
         std: dict[str, float] = {}
+        correct: dict[str, np.ndarray] = {}
         for budget, fraction in budgets.items():
             pooling, c = best[budget]
             rows = self._labelled(data.train, fraction)
@@ -113,6 +114,7 @@ class LowShot(Evaluator):
                 metrics[f"top{top}@{budget}"] = repeated_metric(right.mean(1), right.mean(0))
                 if top == 1:
                     std[budget] = float(right.mean(1).std(correction=0))
+                    correct[budget] = right.mean(0).numpy() / 100
             labelled[budget] = len(rows[0])
         headline = next(iter(budgets))
         metrics = {"top1": metrics[f"top1@{headline}"], **metrics}
@@ -125,7 +127,7 @@ class LowShot(Evaluator):
             "population_std_over_draws": std,
             "lists_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.lists],
         }
-        return Result(metrics, "top1", np.zeros(0, dtype=np.bool_), chosen, best[headline][0])
+        return Result(metrics, "top1", correct[headline], chosen, best[headline][0])
 
     def _labelled(self, images: ImageSet, fraction: float) -> list[Tensor]:
         """Indices of the images with a label, one tensor a draw."""

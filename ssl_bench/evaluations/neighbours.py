@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 QUERIES_PER_BLOCK = 4096  # FAISS works in blocks of 4,096 too
-BANK_FLOATS = 10_000_000  # of the bank that are normalised at once: 40 MB
+BANK_FLOATS = 5_000_000  # of the bank that are normalised at once: 20 MB
 HALF_MARGIN = 64  # candidates of a half-precision search beyond the neighbours wanted
 GROUP = 8  # scores whose maximum is looked at first
 GATHERED_FLOATS = 2**21  # of candidates that are compared again at once: 8 MiB

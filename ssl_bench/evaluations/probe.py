@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError, unknown
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, check_features
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, at_edge, check_features
+from ssl_bench.evaluations.linear import choose_head
 from ssl_bench.evaluations.probing import Bank, Probing, join, needed, parts_of
 from ssl_bench.optim import Training
 from ssl_bench.training import train
@@ -177,15 +178,7 @@ class Probe(Evaluator):
             top1, loss = choosing[pooling].heads(range(len(grid))).judge(x, data.dev.labels)
             for settings, accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
                 tried[pooling, *settings] = accuracy, -cross_entropy
-        finite = {settings: found for settings, found in tried.items() if math.isfinite(found[1])}
-        if not finite:
-            raise RunError(f"probe: all {n_heads} heads diverged; base_lr {self.base_lr} needs smaller values")
-        best = max(finite, key=finite.__getitem__)
-        pooling, lr, decay = best
-        by_pooling: dict[str, float] = {}
-        for (name, *_), (accuracy, _) in finite.items():
-            by_pooling[name] = max(accuracy, by_pooling.get(name, 0.0))
-
+        (pooling, lr, decay), found = choose_head("probe", tried, self.base_lr)
         winner = reporting[pooling].heads([grid.index((lr, decay))])
         if not torch.isfinite(winner.weight).all():
             raise RunError(f"probe: the head with base_lr {lr} diverged when trained on all training images")
@@ -197,11 +190,8 @@ class Probe(Evaluator):
             "base_lr": lr,
             "lr": lr * probing.plan.lr,
             "weight_decay": decay,
-            "dev_top1": finite[best][0],
-            "dev_top1_by_pooling": by_pooling,
-            "lr_at_edge": len(self.base_lr) > 1 and lr in (min(self.base_lr), max(self.base_lr)),
-            "heads": n_heads,
-            "diverged_heads": n_heads - len(finite),
+            **found,
+            "lr_at_edge": at_edge(lr, self.base_lr),
             "batch_size": probing.plan.batch_size,
             "steps": cost["steps"],
         }

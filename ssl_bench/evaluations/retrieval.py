@@ -6,6 +6,7 @@ arXiv:1511.06452, section 6; Musgrave et al., ECCV 2020, arXiv:2003.08505).
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -15,8 +16,8 @@ from torch import Tensor
 from ssl_bench.errors import RunError, unknown
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, accuracy_metric
 from ssl_bench.evaluations.intervals import mean_metric
-from ssl_bench.evaluations.knn import normalize
 from ssl_bench.evaluations.logistic import check_grid
+from ssl_bench.evaluations.neighbours import normalize
 
 GALLERIES = ("test", "train")
 RULES = ("step", "trapezoid")
@@ -85,7 +86,7 @@ class Retrieval(Evaluator):
             "dev_map": dev_map,
             "queries_without_a_match": len(data.test) - len(precision),
         }
-        return Result(metrics, "map", np.zeros(0, dtype=np.bool_), chosen, pooling)
+        return Result(metrics, "map", precision.numpy() / 100, chosen, pooling)
 
     def _search(self, bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Average precision in percent and place of the first hit of every query that has one, (Q,) each."""
@@ -121,24 +122,34 @@ def retrieve(
     ends = torch.bincount(bank_labels, minlength=last).cumsum(0).tolist()
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))  # where each query lies in the sorted gallery, if it does
-    precision, first = [], []
-    step = max(1, SIMILARITIES_PER_BLOCK // len(bank))
-    for at in torch.arange(len(queries)).split(step):
-        similarity = (queries[at] @ bank.T).numpy()
-        for row, query in zip(similarity, at.tolist(), strict=True):
-            label = int(labels[query])
+    of, own = labels.tolist(), place.tolist() if alone else []
+
+    def rank(block: tuple[int, np.ndarray]) -> list[tuple[float, int]]:
+        start, similarity = block
+        found = []
+        for query, row in enumerate(similarity, start):
+            label = of[query]
             begin, end = (ends[label - 1] if label else 0), ends[label]
-            hits = row[begin:end]
             if alone:
-                hits = np.delete(hits, int(place[query]) - begin)
+                row[own[query]] = -np.inf  # the last of the hits, and taken off
+            hits = np.sort(row[begin:end])[int(alone) :]
             if not len(hits):
                 continue
-            hits = np.sort(hits)[::-1]
             wrong = np.sort(np.concatenate([row[:begin], row[end:]]))
             before = len(wrong) - np.searchsorted(wrong, hits, side="left")  # wrong images at least as similar
-            ranks = before + np.arange(len(hits))
-            precision.append(100 * average_precision(ranks, rule))
-            first.append(int(ranks[0]))
+            ranks = before[::-1] + np.arange(len(hits))
+            found.append((100 * average_precision(ranks, rule), int(ranks[0])))
+        return found
+
+    found: list[tuple[float, int]] = []
+    step, threads = max(1, SIMILARITIES_PER_BLOCK // len(bank)), torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:  # sorts of NumPy run side by side
+        for at in torch.arange(len(queries)).split(step):
+            similarity = (queries[at] @ bank.T).numpy()
+            share = -(-len(at) // threads)
+            blocks = [(int(at[i]), similarity[i : i + share]) for i in range(0, len(at), share)]
+            found += [each for block in pool.map(rank, blocks) for each in block]
+    precision, first = zip(*found, strict=True) if found else ((), ())
     return torch.tensor(precision, dtype=torch.float64), torch.tensor(first, dtype=torch.int64)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
@@ -105,7 +104,7 @@ class Robustness(Evaluator):
         by_corruption = right.unflatten(0, (len(self.corruptions), -1)).mean(1)
         metrics |= {name: mean_metric(rows) for name, rows in zip(self.corruptions, by_corruption, strict=True)}
         chosen |= {"images": len(shown)}
-        return Result(metrics, "corrupted_top1", np.zeros(0, dtype=np.bool_), chosen, pooling)
+        return Result(metrics, "corrupted_top1", corrupted.numpy() / 100, chosen, pooling)
 
     def _shown(self, test: ImageSet) -> ImageSet:
         """The test images that are looked at."""

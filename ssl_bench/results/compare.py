@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.results.answers import Answers, correctness
 from ssl_bench.results.leaderboard import build
 from ssl_bench.results.lines import Line, quick_hash, seed_values, summarise
-from ssl_bench.results.ranking import correctness, interval_p, paired_p
+from ssl_bench.results.ranking import interval_p, paired_p
 from ssl_bench.results.render import plain, terminal_table
 from ssl_bench.results.rows import Row, read_rows
 
-Answers = np.ndarray[Any, np.dtype[np.bool_]]
 PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made")
 NO_CLASSES = (
     "Per class: rows keep whether each image was right, not its class; --data names the data set to take the classes "
@@ -128,7 +128,7 @@ def paired_text(a: Answers, b: Answers, names: tuple[str, str]) -> str:
     """The paired test and the counts behind it.
 
     Args:
-        a: (seeds, n) bool.
+        a: (seeds, n) bool, or shares in [0, 1].
         b: Likewise, on the same images.
         names: Of the two.
     """
@@ -167,6 +167,8 @@ def _by_class(row: Row, a: Answers, b: Answers, names: tuple[str, str], data: st
     if test.fingerprint != row["evaluation"]["fingerprints"]["test"]:
         raise UserError(f"--data {data}: its test images are not those that {row.path.name} was measured on")
     labels = np.asarray(test.labels)
+    if len(labels) != a.shape[1]:
+        return f"no table by class: only {a.shape[1]:,} of {len(labels):,} test images were asked"
     found: list[tuple[float, list[str]]] = []
     for index, name in enumerate(test.classes):
         of = labels == index

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.results import gates, ranking
-from ssl_bench.results.lines import Line, cost_texts, seed_of, spent_flops, trained
+from ssl_bench.results.lines import SPENT, Line, cost_texts, seed_of, spent_flops, trained
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
 
@@ -84,7 +84,7 @@ def script_json(value: Any) -> str:
 
 
 def _table(table: Table, number: int) -> str:
-    header = ["method", "category", "mean rank", *table.evaluations, *table.header[2 + len(table.evaluations) :]]
+    header = ["method", "category", "mean rank", *table.evaluations, "seeds", *SPENT]
     heads = []
     for name in header:
         text = name in ("method", "category", "views")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ssl_bench.results import gates
-from ssl_bench.results.render import plain
+from ssl_bench.results.render import plain, turned
 
 if TYPE_CHECKING:
     from ssl_bench.results.leaderboard import Table
@@ -76,8 +76,10 @@ def _table(table: Table, number: int, selected: str) -> str:
             mark = escape(gates.arrow(table, index, evaluation))
             row.append(_score(cell.mean, cell.half, places[evaluation].get(index, 0)) + mark if cell else "--")
         mean = table.mean_ranks[index]
-        lines.append(" & ".join([*row, "--" if mean is None else f"{mean:.2f}"]) + r" \\")
-    header = " & ".join(["Method", *map(escape, table.evaluations), "mean rank"])
+        lines.append([*row, "--" if mean is None else f"{mean:.2f}"])
+    header = ["Method", *map(escape, table.evaluations), "mean rank"]
+    if table.wide:
+        header, lines = turned(header, lines)
     only = f" Only {escape(selected)}." if selected else ""
     notes = [*table.marks, *([gates.LEGEND] if table.untrained else [])]
     said = [*map(escape, notes), *(rf"\textbf{{{escape(text)}}}" for text in gates.notes(table))]
@@ -89,11 +91,11 @@ def _table(table: Table, number: int, selected: str) -> str:
             rf"\caption{{{escape(table.title)}. {NOTE}{only}}}",
             rf"\label{{tab:leaderboard-{number}}}",
             r"\smallskip",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.evaluations) + 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
             r"\toprule",
-            header + r" \\",
+            " & ".join(header) + r" \\",
             r"\midrule",
-            *lines,
+            *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
             r"\end{tabular}",
             *marks,

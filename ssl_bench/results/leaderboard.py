@@ -16,13 +16,13 @@ from typing import Any
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.files import write_atomic
 from ssl_bench.results import gates, ranking
+from ssl_bench.results.lines import SPENT, cost_texts, quick_hash, seed_of, seed_values, target_texts, trained
 from ssl_bench.results.lines import Cell as Cell
 from ssl_bench.results.lines import Line as Line
-from ssl_bench.results.lines import cost_texts, quick_hash, seed_of, seed_values, target_texts, trained
 from ssl_bench.results.lines import make_lines as make_lines
 from ssl_bench.results.lines import summarise as summarise
 from ssl_bench.results.ranking import Selection, Standing
-from ssl_bench.results.render import escape, markdown_table, plain, spreadsheet, terminal_table
+from ssl_bench.results.render import escape, markdown_table, plain, spreadsheet, terminal_table, turned
 from ssl_bench.results.rows import Row, read_rows
 
 FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
@@ -32,6 +32,7 @@ MARKS = {
     "³": "³ with data, weights or a teacher from elsewhere.",
     "⁴": "⁴ with a warning, which stands with the table.",
 }
+WIDEST = 6  # evaluations that stand side by side
 INTERVALS = """\
 Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
 test images; with one seed only the latter)."""
@@ -143,10 +144,9 @@ class Table:
     lines: list[Line]
 
     @property
-    def header(self) -> list[str]:
-        """Column names."""
-        costs = ["views", "epochs", "patches", "FLOPs", "time", "memory"]
-        return ["method", "category", *self.evaluations, "seeds", *costs]
+    def wide(self) -> bool:
+        """Whether methods are columns and evaluations lines: a page holds about six evaluations side by side."""
+        return len(self.evaluations) > max(WIDEST, len(self.lines))
 
     @property
     def marks(self) -> list[str]:
@@ -169,8 +169,8 @@ class Table:
         """The line that the others are compared with."""
         return next((line for line in self.lines if line.first["method"] == "untrained"), None)
 
-    def cells(self) -> list[list[str]]:
-        """The table as text."""
+    def cells(self) -> tuple[list[str], list[list[str]], int]:
+        """Header, lines and left columns of the table as text."""
         out = []
         for index, line in enumerate(self.lines):
             row = [line.label + line.marks, line.first["category"] or ""]
@@ -179,7 +179,8 @@ class Table:
                 row.append(_score(line.cell(evaluation), base, gates.arrow(self, index, evaluation)))
             row.append(str(len({seed_of(r) for r in line.rows})))
             out.append(row + cost_texts(line))
-        return out
+        header = ["method", "category", *self.evaluations, "seeds", *SPENT]
+        return (*turned(header, out), 1) if self.wide else (header, out, 2)
 
     def ranks(self, seeds: bool = True) -> tuple[list[str], list[list[str]], int]:
         """Header, lines and left columns of the table of ranks, with the value of each seed; the best first."""
@@ -197,18 +198,18 @@ class Table:
                 if seeds:
                     texts.append(seed_values(line.by_evaluation.get(evaluation, [])))
             lines.append(texts)
-        return header, lines, 1
+        return (*turned(header, lines), 1) if self.wide else (header, lines, 1)
 
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
-        return terminal_table(self.title, self.header, self.cells(), 2, width)
+        return terminal_table(self.title, *self.cells(), width)
 
     def markdown(self) -> str:
         """For a Markdown page, with the deviations and warnings below."""
         notes = [f"- {escape(line.label)}: {escape(text)}" for line in self.lines for text in line.first["deviations"]]
         targets = self.targets()
         devices = sorted({r["pretraining"]["device"] for line in self.lines for r in line.rows if trained(r)})
-        text = f"## {escape(self.title)}\n\n{markdown_table(self.header, self.cells(), 2)}"
+        text = f"## {escape(self.title)}\n\n{markdown_table(*self.cells())}"
         text += f"\n\nDevice: {escape('; '.join(devices)) or 'none'}."
         text += "".join(f" {mark}" for mark in self.marks)
         if warned := gates.notes(self):

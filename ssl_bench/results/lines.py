@@ -147,11 +147,14 @@ def _spent(row: Row, key: str) -> float | None:
     return made[key] + sum(target.get(key) or 0 for target in (made.get("targets") or {}).values())
 
 
+SPENT = ("views", "epochs", "patches", "FLOPs", "time", "memory")
+
+
 def cost_texts(line: Line) -> list[str]:
-    """Views, epochs, patches, FLOPs, time and memory of a line as text."""
+    """What the pre-training of a line took, as text, in the order of ``SPENT``."""
     made = [row["pretraining"] for row in line.rows if trained(row)]
     if not made:
-        return ["–"] * 6
+        return ["–"] * len(SPENT)
     first = made[0]
     patches = f"{first['patches_per_image']:g}"
     if first["target_patches_encoded"]:

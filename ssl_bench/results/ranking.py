@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.results.answers import Answers, correctness
 from ssl_bench.results.lines import Line, spent_flops, spent_images
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
@@ -91,66 +89,20 @@ def mean_ranks(found: dict[str, Standing], lines: int) -> list[float | None]:
     return [float(np.mean([r for r in each if r])) if each and None not in each else None for each in ranks]
 
 
-def correctness(rows: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-    """(seeds, n) bool, which test images each seed has right; None where a row doesn't say or its file is missing.
-
-    Raises:
-        UserError: A file that isn't the predictions of its row.
-    """
-    answers = []
-    for row in rows:
-        name = row.values.get("predictions")
-        if name is None:
-            return None
-        path, n = predictions_path(row), row["metrics"][row["headline"]]["n"]
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        header = _header(-(-n // 8))
-        if not content.startswith(header) or len(content) != len(header) + -(-n // 8):
-            raise UserError(
-                f"{path} is not the answers of {n} images: {-(-n // 8)} bytes of np.packbits, as np.save writes"
-            )
-        bits = np.frombuffer(content, np.uint8, offset=len(header))
-        answers.append(np.unpackbits(bits, count=n).astype(bool))
-    return np.stack(answers) if answers and len({len(answer) for answer in answers}) == 1 else None
-
-
-@cache
-def _header(size: int) -> bytes:
-    """What ``np.save`` writes before ``size`` bytes. To compare it takes a tenth of the time of ``np.load``."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros(size, np.uint8))
-    return buffer.getvalue()[:-size]
-
-
-def predictions_path(row: Row) -> Path:
-    """The file beside a row; the name comes from a file of others and never leads out of the folder.
-
-    Raises:
-        UserError: It isn't a plain file name.
-    """
-    name = row["predictions"]
-    if not isinstance(name, str) or name != row.path.with_suffix(".npy").name:
-        raise UserError(f"{row.path}: its predictions are named {name!r}, not {row.path.with_suffix('.npy').name!r}")
-    return row.path.with_suffix(".npy")
-
-
 # Tests ----------------------------------------------------------------------------------------------------------------
 
 
 def paired_p(
-    answers: Sequence[np.ndarray[Any, np.dtype[np.bool_]]],
+    answers: Sequence[Answers],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Two-sided p-values of equal accuracy for all pairs of M methods on the same n images.
 
     With one seed each it is McNemar's score test (McNemar 1947): (b - c) / sqrt(b + c) of the images that only one of
-    the two has right. With several, an image counts by the share of seeds that have it right, and the variance of the
-    mean over seeds is added, with Welch's and Satterthwaite's degrees of freedom.
+    the two has right. With several, an image counts by the share of seeds (and of episodes or corruptions) that have it
+    right, and the variance of the mean over seeds is added, with Welch's and Satterthwaite's degrees of freedom.
 
     Args:
-        answers: M arrays (seeds, n) bool; the number of seeds may differ.
+        answers: M arrays (seeds, n), bool or shares in [0, 1]; the number of seeds may differ.
 
     Returns:
         (M, M) float64.

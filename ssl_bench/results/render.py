@@ -65,6 +65,17 @@ def note_markdown(text: str) -> str:
     return "".join(f"`{part}`" if i % 2 and i < len(parts) - 1 else _escape(part) for i, part in enumerate(parts))
 
 
+def turned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Lines as columns, for a table that has more columns than lines.
+
+    Example:
+        >>> turned(["method", "knn", "linear"], [["mae", "44.9", "47.1"]])
+        (['method', 'mae'], [['knn', '44.9'], ['linear', '47.1']])
+    """
+    first, *others = zip(header, *lines, strict=True)
+    return list(first), [list(other) for other in others]
+
+
 def markdown_table(
     header: Sequence[str], lines: Sequence[Sequence[str]], left: int, small: Sequence[bool] | None = None
 ) -> str:

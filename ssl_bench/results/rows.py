@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import inspect
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ssl_bench.errors import UserError
 from ssl_bench.files import PACKAGE, content_hash, source_files, source_hash, write_atomic
+from ssl_bench.results.answers import Answers, encode
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoint import Checkpoint
@@ -60,18 +58,6 @@ class Row:
         if wrong:
             raise UserError(f"{path}: {wrong}")
         return cls(path, values)
-
-    @property
-    def correct(self) -> np.ndarray:
-        """(n,) bool, per-image correctness under the headline metric.
-
-        Raises:
-            UserError: The headline is not the share of right images, as in few-shot episodes.
-        """
-        if self["predictions"] is None:
-            raise UserError(f"{self.path}: {self['evaluation']['name']} has no answer for each image")
-        bits = np.load(self.path.with_name(self["predictions"]), allow_pickle=False)
-        return np.unpackbits(bits, count=self["metrics"][self["headline"]]["n"]).astype(bool)
 
     @property
     def stale(self) -> bool:
@@ -237,12 +223,10 @@ def evaluator_name(evaluator: Evaluator) -> str:
     return next(name for name, cls in EVALUATIONS.items() if cls is type(evaluator))
 
 
-def write_row(path: Path, row: dict[str, Any], correct: np.ndarray) -> None:
+def write_row(path: Path, row: dict[str, Any], correct: Answers) -> None:
     """Write a row after its predictions, so that a row is never without them."""
     if correct.size:
-        buffer = io.BytesIO()
-        np.save(buffer, np.packbits(correct))
-        write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+        write_atomic(path.with_suffix(".npy"), encode(correct))
     write_atomic(path, json.dumps(row, indent=1) + "\n")
 
 

@@ -191,8 +191,8 @@ class Filled:
         text = [f"# {escape(self.definition.title)}", "", markdown_table(self.header(), lines, count, small), ""]
         text += [note_markdown(f"[{i}] {note}") + "  " for i, note in enumerate(notes, start=1)]
         text += ["", "\n\n".join(escape(paragraph) for paragraph in self.about())]
-        for title, header, other in self.others():
-            text += ["", f"## {escape(title)}", "", markdown_table(header, other, 2)]
+        for title, table in self.others():
+            text += ["", f"## {escape(title)}", "", markdown_table(*table.cells())]
         return "\n".join(text)
 
     def terminal(self, width: int | None = None) -> str:
@@ -200,8 +200,8 @@ class Filled:
         lines, notes = self.lines()
         blocks = [terminal_table(self.definition.title, self.header(), lines, 2 + len(self.definition.facts), width)]
         blocks += [*(f"[{i}] {note}" for i, note in enumerate(notes, start=1)), "", *self.about()]
-        for title, header, other in self.others():
-            blocks += ["", terminal_table(title, header, other, 2, width)]
+        for title, table in self.others():
+            blocks += ["", terminal_table(title, *table.cells(), width)]
         return "\n".join(plain(line) if "\n" not in line else line for line in blocks)
 
     def csv(self) -> str:
@@ -237,14 +237,10 @@ class Filled:
             writer.writerow(map(spreadsheet, line))
         return buffer.getvalue().rstrip("\n")
 
-    def others(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-        """The same methods measured on something else: title, header and lines of each table."""
+    def others(self) -> Iterator[tuple[str, Table]]:
+        """The same methods measured on something else."""
         for found in self.tables:
-            yield (
-                f"Measured on something else, not comparable with the above: {found.title}",
-                found.header,
-                found.cells(),
-            )
+            yield f"Measured on something else, not comparable with the above: {found.title}", found
 
 
 def _variant(row: RowOf, numbers: Sequence[Number]) -> str:

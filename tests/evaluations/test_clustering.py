@@ -15,7 +15,7 @@ from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.clustering import Clustering, agreement, kmeans, matched
 from ssl_bench.evaluations.evaluator import Data
-from ssl_bench.evaluations.knn import normalize
+from ssl_bench.evaluations.neighbours import normalize
 
 # Labels, clusters, then NMI, ARI, FMI, ACC of the authors' functions.
 WORKED = {

@@ -15,7 +15,7 @@ from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.diagnostics import Diagnostics, alignment, spectrum, uniformity
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric, mean_metric, repeated_metric
-from ssl_bench.evaluations.knn import normalize
+from ssl_bench.evaluations.neighbours import normalize
 
 
 def anisotropic(n: int = 400, dim: int = 12, seed: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.evaluator import Data
-from ssl_bench.evaluations.knn import normalize
+from ssl_bench.evaluations.neighbours import normalize
 from ssl_bench.evaluations.retrieval import Retrieval, average_precision, retrieve
 
 

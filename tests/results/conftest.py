@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ssl_bench.files import content_hash
+from ssl_bench.results.answers import encode
 from ssl_bench.results.rows import Row, expected_id
 
 AddRow = Callable[..., Row]
@@ -29,7 +30,8 @@ def add_row(tmp_path: Path) -> AddRow:
     """Writes a row of a method, a seed and an evaluation, with its predictions, into ``tmp_path``."""
 
     def add(method: str, seed: int, answers: Any, name: str = "linear", **changes: Any) -> Row:
-        answers = np.asarray(answers, bool)
+        answers = np.asarray(answers)
+        answers = answers if answers.dtype == float else answers.astype(bool)  # shares, or right and wrong
         backbone = {"name": "vit_micro_patch8_32", "drop_path": 0.0}
         recipe = {"method": method, "backbone": backbone, "seed": seed, "training": {"epochs": 2.0}, "settings": {}}
         value = 100 * float(answers.mean())
@@ -88,7 +90,7 @@ def add_row(tmp_path: Path) -> AddRow:
         row["checksum"] = content_hash(row)[:16]
         path.parent.mkdir(exist_ok=True)
         if row["predictions"] is not None:
-            np.save(path.with_suffix(".npy"), np.packbits(answers))
+            path.with_suffix(".npy").write_bytes(encode(answers))
         path.write_text(json.dumps(row))
         return Row.read(path)
 

@@ -74,6 +74,9 @@ def test_by_class(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch)
     assert "good ahead in 2, bad in 0 of 2" in text
     (cat,) = [line.split() for line in text.splitlines() if line.split()[:1] == ["cat"]]
     assert cat == ["cat", "50", "100.0", "80.0", "+20.0", "10", "0"]
+    for name in ("good", "bad"):
+        add_row(name, 0, A[:40], "robustness")
+    assert "no table by class: only 40 of 100 test images" in said("good", "bad", rows=tmp_path, data="shapes")
     test.fingerprint = "other"
     with pytest.raises(UserError, match="not those that"):
         said("good", "bad", rows=tmp_path, data="shapes")

@@ -70,7 +70,7 @@ def test_sorted_with_difference_from_untrained(tmp_path: Path) -> None:
     write(tmp_path, "close", 0, 33.0)
     write(tmp_path, "bad", 0, 20.0)
     (table,) = build(read_rows(tmp_path))
-    cells = {row[0].rstrip("²"): row[2] for row in table.cells()}
+    cells = {row[0].rstrip("²"): row[2] for row in table.cells()[1]}
     assert list(cells) == ["good", "close", "untrained", "bad"]
     assert cells["good"].startswith("50.0 ± 3.0 (+20.0▲)") and cells["bad"].startswith("20.0 ± 3.0 (-10.0▼)")
     assert cells["close"].startswith("33.0 ± 3.0 (+3.0)") and cells["untrained"].startswith("30.0 ± 3.0 mean")
@@ -96,7 +96,7 @@ def test_two_recipes_of_a_method_are_two_lines_and_missing_cells_stay_empty(tmp_
     write(tmp_path, "n", 0, 60.0, evaluation={"name": "linear", "evaluator": "linear"})
     (table,) = build(read_rows(tmp_path))
     assert len(table.lines) == 3 and len({line.label for line in table.lines}) == 3
-    row = next(row for row in table.cells() if row[0].startswith("n"))
+    row = next(row for row in table.cells()[1] if row[0].startswith("n"))
     assert row[2] == "–" and row[3].startswith("60.0")
 
 
@@ -145,3 +145,15 @@ def test_pretrained_elsewhere_is_said(tmp_path: Path) -> None:
     (table,) = build(read_rows(tmp_path))
     assert table.title == "shapes (10 train, 100 test images), vit"
     assert [line.label for line in table.lines] == ["n", "m, pre-trained on cifar10", "untrained", "o"]
+
+
+def test_more_evaluations_than_a_page_holds_become_lines(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path, "m", 0, 40.0 + number, evaluation={"name": f"e{number}", "evaluator": "knn"})
+        write(tmp_path, "n", 0, 30.0, evaluation={"name": f"e{number}", "evaluator": "knn"})
+    leaderboard(tmp_path, formats=["md", "latex"], show=lambda _: None)
+    lines = (tmp_path / "LEADERBOARD.md").read_text().splitlines()
+    assert "| method | m² | n² |" in lines or "| method | m | n |" in lines
+    (line,) = [line for line in lines if line.startswith("| e7 |")]
+    assert [cell.strip()[:4] for cell in line.split("|")[2:4]] == ["47.0", "30.0"]
+    assert r"e7 & \textbf{47.0}" in (tmp_path / "leaderboard.tex").read_text()

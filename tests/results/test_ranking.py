@@ -110,6 +110,21 @@ def test_every_seed_is_shown(tmp_path: Path, add_row: Any) -> None:
     assert "40.0, 60.0, 50.0" in (tmp_path / "LEADERBOARD.md").read_text()
 
 
+def test_shares_of_an_image_are_paired_too(tmp_path: Path, add_row: Any) -> None:
+    """Each image was asked in several episodes; the better encoder is right once more on nearly all of them."""
+    share = np.random.default_rng(0).choice([0.25, 0.5, 0.75], 500)
+    add_row("good", 0, share, "fewshot")
+    add_row("better", 0, share + 0.05 * (np.arange(500) % 10 > 0), "fewshot")
+    (table,) = build(read_rows(tmp_path))
+    assert table.standings["fewshot"].paired and table.standings["fewshot"].ranks == [1, 2]
+    np.testing.assert_allclose(correctness(table.lines[1].rows), [share], atol=1e-3)
+    file = table.lines[0].rows[0].path.with_suffix(".npy")
+    for wrong in (np.nan, 1.5, -0.5):
+        np.save(file, np.full(500, wrong, np.float16))
+        with pytest.raises(UserError, match="not the answers of 500 images"):
+            correctness(table.lines[0].rows)
+
+
 def test_missing_predictions_mean_intervals_and_wrong_ones_an_error(tmp_path: Path, add_row: Any) -> None:
     row = add_row("m", 0, answers(50))
     file = row.path.with_suffix(".npy")
