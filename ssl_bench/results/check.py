@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,7 @@ from ssl_bench.results.leaderboard import FORMATS, build, render
 from ssl_bench.results.lines import quick_hash
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row, checksum_of, contradiction, migrated
-
-TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "null": type(None),
-}
+from ssl_bench.results.schema import schema, violations
 
 
 def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str]:
@@ -113,55 +102,6 @@ def _predictions(row: Row) -> Iterator[str]:
     value = 100 * float(np.mean(answers))
     if abs(value - metric["value"]) > (1e-5 if answers.dtype == bool else 0.01):  # shares are float16
         yield f"its predictions are right for {value:.4f} %, it says {metric['value']:.4f} %"
-
-
-@cache
-def schema() -> dict[str, Any]:
-    """The JSON schema of a row."""
-    return json.loads((Path(__file__).parent / "row.schema.json").read_text())
-
-
-def violations(value: Any, rule: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """Where a value breaks a JSON schema; knows the keywords that ours uses.
-
-    Example:
-        >>> list(violations({"a": "x"}, {"required": ["b"], "properties": {"a": {"type": "number"}}}))
-        ["the row has no 'b'", "a is 'x', not of type number"]
-    """
-    name = where or "the row"
-    if "const" in rule and value != rule["const"]:
-        yield f"{name} is {_short(value)}, not {rule['const']!r}"
-    kinds = [rule["type"]] if isinstance(rule.get("type"), str) else rule.get("type", [])
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        yield f"{name} is {_short(value)}, not of type {' or '.join(kinds)}"
-        return
-    if isinstance(value, str) and "pattern" in rule and not re.search(rule["pattern"], value):
-        yield f"{name} is {_short(value)}, which doesn't match {rule['pattern']}"
-    if isinstance(value, int | float) and not rule.get("minimum", -math.inf) <= value <= rule.get("maximum", math.inf):
-        yield f"{name} is {value}, out of range"
-    if isinstance(value, list) and "items" in rule:
-        for index, item in enumerate(value):
-            yield from violations(item, rule["items"], f"{where}[{index}]")
-    if isinstance(value, dict):
-        yield from (f"{name} has no {key!r}" for key in rule.get("required", ()) if key not in value)
-        others = rule.get("additionalProperties", True)
-        for key, item in value.items():
-            inner = rule.get("properties", {}).get(key, others)
-            if inner is False:
-                yield f"unknown key {_short(key)}" + (f" in {where}" if where else "")
-            elif isinstance(inner, dict):
-                yield from violations(item, inner, f"{where}.{key}" if where else str(key))
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
-        return False
-    return isinstance(value, TYPES[kind])
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 # The folder -----------------------------------------------------------------------------------------------------------

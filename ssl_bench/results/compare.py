@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ssl_bench.results.lines import Line, quick_hash, seed_values, summarise
 from ssl_bench.results.ranking import interval_p, paired_p
 from ssl_bench.results.render import plain, terminal_table
 from ssl_bench.results.rows import Row, read_rows
+from ssl_bench.results.schema import explained
 
 PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made")
 NO_CLASSES = (
@@ -43,6 +44,20 @@ def compare(
     Raises:
         UserError: No such row or method, nothing in common, or other test images than those of ``data``.
     """
+    with explained(_read(a, b, rows)) as found:
+        _show(a, b, found, data, show)
+
+
+def _read(a: str, b: str, folder: str | Path | None) -> list[Row]:
+    """The two rows, or all of the folder."""
+    if a.endswith(".json") and b.endswith(".json"):
+        return [Row.read(Path(a)), Row.read(Path(b))]
+    if folder is None:
+        raise UserError(f"{a} and {b}: give two row files (.json), or two methods and their folder with --rows DIR")
+    return read_rows(folder)
+
+
+def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[[str], Any]) -> None:
     pairs = _pairs(a, b, rows)
     if not pairs:
         raise UserError(f"{a} and {b} have no evaluation on the same data and backbone in common")
@@ -55,13 +70,11 @@ def compare(
                 show(block)
 
 
-def _pairs(a: str, b: str, folder: str | Path | None) -> list[tuple[Line, Line]]:
+def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Line, Line]]:
     """Lines that can be compared, one pair for each table."""
     if a.endswith(".json") and b.endswith(".json"):
-        return [(Line(a, [Row.read(Path(a))]), Line(b, [Row.read(Path(b))]))]
-    if folder is None:
-        raise UserError(f"{a} and {b}: give two row files (.json), or two methods and their folder with --rows DIR")
-    tables = build(read_rows(folder))
+        return [(Line(a, [rows[0]]), Line(b, [rows[1]]))]
+    tables = build(rows)
     labels = {line.label for table in tables for line in table.lines}
     for name in (a, b):
         if name not in labels:

@@ -24,6 +24,7 @@ from ssl_bench.results.lines import summarise as summarise
 from ssl_bench.results.ranking import Selection, Standing
 from ssl_bench.results.render import escape, markdown_table, plain, spreadsheet, terminal_table, turned
 from ssl_bench.results.rows import Row, read_rows
+from ssl_bench.results.schema import explained
 
 FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
 MARKS = {
@@ -82,34 +83,35 @@ def leaderboard(
         The files written.
 
     Raises:
-        UserError: No rows, or an unknown format, evaluation or name.
+        UserError: No rows, one that breaks the schema, or an unknown format, evaluation or name.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    tables = [selection.best(table) for table in build(selection.rows(read_rows(folder)), sort)]
-    if not tables:
-        raise UserError(f"no rows in {folder}")
-    for table in tables:
-        show(table.terminal())
-        show(terminal_table("Ranks", *table.ranks(seeds=False)))
-        for text in [*table.targets(), *(f"WARNING: {note}" for note in gates.notes(table))]:
-            show(plain(text))
-    show(f"{LEGEND}\n{ranking.LEGEND}")
-    if selection.text():
-        show(f"Only {plain(selection.text())}.")
-    files = []
-    prefix = "" if selection.everything else "selected-"
-    for kind in formats:
-        path = Path(folder) / f"{prefix}{FORMATS[kind]}"
-        files.append(write_atomic(path, render(kind, tables, selection.text())))
-    if figures:
-        from ssl_bench.results.figures import draw  # matplotlib takes a second
+    with explained(read_rows(folder)) as rows:
+        tables = [selection.best(table) for table in build(selection.rows(rows), sort)]
+        if not tables:
+            raise UserError(f"no rows in {folder}")
+        for table in tables:
+            show(table.terminal())
+            show(terminal_table("Ranks", *table.ranks(seeds=False)))
+            for text in [*table.targets(), *(f"WARNING: {note}" for note in gates.notes(table))]:
+                show(plain(text))
+        show(f"{LEGEND}\n{ranking.LEGEND}")
+        if selection.text():
+            show(f"Only {plain(selection.text())}.")
+        files = []
+        prefix = "" if selection.everything else "selected-"
+        for kind in formats:
+            path = Path(folder) / f"{prefix}{FORMATS[kind]}"
+            files.append(write_atomic(path, render(kind, tables, selection.text())))
+        if figures:
+            from ssl_bench.results.figures import draw  # matplotlib takes a second
 
-        files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
-    for file in files:
-        show(f"wrote {file}")
-    return files
+            files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
+        for file in files:
+            show(f"wrote {file}")
+        return files
 
 
 def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:

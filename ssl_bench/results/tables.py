@@ -21,6 +21,7 @@ from ssl_bench.results.measuring import ROWS, how_to_fill, matching, target
 from ssl_bench.results.published import Number, conflicts, published
 from ssl_bench.results.render import escape, markdown_table, note_markdown, plain, spreadsheet, terminal_table
 from ssl_bench.results.rows import Row, read_rows
+from ssl_bench.results.schema import explained
 
 FORMATS = ("md", "csv", "terminal")
 LEGEND = (
@@ -73,16 +74,17 @@ def table(
     found: dict[str, Row] = {}
     for row in (row for folder in folders for row in read_rows(folder)):
         found.setdefault(row["id"], row)
-    filled = fill(read_definition(name), published(), list(found.values()))
-    files = []
-    for kind in formats:
-        text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
-        if out is not None and kind != "terminal":
-            files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
-            show(f"wrote {files[-1]}")
-        else:
-            show(text)
-    return files
+    with explained(list(found.values())) as measured:
+        filled = fill(read_definition(name), published(), measured)
+        files = []
+        for kind in formats:
+            text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
+            if out is not None and kind != "terminal":
+                files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
+                show(f"wrote {files[-1]}")
+            else:
+                show(text)
+        return files
 
 
 @dataclass(frozen=True)

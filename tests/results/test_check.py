@@ -12,9 +12,10 @@ import pytest
 
 from ssl_bench.errors import UserError
 from ssl_bench.files import content_hash, shipped
-from ssl_bench.results.check import check, schema, violations
+from ssl_bench.results.check import check
 from ssl_bench.results.leaderboard import leaderboard
 from ssl_bench.results.rows import SCHEMA
+from ssl_bench.results.schema import schema, violations
 
 RIGHT = np.arange(100) < 40
 

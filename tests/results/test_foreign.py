@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -180,6 +181,20 @@ def test_what_is_no_row_is_named_in_one_line(tmp_path: Path, add_row: Any, conte
     with pytest.raises(UserError, match=r"other\.json is not a row"):
         leaderboard(tmp_path, show=lambda _: None)
     assert any("other.json" in problem for problem in check(tmp_path, show=lambda _: None))
+
+
+@pytest.mark.parametrize(("part", "field"), [("pretraining", "flops"), ("evaluation", "data"), ("backbone", "name")])
+def test_a_missing_field_is_named(tmp_path: Path, add_row: Any, part: str, field: str) -> None:
+    """The checksum fits; an id doesn't follow from every field."""
+    for method in ("a", "b"):
+        path = add_row(method, 0, RIGHT).path
+    values = json.loads(path.read_text())
+    rewrite(path, **{part: {key: value for key, value in values[part].items() if key != field}})
+    with pytest.raises(UserError, match=rf"row-.*{field}"):
+        leaderboard(tmp_path, formats=["md", "html", "latex"], show=lambda _: None)
+    other = add_row("a", 0, RIGHT).path
+    with nullcontext() if field == "flops" else pytest.raises(UserError, match=rf"row-.*{field}"):
+        compare(str(path), str(other), show=lambda _: None)
 
 
 # Schemas --------------------------------------------------------------------------------------------------------------
