@@ -21,7 +21,7 @@ from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.files import find_yaml, locked
 from ssl_bench.recipe import parse_class, read_yaml
 from ssl_bench.results import gates
-from ssl_bench.results.rows import Row, code_of, make_row, origin, row_id, row_path, write_row
+from ssl_bench.results.rows import Row, backbone_of, code_of, loaded, make_row, origin, row_id, row_path, write_row
 from ssl_bench.training import is_first
 
 
@@ -40,9 +40,9 @@ def evaluate(
         One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several
         processes share the extraction of features, and the first returns the rows.
     """
-    loaded = load_encoder(checkpoint, backbone)
+    encoder = load_encoder(checkpoint, backbone)
     evaluators = {name: load_evaluator(name) for name in evaluations}
-    return judge(loaded, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
+    return judge(encoder, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
 
 
 def judge(
@@ -51,7 +51,10 @@ def judge(
     """Run the evaluators whose row is missing in ``out`` and return all rows."""
     about = checkpoint.about
     recipe = about.get("recipe")  # None for weights from elsewhere
-    encoder_id = origin(recipe, about["pretraining"]["fingerprint"]) if recipe else {"weights": checkpoint.sha256}
+    if recipe:
+        encoder_id = origin(recipe, about["pretraining"]["fingerprint"])
+    else:
+        encoder_id = loaded(checkpoint.sha256, backbone_of(checkpoint))
     ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
     paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
     missing = [name for name in evaluators if not paths[name].exists()]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_bench.errors import UserError, unknown
 from ssl_bench.results.answers import Answers, correctness
-from ssl_bench.results.leaderboard import build
+from ssl_bench.results.leaderboard import Table, build
 from ssl_bench.results.lines import Line, quick_hash, seed_values, summarise
 from ssl_bench.results.ranking import interval_p, paired_p
 from ssl_bench.results.render import plain, terminal_table
@@ -77,10 +77,17 @@ def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Line, Line]]:
     tables = build(rows)
     labels = {line.label for table in tables for line in table.lines}
     for name in (a, b):
-        if name not in labels:
+        if not any(_named(table, name) for table in tables):
             raise unknown("method", name, map(plain, labels))
-    found = [{line.label: line for line in table.lines} for table in tables]
-    return [(lines[a], lines[b]) for lines in found if a in lines and b in lines]
+    found = [(_named(table, a), _named(table, b)) for table in tables]
+    return [(left, right) for left, right in found if left and right]
+
+
+def _named(table: Table, name: str) -> Line | None:
+    """The line of a label, or the only one of a method."""
+    lines = [line for line in table.lines if line.label == name]
+    lines = lines or [line for line in table.lines if line.first["method"] == name]
+    return lines[0] if len(lines) == 1 else None
 
 
 # What differs ---------------------------------------------------------------------------------------------------------

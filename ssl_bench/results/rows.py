@@ -85,11 +85,22 @@ def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     return {"recipe": recipe, "images": fingerprint}
 
 
+def loaded(sha256: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What defines an encoder from elsewhere: its weights, and what they don't show, such as the number of heads."""
+    return {"weights": sha256, "backbone": dict(backbone)}
+
+
+def backbone_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The keywords of an encoder's backbone."""
+    recipe = checkpoint.about.get("recipe")
+    return recipe["backbone"] if recipe else checkpoint.about.get("backbone", {"name": checkpoint.encoder.name})
+
+
 def row_id(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Splits) -> str:
     """Hash of what defines a number: how the encoder was made, and how and on what it is judged. 16 hex digits.
 
     Args:
-        encoder: ``origin``, or ``{"weights": sha256}`` for weights from elsewhere.
+        encoder: ``origin``, or ``loaded`` for weights from elsewhere.
         name: Name of the protocol.
         evaluator: With its settings.
         data: What it is judged on.
@@ -111,7 +122,8 @@ def expected_id(row: Mapping[str, Any]) -> str:
         made = {key: value for key, value in recipe.items() if key != "hash"}
         encoder = origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
     else:
-        encoder = {"weights": row["weights"]["sha256"]}
+        spec = {key: value for key, value in row["backbone"].items() if key != "parameters"}
+        encoder = loaded(row["weights"]["sha256"], spec)
     protocol = {key: judged[key] for key in ("name", "version", "settings")}
     return identify(encoder, protocol, [judged["fingerprints"]["train"], judged["fingerprints"]["test"]])
 
@@ -155,7 +167,6 @@ def make_row(
 
     about = checkpoint.about
     recipe = about.get("recipe")
-    backbone = recipe["backbone"] if recipe else about.get("backbone", {"name": checkpoint.encoder.name})
     row: dict[str, Any] = {
         "schema": SCHEMA,
         "id": identifier,
@@ -163,7 +174,7 @@ def make_row(
         "method": checkpoint.method,
         "paper": about.get("paper"),
         "category": about.get("category"),
-        "backbone": {**backbone, "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
+        "backbone": {**backbone_of(checkpoint), "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
         "recipe": {"hash": content_hash(recipe)[:16], **recipe} if recipe else None,
         "views": about.get("views"),
         "pretraining": about.get("pretraining"),

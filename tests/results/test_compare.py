@@ -82,6 +82,16 @@ def test_by_class(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch)
         said("good", "bad", rows=tmp_path, data="shapes")
 
 
+def test_a_method_is_named_by_its_label_or_by_itself(tmp_path: Path, add_row: Any) -> None:
+    for name in ("a", "b"):
+        add_row(name, 0, A, pretraining={"data": "elsewhere"})
+    add_row("c", 0, A)
+    assert "b: top1" in said("a", "b", rows=tmp_path)
+    add_row("a", 0, B, recipe={"settings": {"mask_ratio": 0.5}})
+    with pytest.raises(UserError, match=r"unknown method 'a': .*a \("):
+        said("a", "b", rows=tmp_path)
+
+
 def test_wrong_requests(tmp_path: Path, add_row: Any) -> None:
     add_row("a", 0, A)
     with pytest.raises(UserError, match="unknown method 'c'"):
