@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as tv
+from PIL import Image
+from timm.data import auto_augment
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
@@ -180,11 +182,25 @@ class RandAugment:
         except (AssertionError, ValueError) as error:
             raise UserError(f"randaugment {policy!r}: timm cannot read it: {error or 'unknown section'}") from error
         self.transform = stages[1]  # between crop and flip, which a View does, and the tensor
+        for policy_stage in stages[1].transforms:
+            for op in getattr(policy_stage, "ops", ()):
+                if op.aug_fn is auto_augment.posterize:
+                    op.aug_fn = posterize
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) to uint8 (3, H, W); draws from the global generators."""
         changed = tv.pil_to_tensor(self.transform(tv.to_pil_image(image.cpu())))
         return changed.to(image.device)
+
+
+def posterize(image: Image.Image, bits: int, **others: Any) -> Image.Image:
+    """timm's operation; at magnitude 10 it keeps no bit, which leaves a black image and which Pillow 13 refuses.
+
+    Example:
+        >>> posterize(Image.new("L", (1, 1), 255), 0).getpixel((0, 0))
+        0
+    """
+    return auto_augment.posterize(image, bits, **others) if bits > 0 else image.point(lambda value: 0)
 
 
 def training_view(

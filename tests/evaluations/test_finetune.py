@@ -268,6 +268,16 @@ def test_erasing_leaves_the_share_it_should() -> None:
     assert float(shares.min()) > 0.01 and float(shares.max()) < 0.4  # timm: 2 % to a third of the area
 
 
+def test_randaugment_at_every_magnitude() -> None:
+    """At 10 timm's posterize keeps no bit."""
+    image = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8)
+    for magnitude in (0, 5, 10):
+        augment = RandAugment(f"rand-m{magnitude}-n1-inc1", (32, 32), "bicubic")
+        with seeded(0):
+            dark = [int(augment(image).max()) == 0 for _ in range(300)]
+        assert any(dark) == (magnitude == 10)
+
+
 def test_randaugment_is_the_one_of_create_transform() -> None:
     image = torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = create_transform(32, is_training=True, auto_augment=POLICY, interpolation="bicubic", color_jitter=0.4)
