@@ -75,12 +75,18 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+_AS_IT_IS = {str, int, bool, type(None)}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
+    # A row has hundreds of leaves, and a folder thousands of rows: no call for those that stay as they are.
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: item if type(item) in _AS_IT_IS else _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
+    return value
 
 
 def source_hash(*paths: str | Path) -> str:

@@ -166,7 +166,7 @@ class Table:
         """Mean rank of each line; None where an evaluation is missing."""
         return ranking.mean_ranks(self.standings, len(self.lines))
 
-    @property
+    @cached_property
     def untrained(self) -> Line | None:
         """The line that the others are compared with."""
         return next((line for line in self.lines if line.first["method"] == "untrained"), None)
