@@ -54,7 +54,7 @@ def judge(
     if recipe:
         encoder_id = origin(recipe, about["pretraining"]["fingerprint"])
     else:
-        encoder_id = loaded(checkpoint.sha256, backbone_of(checkpoint))
+        encoder_id = loaded({"weights": {"sha256": checkpoint.sha256}, "backbone": backbone_of(checkpoint)})
     ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
     paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
     missing = [name for name in evaluators if not paths[name].exists()]

@@ -101,7 +101,7 @@ def retrieve(
     """Rank the whole gallery for every query by inner product.
 
     Equal products are ranked with the wrong images first: a collapsed encoder gains nothing from ties. Memory is
-    bounded by `SIMILARITIES_PER_BLOCK`, whatever the number of queries.
+    bounded by `SIMILARITIES_PER_BLOCK` (or a query a thread), whatever the number of queries.
 
     Args:
         queries: (N, D) float32.
@@ -142,7 +142,8 @@ def retrieve(
         return found
 
     found: list[tuple[float, int]] = []
-    step, threads = max(1, SIMILARITIES_PER_BLOCK // len(bank)), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    step = max(threads, SIMILARITIES_PER_BLOCK // len(bank))
     with ThreadPoolExecutor(threads) as pool:  # sorts of NumPy run side by side
         for at in torch.arange(len(queries)).split(step):
             similarity = (queries[at] @ bank.T).numpy()

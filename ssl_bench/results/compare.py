@@ -12,15 +12,15 @@ from ssl_bench.errors import UserError, unknown
 from ssl_bench.results.answers import Answers, correctness
 from ssl_bench.results.leaderboard import Table, build
 from ssl_bench.results.lines import Line, quick_hash, seed_values, summarise
-from ssl_bench.results.ranking import interval_p, paired_p
+from ssl_bench.results.ranking import draws_variance, interval_p, paired_p
 from ssl_bench.results.render import plain, terminal_table
 from ssl_bench.results.rows import Row, read_rows
 from ssl_bench.results.schema import explained
 
 PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made")
 NO_CLASSES = (
-    "Per class: rows keep whether each image was right, not its class; --data names the data set to take the classes "
-    "from. Which wrong class was given can't be said: it isn't kept."
+    "Per class: rows keep whether (or how often) each image was right, not its class; --data names the data set "
+    "to take the classes from. Which wrong class was given can't be said: it isn't kept."
 )
 
 
@@ -35,7 +35,7 @@ def compare(
     """Set two rows or two methods side by side: the Python form of ``ssl-bench compare``.
 
     Args:
-        a: A row file, or a method (its label in the leaderboard) of the folder.
+        a: A row file, or a method of the folder: its label in the leaderboard, or its name where that is unique.
         b: Likewise.
         rows: The folder with ``rows/``.
         data: Data set with the labels of the test images, for the wins and losses by class.
@@ -140,21 +140,29 @@ def _evaluation(a: list[Row], b: list[Row], names: tuple[str, str], data: str | 
     if left is None or right is None:
         yield f"{_by_intervals(a, b)} (no answer for each image: 95 % intervals compared as independent)"
         return
-    yield paired_text(left, right, names)
+    yield paired_text(left, right, names, [draws_variance(a), draws_variance(b)])
     yield _by_class(a[0], left, right, names, data) if data else NO_CLASSES
 
 
-def paired_text(a: Answers, b: Answers, names: tuple[str, str]) -> str:
+def paired_text(a: Answers, b: Answers, names: tuple[str, str], drawn: Sequence[float] | None = None) -> str:
     """The paired test and the counts behind it.
 
     Args:
         a: (seeds, n) bool, or shares in [0, 1].
         b: Likewise, on the same images.
         names: Of the two.
+        drawn: As in `paired_p`.
     """
-    only_a, only_b, both, none = disagreement(a, b)
-    p = float(paired_p([a, b])[0, 1])
+    p = float(paired_p([a, b], drawn)[0, 1])
     difference = 100 * (a.mean() - b.mean())
+    if a.dtype != bool or b.dtype != bool:
+        ahead = a.mean(0) - b.mean(0)
+        return plain(
+            f"difference {difference:+.2f} points, p = {p:.2g} (paired over images, with the variance over seeds and "
+            f"draws; not corrected for other comparisons). Images with a larger share of right answers: {names[0]} "
+            f"{(ahead > 0).sum()}, {names[1]} {(ahead < 0).sum()}, neither {(ahead == 0).sum()}"
+        )
+    only_a, only_b, both, none = disagreement(a, b)
     seeds = "" if len(a) == len(b) == 1 else ", mean over pairs of seeds"
     return plain(
         f"difference {difference:+.2f} points, p = {p:.2g} (paired, McNemar's score test with the variance over seeds; "
@@ -194,12 +202,16 @@ def _by_class(row: Row, a: Answers, b: Answers, names: tuple[str, str], data: st
         of = labels == index
         if of.any():
             x, y = a[:, of], b[:, of]
-            only_a, only_b, _, _ = disagreement(x, y)
+            sides = x.mean(0) - y.mean(0)
+            only_a, only_b, _, _ = (
+                disagreement(x, y) if x.dtype == y.dtype == bool else ((sides > 0).sum(), (sides < 0).sum(), 0, 0)
+            )
             ahead = 100 * float(x.mean() - y.mean())
             texts = [str(name), f"{of.sum():,}", f"{100 * x.mean():.1f}", f"{100 * y.mean():.1f}", f"{ahead:+.1f}"]
             found.append((ahead, [*texts, f"{only_a:.0f}", f"{only_b:.0f}"]))
     found.sort(key=lambda line: (-line[0], line[1]))
     wins, losses = sum(ahead > 0 for ahead, _ in found), sum(ahead < 0 for ahead, _ in found)
     title = f"By class: {names[0]} ahead in {wins}, {names[1]} in {losses} of {len(found)}"
-    header = ["class", "images", *names, "difference", f"only {names[0]}", f"only {names[1]}"]
+    what = "only" if a.dtype == bool and b.dtype == bool else "better:"
+    header = ["class", "images", *names, "difference", f"{what} {names[0]}", f"{what} {names[1]}"]
     return terminal_table(title, header, [texts for _, texts in found], 1)

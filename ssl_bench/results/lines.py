@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from ssl_bench.files import content_hash
-from ssl_bench.results.rows import Row
+from ssl_bench.results.rows import Row, loaded
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def make_lines(rows: Sequence[Row]) -> list[Line]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         recipe = {k: v for k, v in (row["recipe"] or {}).items() if k not in ("seed", "hash")}
-        images = (row["pretraining"] or {}).get("fingerprint") if recipe else row["weights"]["sha256"]
-        groups.setdefault((row["method"], quick_hash([recipe, images])[:6]), []).append(row)
+        images = (row["pretraining"] or {}).get("fingerprint")
+        made = [recipe, images] if recipe else loaded(row.values)
+        groups.setdefault((row["method"], quick_hash(made)[:6]), []).append(row)
     count: dict[str, int] = {}
     for method, _ in groups:
         count[method] = count.get(method, 0) + 1

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.results.answers import Answers, correctness
+from ssl_bench.results.answers import Answers, correctness, read_answers
 from ssl_bench.results.lines import Line, spent_flops, spent_images
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
@@ -25,9 +25,10 @@ LEGEND = """\
 Rank: 1 + the number of methods that are significantly better, so methods that can't be told apart share a rank unless
 a third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds,
 with the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5
-% after Holm's correction for all pairs of an evaluation. Evaluations marked ~ have no answer for each image; there
-the 95 % intervals are compared as independent. Diagnostics aren't ranked. Mean rank: over the evaluations, only for
-methods that have all of them."""
+% after Holm's correction for all pairs of an evaluation. Where an image is asked several times (episodes, draws of
+labels, corruptions) its share of right answers counts, and the variance over draws is added. In evaluations marked ~
+some row has no answer for each image; there the 95 % intervals are compared as independent. Diagnostics aren't ranked.
+Mean rank: over the evaluations, only for methods that have all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Standing:
         evaluation: Its name.
         ranks: For each line of the table; None without a row.
         p: (M, M) float64, Holm's adjusted p-values; NaN without a row, 1 on the diagonal.
-        paired: Whether the tests were over per-image correctness.
+        paired: Whether the tests were over the answers for each image.
     """
 
     evaluation: str
@@ -68,7 +69,8 @@ def _standing(evaluation: str, lines: Sequence[Line]) -> Standing:
     answers = [correctness(lines[index].by_evaluation[evaluation]) for index in at]
     right = [answer for answer in answers if answer is not None]
     paired = len(right) == len(at)
-    raw = paired_p(right) if paired else interval_p([c.mean for c in cells], [c.half for c in cells])
+    drawn = [draws_variance(lines[index].by_evaluation[evaluation]) for index in at]
+    raw = paired_p(right, drawn) if paired else interval_p([c.mean for c in cells], [c.half for c in cells])
     adjusted = np.ones_like(raw)
     upper = np.triu_indices(len(at), 1)
     adjusted[upper] = holm(raw[upper])
@@ -92,17 +94,17 @@ def mean_ranks(found: dict[str, Standing], lines: int) -> list[float | None]:
 # Tests ----------------------------------------------------------------------------------------------------------------
 
 
-def paired_p(
-    answers: Sequence[Answers],
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def paired_p(answers: Sequence[Answers], drawn: Sequence[float] | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Two-sided p-values of equal accuracy for all pairs of M methods on the same n images.
 
     With one seed each it is McNemar's score test (McNemar 1947): (b - c) / sqrt(b + c) of the images that only one of
     the two has right. With several, an image counts by the share of seeds (and of episodes or corruptions) that have it
-    right, and the variance of the mean over seeds is added, with Welch's and Satterthwaite's degrees of freedom.
+    right, and the variance of the mean over seeds is added, with Welch's and Satterthwaite's degrees of freedom. So is
+    what the draw of episodes adds: encoders share their episodes, which makes this cautious.
 
     Args:
         answers: M arrays (seeds, n), bool or shares in [0, 1]; the number of seeds may differ.
+        drawn: Of each method, `draws_variance`; 0 when left out.
 
     Returns:
         (M, M) float64.
@@ -124,13 +126,30 @@ def paired_p(
     accuracy = [answer.mean(1) for answer in answers]
     seeds = np.array([a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in accuracy])
     freedom = np.array([max(len(a) - 1, 1) for a in accuracy])
-    variance = images + seeds[:, None] + seeds[None]
+    draws = np.zeros(len(share)) if drawn is None else np.asarray(drawn)
+    variance = images + (seeds + draws)[:, None] + (seeds + draws)[None]
     spread = images**2 / max(n - 1, 1) + (seeds**2 / freedom)[:, None] + (seeds**2 / freedom)[None]
     difference = np.abs(share.mean(1)[:, None] - share.mean(1)[None])
     tiny = variance < 1e-18  # the same answers
     t = difference / np.sqrt(np.where(tiny, 1.0, variance))
     p = 2 * stats.t.sf(t, np.where(tiny, 1.0, variance**2 / np.where(spread == 0, 1.0, spread)))
     return np.where(tiny & (difference < 1e-12), 1.0, p)
+
+
+def draws_variance(rows: Sequence[Row]) -> float:
+    """Variance of a mean share that is due to draws (episodes, labels): what a row's interval holds beyond images.
+
+    Intervals with draws are sqrt(r^2 + i^2) wide (`repeated_metric`), i being Z standard errors over the images.
+    """
+    found = []
+    for row in rows:
+        share = read_answers(row)
+        if share is None or share.dtype == bool or len(share) < 2:
+            return 0.0
+        metric = row["metrics"][row["headline"]]
+        half = (metric["high"] - metric["low"]) / 200
+        found.append(max(0.0, (half / Z) ** 2 - float(share.var(ddof=1)) / len(share)))
+    return float(np.mean(found))
 
 
 def interval_p(means: Sequence[float], halves: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -85,9 +85,14 @@ def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     return {"recipe": recipe, "images": fingerprint}
 
 
-def loaded(sha256: str, backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """What defines an encoder from elsewhere: its weights, and what they don't show, such as the number of heads."""
-    return {"weights": sha256, "backbone": dict(backbone)}
+def loaded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What defines an encoder from elsewhere: its weights, and what they don't show, such as the number of heads.
+
+    Args:
+        row: A row, or whatever else has its ``weights`` and ``backbone``.
+    """
+    backbone = {key: value for key, value in row["backbone"].items() if key != "parameters"}
+    return {"weights": row["weights"]["sha256"], "backbone": backbone}
 
 
 def backbone_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -122,8 +127,7 @@ def expected_id(row: Mapping[str, Any]) -> str:
         made = {key: value for key, value in recipe.items() if key != "hash"}
         encoder = origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
     else:
-        spec = {key: value for key, value in row["backbone"].items() if key != "parameters"}
-        encoder = loaded(row["weights"]["sha256"], spec)
+        encoder = loaded(row)
     protocol = {key: judged[key] for key in ("name", "version", "settings")}
     return identify(encoder, protocol, [judged["fingerprints"]["train"], judged["fingerprints"]["test"]])
 

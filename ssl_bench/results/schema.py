@@ -37,9 +37,15 @@ def explained(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield rows
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         for row in rows:
-            for text in violations(row.values, schema()):
+            for text in [*violations(row.values, schema()), *headless(row)]:
                 raise UserError(f"{row.path} is not a row: {text}") from error
         raise
+
+
+def headless(row: Row) -> Iterator[str]:
+    """Whether the headline of a row is none of its metrics, which no schema can say."""
+    if row["headline"] not in row["metrics"]:
+        yield f"no metric {row['headline']!r}, its headline"
 
 
 @cache

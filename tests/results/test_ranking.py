@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from ssl_bench.errors import UserError
+from ssl_bench.results.answers import correctness
 from ssl_bench.results.leaderboard import build, leaderboard
-from ssl_bench.results.ranking import Selection, correctness, holm, interval_p, paired_p
+from ssl_bench.results.ranking import Selection, draws_variance, holm, interval_p, paired_p
 from ssl_bench.results.rows import read_rows
 
 
@@ -113,11 +114,16 @@ def test_every_seed_is_shown(tmp_path: Path, add_row: Any) -> None:
 def test_shares_of_an_image_are_paired_too(tmp_path: Path, add_row: Any) -> None:
     """Each image was asked in several episodes; the better encoder is right once more on nearly all of them."""
     share = np.random.default_rng(0).choice([0.25, 0.5, 0.75], 500)
-    add_row("good", 0, share, "fewshot")
-    add_row("better", 0, share + 0.05 * (np.arange(500) % 10 > 0), "fewshot")
+    better = share + 0.05 * (np.arange(500) % 10 > 0)
+    for name, each in (("good", share), ("better", better)):
+        value, half = 100 * each.mean(), 196 * each.std() / 500**0.5  # all chance is that of the images
+        add_row(name, 0, each, "fewshot", metrics={"top1": {"low": value - half, "high": value + half}})
     (table,) = build(read_rows(tmp_path))
     assert table.standings["fewshot"].paired and table.standings["fewshot"].ranks == [1, 2]
     np.testing.assert_allclose(correctness(table.lines[1].rows), [share], atol=1e-3)
+    assert draws_variance(table.lines[0].rows) < 1e-6
+    wide = add_row("good", 1, share, "fewshot", metrics={"top1": {"low": 40.0, "high": 60.0}})
+    assert draws_variance([wide]) ** 0.5 == pytest.approx(0.1 / 1.96, rel=0.02)
     file = table.lines[0].rows[0].path.with_suffix(".npy")
     for wrong in (np.nan, 1.5, -0.5):
         np.save(file, np.full(500, wrong, np.float16))
