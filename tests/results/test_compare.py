@@ -30,7 +30,7 @@ def test_two_methods(tmp_path: Path, add_row: Any) -> None:
     assert "settings.mask_ratio" in text and "category" not in text
     assert "difference +20.00 points, p = 2.1e-05" in text  # t = 20 / sqrt(20) with 99 degrees of freedom
     assert "both 40, only good 20, only bad 0, neither 40" in text
-    assert "rows keep whether each image was right, not its class" in text
+    assert "not its class; --data names the data set" in text
 
 
 def test_two_files(tmp_path: Path, add_row: Any) -> None:
@@ -62,6 +62,13 @@ def test_without_answers_intervals(tmp_path: Path, add_row: Any) -> None:
     for name, right in (("a", A), ("b", B)):
         add_row(name, 0, right, "fewshot", predictions=None)
     assert "95 % intervals compared as independent" in said("a", "b", rows=tmp_path)
+
+
+def test_shares_are_counted_by_who_is_ahead(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, np.full(40, 0.5), "fewshot")
+    add_row("b", 0, np.repeat([0.5, 0.75], 20), "fewshot")
+    text = said("a", "b", rows=tmp_path)
+    assert "difference -12.50 points" in text and "share of right answers: a 0, b 20, neither 20" in text
 
 
 def test_by_class(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
