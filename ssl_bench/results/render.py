@@ -101,12 +101,13 @@ def terminal_table(
     title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int, width: int | None = None
 ) -> str:
     """A table for a terminal; at least 150 characters wide when ``width`` is left out."""
-    table = Table(title=Text(plain(title)), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(header):
         longest = max(map(len, name.split()), default=1)
         table.add_column(Text(plain(name)), justify="left" if at < left else "right", no_wrap=at < 2, min_width=longest)
     for line in lines:
         table.add_row(*(Text(plain(cell)) for cell in line))
     console = Console(width=width or max(Console().width, 150), file=io.StringIO(), force_terminal=False)
+    console.print(Text(plain(title), style="italic"))  # not the table's own title, which wraps at its width
     console.print(table)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
