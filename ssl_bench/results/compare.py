@@ -50,11 +50,15 @@ def compare(
 
 def _read(a: str, b: str, folder: str | Path | None) -> list[Row]:
     """The two rows, or all of the folder."""
-    if a.endswith(".json") and b.endswith(".json"):
+    if _are_files(a, b):
         return [Row.read(Path(a)), Row.read(Path(b))]
     if folder is None:
         raise UserError(f"{a} and {b}: give two row files (.json), or two methods and their folder with --rows DIR")
     return read_rows(folder)
+
+
+def _are_files(a: str, b: str) -> bool:
+    return a.endswith(".json") and b.endswith(".json")
 
 
 def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[[str], Any]) -> None:
@@ -72,7 +76,7 @@ def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[
 
 def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Line, Line]]:
     """Lines that can be compared, one pair for each table."""
-    if a.endswith(".json") and b.endswith(".json"):
+    if _are_files(a, b):
         return [(Line(a, [rows[0]]), Line(b, [rows[1]]))]
     tables = build(rows)
     labels = {line.label for table in tables for line in table.lines}
@@ -140,7 +144,7 @@ def _evaluation(a: list[Row], b: list[Row], names: tuple[str, str], data: str | 
     if left is None or right is None:
         yield f"{_by_intervals(a, b)} (no answer for each image: 95 % intervals compared as independent)"
         return
-    yield paired_text(left, right, names, [draws_variance(a), draws_variance(b)])
+    yield paired_text(left, right, names, [draws_variance(a, left), draws_variance(b, right)])
     yield _by_class(a[0], left, right, names, data) if data else NO_CLASSES
 
 
@@ -156,11 +160,11 @@ def paired_text(a: Answers, b: Answers, names: tuple[str, str], drawn: Sequence[
     p = float(paired_p([a, b], drawn)[0, 1])
     difference = 100 * (a.mean() - b.mean())
     if a.dtype != bool or b.dtype != bool:
-        ahead = a.mean(0) - b.mean(0)
+        more_a, more_b = ahead(a, b)
         return plain(
             f"difference {difference:+.2f} points, p = {p:.2g} (paired over images, with the variance over seeds and "
             f"draws; not corrected for other comparisons). Images with a larger share of right answers: {names[0]} "
-            f"{(ahead > 0).sum()}, {names[1]} {(ahead < 0).sum()}, neither {(ahead == 0).sum()}"
+            f"{more_a:.0f}, {names[1]} {more_b:.0f}, neither {a.shape[1] - more_a - more_b:.0f}"
         )
     only_a, only_b, both, none = disagreement(a, b)
     seeds = "" if len(a) == len(b) == 1 else ", mean over pairs of seeds"
@@ -180,6 +184,19 @@ def disagreement(a: Answers, b: Answers) -> tuple[float, float, float, float]:
     """
     x, y = a.mean(0), b.mean(0)
     return tuple(float(part.sum()) for part in (x * (1 - y), (1 - x) * y, x * y, (1 - x) * (1 - y)))  # type: ignore[return-value]
+
+
+def ahead(a: Answers, b: Answers) -> tuple[float, float]:
+    """Images for a and for b: those that only it has right, or those of which it has a larger share right.
+
+    Example:
+        >>> ahead(np.array([[0.5, 0.5]]), np.array([[0.5, 0.75]]))
+        (0.0, 1.0)
+    """
+    if a.dtype == b.dtype == bool:
+        return disagreement(a, b)[:2]
+    by = a.mean(0) - b.mean(0)
+    return float((by > 0).sum()), float((by < 0).sum())
 
 
 def _by_intervals(a: list[Row], b: list[Row]) -> str:
@@ -202,16 +219,12 @@ def _by_class(row: Row, a: Answers, b: Answers, names: tuple[str, str], data: st
         of = labels == index
         if of.any():
             x, y = a[:, of], b[:, of]
-            sides = x.mean(0) - y.mean(0)
-            only_a, only_b, _, _ = (
-                disagreement(x, y) if x.dtype == y.dtype == bool else ((sides > 0).sum(), (sides < 0).sum(), 0, 0)
-            )
-            ahead = 100 * float(x.mean() - y.mean())
-            texts = [str(name), f"{of.sum():,}", f"{100 * x.mean():.1f}", f"{100 * y.mean():.1f}", f"{ahead:+.1f}"]
-            found.append((ahead, [*texts, f"{only_a:.0f}", f"{only_b:.0f}"]))
+            difference = 100 * float(x.mean() - y.mean())
+            texts = [str(name), f"{of.sum():,}", f"{100 * x.mean():.1f}", f"{100 * y.mean():.1f}", f"{difference:+.1f}"]
+            found.append((difference, [*texts, *(f"{count:.0f}" for count in ahead(x, y))]))
     found.sort(key=lambda line: (-line[0], line[1]))
-    wins, losses = sum(ahead > 0 for ahead, _ in found), sum(ahead < 0 for ahead, _ in found)
+    wins, losses = sum(by > 0 for by, _ in found), sum(by < 0 for by, _ in found)
     title = f"By class: {names[0]} ahead in {wins}, {names[1]} in {losses} of {len(found)}"
-    what = "only" if a.dtype == bool and b.dtype == bool else "better:"
+    what = "only" if a.dtype == b.dtype == bool else "better:"
     header = ["class", "images", *names, "difference", f"{what} {names[0]}", f"{what} {names[1]}"]
     return terminal_table(title, header, [texts for _, texts in found], 1)

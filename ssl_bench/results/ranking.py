@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ssl_bench.errors import UserError, unknown
-from ssl_bench.results.answers import Answers, correctness, read_answers
+from ssl_bench.results.answers import Answers, correctness
 from ssl_bench.results.lines import Line, spent_flops, spent_images
 from ssl_bench.results.render import plain
 from ssl_bench.results.rows import Row
@@ -66,11 +66,13 @@ def standings(table: Table) -> dict[str, Standing]:
 def _standing(evaluation: str, lines: Sequence[Line]) -> Standing:
     at = [index for index, line in enumerate(lines) if evaluation in line.cells]
     cells = [lines[index].cells[evaluation] for index in at]
-    answers = [correctness(lines[index].by_evaluation[evaluation]) for index in at]
-    right = [answer for answer in answers if answer is not None]
+    rows = [lines[index].by_evaluation[evaluation] for index in at]
+    right = [answers for members in rows if (answers := correctness(members)) is not None]
     paired = len(right) == len(at)
-    drawn = [draws_variance(lines[index].by_evaluation[evaluation]) for index in at]
-    raw = paired_p(right, drawn) if paired else interval_p([c.mean for c in cells], [c.half for c in cells])
+    if paired:
+        raw = paired_p(right, [draws_variance(*each) for each in zip(rows, right, strict=True)])
+    else:
+        raw = interval_p([cell.mean for cell in cells], [cell.half for cell in cells])
     adjusted = np.ones_like(raw)
     upper = np.triu_indices(len(at), 1)
     adjusted[upper] = holm(raw[upper])
@@ -136,20 +138,21 @@ def paired_p(answers: Sequence[Answers], drawn: Sequence[float] | None = None) -
     return np.where(tiny & (difference < 1e-12), 1.0, p)
 
 
-def draws_variance(rows: Sequence[Row]) -> float:
+def draws_variance(rows: Sequence[Row], answers: Answers) -> float:
     """Variance of a mean share that is due to draws (episodes, labels): what a row's interval holds beyond images.
 
     Intervals with draws are sqrt(r^2 + i^2) wide (`repeated_metric`), i being Z standard errors over the images.
+
+    Args:
+        rows: One a seed.
+        answers: Their `correctness`, (seeds, n).
     """
-    found = []
-    for row in rows:
-        share = read_answers(row)
-        if share is None or share.dtype == bool or len(share) < 2:
-            return 0.0
-        metric = row["metrics"][row["headline"]]
-        half = (metric["high"] - metric["low"]) / 200
-        found.append(max(0.0, (half / Z) ** 2 - float(share.var(ddof=1)) / len(share)))
-    return float(np.mean(found))
+    n = answers.shape[1]
+    if answers.dtype == bool or n < 2:
+        return 0.0
+    metrics = [row["metrics"][row["headline"]] for row in rows]
+    halves = np.array([metric["high"] - metric["low"] for metric in metrics]) / 200
+    return float(np.maximum((halves / Z) ** 2 - answers.var(axis=1, ddof=1) / n, 0).mean())
 
 
 def interval_p(means: Sequence[float], halves: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -121,9 +121,10 @@ def test_shares_of_an_image_are_paired_too(tmp_path: Path, add_row: Any) -> None
     (table,) = build(read_rows(tmp_path))
     assert table.standings["fewshot"].paired and table.standings["fewshot"].ranks == [1, 2]
     np.testing.assert_allclose(correctness(table.lines[1].rows), [share], atol=1e-3)
-    assert draws_variance(table.lines[0].rows) < 1e-6
+    first = table.lines[0].rows
+    assert draws_variance(first, correctness(first)) < 1e-6
     wide = add_row("good", 1, share, "fewshot", metrics={"top1": {"low": 40.0, "high": 60.0}})
-    assert draws_variance([wide]) ** 0.5 == pytest.approx(0.1 / 1.96, rel=0.02)
+    assert draws_variance([wide], correctness([wide])) ** 0.5 == pytest.approx(0.1 / 1.96, rel=0.02)
     file = table.lines[0].rows[0].path.with_suffix(".npy")
     for wrong in (np.nan, 1.5, -0.5):
         np.save(file, np.full(500, wrong, np.float16))
