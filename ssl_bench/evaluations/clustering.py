@@ -6,7 +6,7 @@ classes as in self-labelling (Asano et al., ICLR 2020, arXiv:1911.05371).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Clustering(Evaluator):
             count as wrong.
         fit_on: "train" or "test": where the centres come from. No label is seen in either.
         restarts: Runs of k-means from other images.
+        dev_restarts: The same for the choice on dev.
         iterations: Steps of each run.
         poolings: Features to compare.
         seed: Seed of the starting images.
@@ -54,18 +55,20 @@ class Clustering(Evaluator):
         clusters: int | None = None,
         fit_on: str = "train",
         restarts: int = 10,
+        dev_restarts: int = 3,
         iterations: int = 25,
         poolings: tuple[str, ...] = ("cls", "mean"),
         seed: int = 0,
     ) -> None:
-        self.clusters, self.fit_on, self.restarts, self.iterations = clusters, fit_on, restarts, iterations
+        self.clusters, self.fit_on, self.iterations = clusters, fit_on, iterations
+        self.restarts, self.dev_restarts = restarts, dev_restarts
         self.poolings, self.seed = tuple(poolings), seed
         if fit_on not in FIT_ON:
             raise unknown("split to fit clusters on", fit_on, FIT_ON)
-        if restarts < 1 or iterations < 1 or (clusters is not None and clusters < 1):
+        if min(restarts, dev_restarts, iterations, 1 if clusters is None else clusters) < 1:
             raise UserError(
-                f"clustering: clusters, restarts and iterations must be at least 1, got {clusters}, {restarts}, "
-                f"{iterations}"
+                "clustering: clusters, restarts, dev_restarts and iterations must be at least 1, got "
+                f"{clusters}, {restarts}, {dev_restarts} and {iterations}"
             )
 
     def run(self, encoder: Encoder, data: Data) -> Result:
@@ -80,12 +83,12 @@ class Clustering(Evaluator):
         fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
         dev_acc: dict[str, float] = {}
         for name in fit:
-            clusters, _ = self._cluster(fit[name], dev[name], k)
+            clusters, _ = self._cluster(fit[name], dev[name], k, self.dev_restarts)
             dev_acc[name] = 100 * float(matched(data.dev.labels, clusters, classes, k).double().mean())
         pooling = max(dev_acc, key=dev_acc.__getitem__)
 
         train, test = self.features(encoder, data.train)[pooling], self.features(encoder, data.test)[pooling]
-        clusters, objective = self._cluster(train, test, k)
+        clusters, objective = self._cluster(train, test, k, self.restarts)
         correct = matched(data.test.labels, clusters, classes, k).numpy()
         metrics = {"top1": accuracy_metric(correct)} | self._agreement(data.test.labels, clusters, classes, k)
         chosen: dict[str, object] = {
@@ -97,10 +100,11 @@ class Clustering(Evaluator):
         }
         return Result(metrics, "top1", correct, chosen, pooling)
 
-    def _cluster(self, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, float]:
+    def _cluster(self, train: Tensor, test: Tensor, k: int, restarts: int) -> tuple[Tensor, float]:
         """Cluster of each test image (N,) int64, and their mean cosine to its centre."""
         queries = normalize(test)
-        centres = kmeans(normalize(train) if self.fit_on == "train" else queries, k, self)
+        rows = normalize(train) if self.fit_on == "train" else queries
+        centres = kmeans(rows, k, restarts=restarts, iterations=self.iterations, seed=self.seed)
         similarity, index = search(centres, queries, 1)
         return index[:, 0], float(similarity.double().mean())
 
@@ -119,13 +123,15 @@ class Clustering(Evaluator):
         }
 
 
-def kmeans(rows: Tensor, k: int, settings: Any) -> Tensor:
+def kmeans(rows: Tensor, k: int, *, restarts: int, iterations: int, seed: int) -> Tensor:
     """Centres (k, D) float32 of length 1 of spherical k-means.
 
     Args:
         rows: (N, D) float32 of length 1.
         k: Clusters.
-        settings: Has `restarts`, `iterations` and `seed`.
+        restarts: Runs from other rows, of which the best by its own objective is kept.
+        iterations: Steps of each run.
+        seed: Seed of the starting rows.
 
     Raises:
         RunError: Fewer rows than clusters.
@@ -138,9 +144,9 @@ def kmeans(rows: Tensor, k: int, settings: Any) -> Tensor:
     run = faiss.Kmeans(
         rows.shape[1],
         k,
-        niter=settings.iterations,
-        nredo=settings.restarts,
-        seed=settings.seed,
+        niter=iterations,
+        nredo=restarts,
+        seed=seed,
         spherical=True,
         min_points_per_centroid=1,  # no warning for small sets
         max_points_per_centroid=len(rows),  # all images: FAISS would take a sample of 256 a cluster

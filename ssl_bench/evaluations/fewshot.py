@@ -7,7 +7,7 @@ logistic regression as in "A baseline for few-shot classification" (Tian et al.,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -118,15 +118,9 @@ class FewShot(Evaluator):
         dev_top1: dict[tuple[str, int, str], tuple[float, float]] = {}  # head, k, pooling -> dev accuracy, strength
 
         def tune(head: str, k: int, name: str) -> None:
-            x, y = normalize(fit[name]), normalize(dev[name])
-            found = [
-                (
-                    float(self._accuracy(head, k, strength, x, data.fit, y, data.dev, self.dev_episodes)[0].mean()),
-                    strength,
-                )
-                for strength in self._grid(head)
-            ]
-            dev_top1[head, k, name] = max(found, key=lambda item: item[0])
+            x, y, grid = normalize(fit[name]), normalize(dev[name]), self._grid(head)
+            found, _ = self._accuracy(head, k, grid, x, data.fit, y, data.dev, self.dev_episodes)
+            dev_top1[head, k, name] = max(zip(found.mean(1).tolist(), grid, strict=True), key=lambda item: item[0])
 
         for name in names:
             tune(head, k, name)
@@ -144,12 +138,13 @@ class FewShot(Evaluator):
         for other in self.heads:
             for shot in shots:
                 strength = dev_top1[other, shot, pooling][1]
-                found = self._accuracy(other, shot, strength, train, data.train, test, data.test, self.episodes)
+                found = self._accuracy(other, shot, [strength], train, data.train, test, data.test, self.episodes)
+                per_episode, per_image = (part[0] for part in found)
                 key = f"top1@k={shot},head={other}"
-                metrics[key] = repeated_metric(*found)
-                std[key] = float(found[0].std(correction=0))
+                metrics[key] = repeated_metric(per_episode, per_image)
+                std[key] = float(per_episode.std(correction=0))
                 if (other, shot) == (head, k) and self.ways is None:  # else images are asked unequally often
-                    correct = (found[1] / 100).numpy()
+                    correct = (per_image / 100).numpy()
         metrics = {"top1": metrics[f"top1@k={k},head={head}"], **metrics}
         tuned = {f"k={s},head={h}": v for (h, s, p), v in dev_top1.items() if p == pooling}
         chosen: dict[str, object] = {
@@ -170,25 +165,26 @@ class FewShot(Evaluator):
         self,
         head: str,
         k: int,
-        strength: float,
+        strengths: Sequence[float],
         bank: Tensor,
         support: ImageSet,
         x: Tensor,
         queries: ImageSet,
         count: int,
     ) -> tuple[Tensor, Tensor]:
-        """Accuracy of each episode and of each test image that was ever asked, percent."""
-        asked, right = torch.zeros(len(x)), torch.zeros(len(x))
+        """Accuracy of each episode (S, E) and of each test image that was ever asked (S, N), percent."""
+        asked, right = torch.zeros(len(x)), torch.zeros(len(strengths), len(x))
         per_episode = []
         most = max(shot for shot in self.shots if shot <= int(torch.bincount(support.labels).min()))
-        for classes, rows in self._episodes(support, most, count, k * bank.shape[1]):
-            weight, bias = linear_head(head, bank[rows[:, :, :k]], strength)
-            correct, valid = answers(weight, bias, classes, x, queries.labels)
-            per_episode.append(correct.sum(1) / valid.sum(1).clamp(min=1))
-            asked += valid.sum(0)
-            right += correct.sum(0)
+        for classes, rows in self._episodes(support, most, count, len(strengths) * k * bank.shape[1]):
+            weight, bias = linear_heads(head, bank[rows[:, :, :k]], strengths)
+            classes = classes.repeat(len(strengths), 1)
+            correct, valid = answers(weight.flatten(0, 1), bias.flatten(0, 1), classes, x, queries.labels)
+            per_episode.append((correct.sum(1) / valid.sum(1).clamp(min=1)).unflatten(0, bias.shape[:2]))
+            asked += valid[: len(rows)].sum(0)
+            right += correct.unflatten(0, bias.shape[:2]).sum(1)
         seen = asked > 0
-        return 100 * torch.cat(per_episode), 100 * right[seen] / asked[seen]
+        return 100 * torch.cat(per_episode, 1), 100 * right[:, seen] / asked[seen]
 
     def _episodes(self, images: ImageSet, most: int, count: int, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Classes (E, W) and support rows (E, W, most), as many episodes at once as memory allows."""
@@ -205,8 +201,8 @@ class FewShot(Evaluator):
             yield torch.from_numpy(np.array(classes)), torch.from_numpy(np.array(rows))
 
 
-def linear_head(head: str, support: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """The head of every episode as a linear classifier of the features.
+def linear_heads(head: str, support: Tensor, strengths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The heads of every episode as linear classifiers of the features.
 
     Centroid: the nearest class mean, |x - m|^2 = |x|^2 - 2 (m x - |m|^2 / 2). Ridge: one-hot targets, free intercept,
     penalty strength x mean eigenvalue. Logistic: `logistic_regression` at C = strength.
@@ -214,21 +210,22 @@ def linear_head(head: str, support: Tensor, strength: float) -> tuple[Tensor, Te
     Args:
         head: One of `HEADS`.
         support: (E, W, K, D) float: E episodes, W classes, K shots.
-        strength: Of the penalty (ridge), or its inverse (logistic).
+        strengths: S of the penalty (ridge), or its inverse (logistic); the centroid has none and takes one number.
 
     Returns:
-        weight (E, D, W) and bias (E, W), float32.
+        weight (S, E, D, W) and bias (S, E, W), float32.
 
     Example:
         >>> support = torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]])  # one episode, two classes, one shot
-        >>> linear_head("centroid", support, 0.0)
-        (tensor([[[0., 1.],
-                 [1., 0.]]]), tensor([[-0.5000, -0.5000]]))
+        >>> weight, bias = linear_heads("centroid", support, [0.0])
+        >>> weight[0, 0], bias[0, 0]
+        (tensor([[0., 1.],
+                [1., 0.]]), tensor([-0.5000, -0.5000]))
     """
-    ways, shots = support.shape[1:3]
+    episodes, ways, shots, _ = support.shape
     if head == "centroid":
         mean = support.mean(2)
-        return mean.mT, -(mean**2).sum(2) / 2
+        return mean.mT[None], -(mean**2).sum(2)[None] / 2
     x = support.flatten(1, 2).double()
     centre = x.mean(1, keepdim=True)
     x = x - centre
@@ -239,18 +236,20 @@ def linear_head(head: str, support: Tensor, strength: float) -> tuple[Tensor, Te
         basis = torch.linalg.qr(x.mT).Q
         x = x @ basis
     labels = torch.arange(ways).repeat_interleave(shots)
+    strength = torch.tensor(strengths, dtype=torch.float64)
     if head == "ridge":
         target = torch.eye(ways, dtype=torch.float64)[labels] - 1 / ways
         gram = x.mT @ x
         mean_eigenvalue = len(labels)  # of the full (D, D) matrix: every coordinate has mean square 1
-        eye = torch.eye(gram.shape[-1], dtype=torch.float64)
-        weight = torch.cholesky_solve(x.mT @ target, torch.linalg.cholesky(gram + strength * mean_eigenvalue * eye))
-        bias = torch.full((len(x), ways), 1 / ways, dtype=torch.float64)
+        penalty = strength[:, None, None, None] * mean_eigenvalue * torch.eye(gram.shape[-1], dtype=torch.float64)
+        weight = torch.cholesky_solve((x.mT @ target)[None], torch.linalg.cholesky(gram + penalty))
+        bias = torch.full((len(strengths), episodes, ways), 1 / ways, dtype=torch.float64)
     else:
-        C = torch.full((len(x),), strength, dtype=torch.float64)
-        weight, bias, *_ = logistic_regression(x, labels, ways, C, tol=1e-3)
+        sets, C = x.repeat(len(strengths), 1, 1), strength.repeat_interleave(episodes)
+        found = logistic_regression(sets, labels, ways, C, tol=1e-3)
+        weight, bias = (part.unflatten(0, (len(strengths), episodes)) for part in found[:2])
     weight = (weight if basis is None else basis @ weight) * scale
-    return weight.float(), (bias - (centre @ weight)[:, 0]).float()
+    return weight.float(), (bias - (centre @ weight)[:, :, 0]).float()
 
 
 def answers(weight: Tensor, bias: Tensor, classes: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ from ssl_bench.evaluations.evaluator import (
 from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.evaluations.finetuning import Classifier, Logits, mixing, total, training_view, with_head
 from ssl_bench.evaluations.intervals import repeated_metric
-from ssl_bench.evaluations.lowshot import balanced_subset, listed
+from ssl_bench.evaluations.subsets import balanced_subset, listed
 from ssl_bench.files import content_hash, write_atomic
 from ssl_bench.optim import Training
 from ssl_bench.training import train

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_bench.errors import RunError, UserError, unknown
+from ssl_bench.evaluations.choice import choose_head
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, at_edge, true_class_rank
 
 INPUTS = ("standardised", "whitened")
@@ -166,42 +167,6 @@ class Heads:
         """`true_class_rank`, (N,) int64, under the only head."""
         blocks = zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True)
         return torch.cat([true_class_rank(self.logits(x)[:, 0].cpu(), y) for x, y in blocks])
-
-
-Settings = TypeVar("Settings", bound=tuple[Any, ...])
-
-
-def choose_head(
-    evaluation: str, tried: Mapping[Settings, tuple[float, float]], base_lr: Sequence[float]
-) -> tuple[Settings, dict[str, object]]:
-    """The head with the highest accuracy on dev, then the lowest loss, and what a row says of all.
-
-    Args:
-        evaluation: Name for the message.
-        tried: Settings, of which the first is the pooling, to accuracy and minus the cross-entropy on dev.
-        base_lr: Those of the grid, for the message.
-
-    Raises:
-        RunError: No head stayed finite.
-
-    Example:
-        >>> best, found = choose_head("linear", {("cls", 0.1): (50.0, -1.2), ("mean", 0.1): (50.0, -1.1)}, [0.1])
-        >>> best, found["dev_top1_by_pooling"]
-        (('mean', 0.1), {'cls': 50.0, 'mean': 50.0})
-    """
-    finite = {settings: found for settings, found in tried.items() if math.isfinite(found[1])}
-    if not finite:
-        raise RunError(f"{evaluation}: all {len(tried)} heads diverged; base_lr {tuple(base_lr)} needs smaller values")
-    best = max(finite, key=finite.__getitem__)
-    by_pooling: dict[str, float] = {}
-    for (pooling, *_), (accuracy, _) in finite.items():
-        by_pooling[pooling] = max(accuracy, by_pooling.get(pooling, 0.0))
-    return best, {
-        "dev_top1": finite[best][0],
-        "dev_top1_by_pooling": by_pooling,
-        "heads": len(tried),
-        "diverged_heads": len(tried) - len(finite),
-    }
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError, unknown
+from ssl_bench.evaluations.choice import choose_head
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, accuracy_metric, at_edge, check_features
-from ssl_bench.evaluations.linear import choose_head
 from ssl_bench.evaluations.probing import Bank, Probing, join, needed, parts_of
 from ssl_bench.optim import Training
 from ssl_bench.training import train

@@ -102,7 +102,7 @@ def test_numbers_equal_scikit_learn_on_the_same_clusters() -> None:
     encoder, data = problem()
     result = Clustering(seed=3).run(encoder, data)
     x, z = (normalize(encoder.of[split]["mean"]) for split in ("train", "test"))
-    centres = kmeans(x, 4, Clustering(seed=3))
+    centres = kmeans(x, 4, restarts=10, iterations=25, seed=3)
     clusters = (z @ centres.T).argmax(1)
     y = data.test.labels.numpy()
     assert result.metrics["nmi"].value == pytest.approx(100 * oracle.normalized_mutual_info_score(y, clusters))
@@ -159,7 +159,11 @@ def test_more_and_fewer_clusters_than_classes() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"fit_on": "trian"}, "did you mean 'train'"), ({"restarts": 0}, "at least 1"), ({"clusters": 0}, "at least 1")],
+    [
+        ({"fit_on": "trian"}, "did you mean 'train'"),
+        ({"dev_restarts": 0}, "at least 1"),
+        ({"clusters": 0}, "at least 1"),
+    ],
 )
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -18,7 +18,8 @@ from ssl_bench.data import ImageSet
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
 from ssl_bench.evaluations.logistic import Logistic, class_metric, logistic_regression
-from ssl_bench.evaluations.lowshot import LowShot, balanced_subset, listed
+from ssl_bench.evaluations.lowshot import LowShot
+from ssl_bench.evaluations.subsets import balanced_subset, listed
 
 QUICK = {"C": (0.01, 1.0)}
 
