@@ -125,7 +125,7 @@ def bench(
     named = [(data or plan.data, plan.evaluations), *((other, plan.transfer_evaluations) for other in plan.transfer)]
     asked = [(place, {name: load_evaluator(name) for name in names}) for place, names in named]
     recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data, budget)
-    exams = [Exam(load(place, skip_unreadable=skip_unreadable), evaluators) for place, evaluators in asked]
+    exams = [make_exam(load(place, skip_unreadable=skip_unreadable), evaluators, show) for place, evaluators in asked]
     splits = exams[0].splits
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, exams, folder) for recipe in recipes]
@@ -277,6 +277,14 @@ def scaled(recipe: Recipe, budget: float) -> Recipe:
     training = replace(recipe.training, epochs=recipe.training.epochs * budget)
     targets = {keyword: scaled(target, budget) for keyword, target in recipe.targets.items()}
     return replace(recipe, training=training, targets=targets)
+
+
+def make_exam(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> Exam:
+    """The evaluators that this data set has something for, and a line about the others."""
+    kept = {name: it for name, it in evaluators.items() if splits.train.factors or not it.needs_factors}
+    for name in evaluators.keys() - kept.keys():
+        show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
+    return Exam(splits, kept)
 
 
 def make_task(recipe: Recipe, exams: Sequence[Exam], folder: Path) -> Task:

@@ -213,6 +213,14 @@ def test_quick_suites_are_shipped() -> None:
     assert load_suite("quick-all").methods == [name for name in METHODS if name not in BASELINES]
 
 
+def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
+    (folder / "toy.yaml").write_text(SUITE.replace("linear]", "factors]"))
+    shown: list[str] = []
+    assert bench("toy.yaml", seeds=[0], methods=["untrained"], show=shown.append) == []
+    assert "factors: left out, blobs has no factors" in shown[0]
+    assert {row["evaluation"]["name"] for row in read_rows("results/toy")} == {"knn"}
+
+
 def test_budget_scales_target_networks_too() -> None:
     suite = load_suite("quick-all")
     (whole,) = resolve(suite, ["beit"], [0], "shapes")[3:]

@@ -125,11 +125,13 @@ class Evaluator(ABC):
     Attributes:
         version: Raised by every change that can move a number; tables never mix versions.
         metric_help: Metric name to a one-line explanation.
+        needs_factors: Whether it asks more of the images than their classes: what they were drawn from.
         poolings: The features to use, in order of preference, out of those an encoder offers.
     """
 
     version: ClassVar[int]
     metric_help: ClassVar[Mapping[str, str]]
+    needs_factors: ClassVar[bool] = False
     poolings: tuple[str, ...]
 
     @abstractmethod

@@ -40,6 +40,7 @@ class Factors(Evaluator):
     """
 
     version: ClassVar[int] = 1
+    needs_factors: ClassVar[bool] = True
     metric_help: ClassVar[dict[str, str]] = {
         "skill": "mean over factors of the share of a constant's error that the features remove, percent",
         "FACTOR/r2": "explained variance of a continuous factor, percent; below 0 worse than its mean",

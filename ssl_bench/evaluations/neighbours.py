@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 QUERIES_PER_BLOCK = 2048  # with 200 neighbours of each, some 30 MB while pieces are merged
-BANK_FLOATS = 5_000_000  # of the bank that are normalised at once: 20 MB
+BANK_FLOATS = 5_000_000  # of a large bank that are normalised at once: 20 MB
+SMALL_BANK_FLOATS = 2 * BANK_FLOATS  # normalised once, not again for each block of queries
 HALF_MARGIN = 64  # candidates of a half-precision search beyond the neighbours wanted
 GROUP = 8  # scores whose maximum is looked at first
 GATHERED_FLOATS = 2**20  # of candidates that are compared again at once: 4 MiB
@@ -39,8 +40,8 @@ def normalize(features: Tensor) -> Tensor:
 def nearest(bank: Tensor, queries: Tensor, k: int, half: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """The k bank rows of largest cosine with each query, 2,048 queries at a time.
 
-    The bank, which may be a memory-mapped file, is normalised `BANK_FLOATS` at a time and searched in those pieces:
-    with k = 200, less than 100 MB are held beyond bank and queries, whatever their number.
+    The bank, which may be a memory-mapped file, is normalised `BANK_FLOATS` at a time and searched in those pieces (a
+    small one at once): with k = 200, less than 100 MB are held beyond bank and queries, whatever their number.
 
     With `half`, `search_half` finds some more candidates than wanted, which are then compared by exact cosines.
 
@@ -64,6 +65,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, half: bool = False) -> Iterat
         centre = normalize(bank[:: max(1, len(bank) // 10_000)]).mean(0)  # of a sample: it only guides the rounding
         wanted, find = min(k + HALF_MARGIN, len(bank)), partial(search_half, centre=centre)
     step = max(1, BANK_FLOATS // bank.shape[1] // 1024) * 1024  # FAISS works in blocks of 1,024: the same as in one
+    if bank.numel() <= SMALL_BANK_FLOATS and not half:  # which holds another copy, in half precision
+        step = len(bank)
     whole = normalize(bank) if len(bank) <= step else None
     for block in queries.split(QUERIES_PER_BLOCK):
         block = normalize(block)
