@@ -119,7 +119,13 @@ class FewShot(Evaluator):
 
         def tune(head: str, k: int, name: str) -> None:
             x, y, grid = normalize(fit[name]), normalize(dev[name]), self._grid(head)
-            found, _ = self._accuracy(head, k, grid, x, data.fit, y, data.dev, self.dev_episodes)
+            # A small episode is solved for all strengths at once, a large one for each in turn.
+            small = len(grid) * (self.ways or len(counts)) * k * x.shape[1] <= SUPPORT_NUMBERS
+            parts = [
+                self._accuracy(head, k, strengths, x, data.fit, y, data.dev, self.dev_episodes)[0]
+                for strengths in ([grid] if small else [[strength] for strength in grid])
+            ]
+            found = torch.cat(parts)
             dev_top1[head, k, name] = max(zip(found.mean(1).tolist(), grid, strict=True), key=lambda item: item[0])
 
         for name in names:
