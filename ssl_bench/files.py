@@ -106,13 +106,15 @@ def source_files(path: str | Path) -> list[Path]:
     Example:
         >>> [file.name for file in source_files(PACKAGE / "methods" / "ibot.py")]
         ['ibot.py', 'dino.py']
+        >>> "blurs.py" in [file.name for file in source_files(PACKAGE / "evaluations" / "robustness.py")]
+        True
     """
     found = [Path(path).resolve()]
     for file in found:
         for name in re.findall(rf"^from ssl_bench\.{file.parent.name}\.(\w+) import", file.read_text(), re.MULTILINE):
-            beside = file.with_name(f"{name}.py")
-            if name not in COMMON and beside not in found and beside.is_file():
-                found.append(beside)
+            folder = file.with_name(name)
+            beside = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+            found += [each for each in beside if name not in COMMON and each not in found and each.is_file()]
     return found
 
 

@@ -126,6 +126,8 @@ def bench(
     asked = [(place, {name: load_evaluator(name) for name in names}) for place, names in named]
     recipes = resolve(plan, methods or plan.methods, seeds, data or plan.data, budget)
     exams = [make_exam(load(place, skip_unreadable=skip_unreadable), evaluators, show) for place, evaluators in asked]
+    if not any(exam.evaluators for exam in exams):
+        raise UserError(f"{plan.name}: none of its evaluations fits the data")
     splits = exams[0].splits
     folder = Path(out) if out else Path("results") / (f"{plan.name}-{splits.train.name}" if data else plan.name)
     tasks = [make_task(recipe, exams, folder) for recipe in recipes]
@@ -282,7 +284,7 @@ def scaled(recipe: Recipe, budget: float) -> Recipe:
 def make_exam(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> Exam:
     """The evaluators that this data set has something for, and a line about the others."""
     kept = {name: it for name, it in evaluators.items() if splits.train.factors or not it.needs_factors}
-    for name in evaluators.keys() - kept.keys():
+    for name in [name for name in evaluators if name not in kept]:
         show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
     return Exam(splits, kept)
 

@@ -219,6 +219,9 @@ def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
     assert bench("toy.yaml", seeds=[0], methods=["untrained"], show=shown.append) == []
     assert "factors: left out, blobs has no factors" in shown[0]
     assert {row["evaluation"]["name"] for row in read_rows("results/toy")} == {"knn"}
+    (folder / "toy.yaml").write_text(SUITE.replace("[knn, linear]", "[factors]"))
+    with pytest.raises(UserError, match="none of its evaluations fits"):
+        bench("toy.yaml", show=shown.append)
 
 
 def test_budget_scales_target_networks_too() -> None:

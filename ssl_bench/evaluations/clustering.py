@@ -42,7 +42,7 @@ class Clustering(Evaluator):
         UserError: A number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy after the best one-to-one matching of clusters and classes (ACC), percent",
         "nmi": "normalised mutual information, arithmetic mean of both entropies, times 100",

@@ -22,7 +22,7 @@ from ssl_bench.evaluations.logistic import check_grid, logistic_regression
 from ssl_bench.evaluations.neighbours import normalize
 
 HEADS = ("centroid", "ridge", "logistic")
-SUPPORT_NUMBERS = 2**24  # support features held at once, in all episodes together: 128 MiB of float64
+SUPPORT_NUMBERS = 2**24  # support features at once, in all episodes together: 128 MiB of float64, and solvers' copies
 SCORES_PER_BLOCK = 2**20  # scores of queries at once
 
 

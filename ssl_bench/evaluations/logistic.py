@@ -244,14 +244,14 @@ def logistic_regression(
                 value -= error[at, y].sum(0, dtype=torch.float64)
                 error.exp_()[at, y] -= 1
                 g += (part.T @ error.flatten(1)).unflatten(1, (classes, count)).permute(2, 0, 1)
-                g_bias += error.sum(0).T
+                g_bias += error.sum(0, dtype=torch.float64).T
             else:
                 part = asked[:, start : start + step]
                 error = torch.baddbmm(b[:, None], part, w).log_softmax(2)
                 value -= error[:, at, y].sum(1, dtype=torch.float64)
                 error.exp_()[:, at, y] -= 1
                 g += part.mT @ error
-                g_bias += error.sum(1)
+                g_bias += error.sum(1, dtype=torch.float64)
         g = g / n + penalty[which] * weight
         value = value / n + (penalty[which] * weight**2).sum((1, 2)) / 2
         local = scale[which] * (of(basis, which).mT @ g)

@@ -43,7 +43,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, half: bool = False) -> Iterat
     The bank, which may be a memory-mapped file, is normalised `BANK_FLOATS` at a time and searched in those pieces (a
     small one at once): with k = 200, less than 100 MB are held beyond bank and queries, whatever their number.
 
-    With `half`, `search_half` finds some more candidates than wanted, which are then compared by exact cosines.
+    With `half`, `search_half` finds some more candidates than wanted, which are then compared by exact cosines; a
+    quarter more memory is held.
 
     Args:
         bank: (M, D) float32, any length of rows.
@@ -65,7 +66,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, half: bool = False) -> Iterat
         centre = normalize(bank[:: max(1, len(bank) // 10_000)]).mean(0)  # of a sample: it only guides the rounding
         wanted, find = min(k + HALF_MARGIN, len(bank)), partial(search_half, centre=centre)
     step = max(1, BANK_FLOATS // bank.shape[1] // 1024) * 1024  # FAISS works in blocks of 1,024: the same as in one
-    if bank.numel() <= SMALL_BANK_FLOATS and not half:  # which holds another copy, in half precision
+    if bank.numel() <= SMALL_BANK_FLOATS and not half:  # `half` holds another copy
         step = len(bank)
     whole = normalize(bank) if len(bank) <= step else None
     for block in queries.split(QUERIES_PER_BLOCK):
@@ -130,7 +131,7 @@ def _topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k bank rows of largest inner product with each query: an exact FAISS search, on a GPU if FAISS sees one.
 
-    Without FAISS, `search_torch` does the same. Memory beyond the result is about 40 MB: 2,048 queries at a time and no
+    Without FAISS, `search_torch` does the same. Memory beyond the result is about 20 MB: 2,048 queries at a time and no
     copy of the bank. Repeats are bit-identical for one number of threads; another number may move products by rounding.
 
     Args:

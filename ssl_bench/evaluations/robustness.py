@@ -1,7 +1,7 @@
 """Robustness: how much accuracy is left when the test images are corrupted.
 
 The benchmark of Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261) with a linear head on frozen features: the head
-never sees a corrupted image. The corruptions are in `ssl_bench/corruptions`: all of the paper's but frost.
+never sees a corrupted image. The corruptions are in `corruptions/`: all of the paper's but frost.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop
 
-from ssl_bench.corruptions import CORRUPTIONS, SMALLEST, corrupt
 from ssl_bench.data import ImageSet, hold_out
 from ssl_bench.errors import UserError, unknown
+from ssl_bench.evaluations.corruptions import CORRUPTIONS, SMALLEST, corrupt
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Metric, Result, check_features
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric, mean_metric
 from ssl_bench.evaluations.logistic import Heads, Logistic
@@ -38,7 +38,7 @@ class Robustness(Evaluator):
     images, the corruption and the severity, so that all encoders meet the same images.
 
     Args:
-        corruptions: Which, out of `ssl_bench.corruptions.CORRUPTIONS`; by default the paper's fifteen without frost.
+        corruptions: Which, out of `CORRUPTIONS`; by default the paper's fifteen without frost.
         severities: Out of 1 to 5.
         images: Test images at most: drawn once, of every class its share.
         C: See `Logistic`.

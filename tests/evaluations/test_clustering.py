@@ -115,6 +115,18 @@ def test_numbers_equal_scikit_learn_on_the_same_clusters() -> None:
     assert encoder.asked.count("test") == 1
 
 
+def test_dev_and_test_have_their_own_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(rows: Tensor, k: int, **settings: int) -> Tensor:
+        asked.append(settings["restarts"])
+        return kmeans(rows, k, **settings)
+
+    monkeypatch.setattr("ssl_bench.evaluations.clustering.kmeans", count)
+    Clustering(restarts=2, dev_restarts=1).run(*problem())
+    assert asked == [1, 1, 2]  # two poolings, then the one chosen
+
+
 def test_random_features_are_chance() -> None:
     metrics = Clustering().run(*problem(sep=0)).metrics
     assert 25 <= metrics["top1"].value < 36  # the best matching is above 1 / 4
@@ -161,6 +173,7 @@ def test_more_and_fewer_clusters_than_classes() -> None:
     ("settings", "message"),
     [
         ({"fit_on": "trian"}, "did you mean 'train'"),
+        ({"restarts": 0}, "at least 1"),
         ({"dev_restarts": 0}, "at least 1"),
         ({"clusters": 0}, "at least 1"),
     ],

@@ -158,6 +158,7 @@ def test_search_blocks_agree_with_one_product() -> None:
 def test_pieces_of_the_bank_equal_brute_force(monkeypatch: pytest.MonkeyPatch, k: int, half: bool) -> None:
     (bank, bank_labels), (queries, labels) = clustered(2500, 6, 16, 1), clustered(57, 6, 16, 2)
     monkeypatch.setattr(neighbours, "BANK_FLOATS", 1024 * 16)  # three pieces
+    monkeypatch.setattr(neighbours, "SMALL_BANK_FLOATS", 0)
     monkeypatch.setattr(neighbours, "GATHERED_FLOATS", 5000)
     monkeypatch.setattr(neighbours, "QUERIES_PER_BLOCK", 20)
     blocks = list(nearest(bank, queries, k, half))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ssl_bench.backbone import Backbone
-from ssl_bench.corruptions import SMALLEST
 from ssl_bench.data import Splits, hold_out
 from ssl_bench.errors import UserError
+from ssl_bench.evaluations.corruptions import SMALLEST
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.features import FrozenEncoder
 from ssl_bench.evaluations.intervals import jackknife_groups, jackknife_metric

@@ -22,9 +22,16 @@ from scipy import ndimage
 from scipy.fft import dct, dctn, idctn
 from torch import Tensor
 
-from ssl_bench.corruptions.blurs import Pixels, defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from ssl_bench.corruptions.strengths import STRENGTHS
-from ssl_bench.corruptions.weather import brightness, fog, snow
+from ssl_bench.evaluations.corruptions.blurs import (
+    Pixels,
+    defocus_blur,
+    gaussian_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+)
+from ssl_bench.evaluations.corruptions.strengths import STRENGTHS
+from ssl_bench.evaluations.corruptions.weather import brightness, fog, snow
 
 SMALLEST = 9  # pixels a side: defocus reflects 8 of them at the border
 

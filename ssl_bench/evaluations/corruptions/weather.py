@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssl_bench.corruptions.blurs import Pixels, motion, zoomed
+from ssl_bench.evaluations.corruptions.blurs import Pixels, motion, zoomed
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in OpenCV's grey
 

@@ -18,7 +18,7 @@ STRENGTHS: dict[int, dict[str, list[Any]]] = {
         "glass_blur": [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],  # blur, reach, rounds
         "motion_blur": [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],  # half the length, standard deviation
         "zoom_blur": [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],  # end, step
-        "snow": [  # mean and spread of the noise, its zoom, threshold; length and deviation of the motion; clarity
+        "snow": [  # mean and spread of the noise, its zoom, threshold; radius and deviation of the motion; clarity
             (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
             (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
             (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ssl_bench import corruptions
-from ssl_bench.corruptions import CORRUPTIONS, SMALLEST, blurs, corrupt, nearest_set, smoothed, weather
-from ssl_bench.corruptions.blurs import disk, motion
-from ssl_bench.corruptions.strengths import STRENGTHS
-from ssl_bench.corruptions.weather import plasma
+from ssl_bench.evaluations import corruptions
+from ssl_bench.evaluations.corruptions import CORRUPTIONS, SMALLEST, blurs, corrupt, nearest_set, smoothed, weather
+from ssl_bench.evaluations.corruptions.blurs import disk, motion
+from ssl_bench.evaluations.corruptions.strengths import STRENGTHS
+from ssl_bench.evaluations.corruptions.weather import plasma
 
 RANDOM = np.random.default_rng(0)
 
@@ -46,7 +47,7 @@ def test_every_corruption_at_every_severity(side: int) -> None:
         assert all(x.shape == image.shape and x.dtype == torch.uint8 for x in found)
         distance = [float((x.float() - image.float()).abs().mean()) for x in found]
         assert distance[0] > 0
-        # One takes colour away before it adds some, others draw new clouds or another map, or change water into mud.
+        # One takes colour away before it adds some, others draw new clouds or another map.
         if name not in ("saturate", "fog", "elastic_transform"):
             assert distance[0] < distance[4]
     assert torch.equal(image, before)
@@ -187,6 +188,30 @@ def test_snow() -> None:
     np.testing.assert_allclose(found[4, 4], [1, 0.2 * (1.5 * 0.299 + 0.5), 0.2 * (1.5 * 0.299 + 0.5)])
 
 
+def test_snow_equals_the_authors_steps() -> None:
+    x = unit(picture()) * np.array([1, 0.6, 0.3])
+    found = weather.snow(x, (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), np.random.default_rng(3))
+    random = np.random.default_rng(3)
+    layer = random.normal(size=(32, 32), loc=0.15, scale=0.3)
+    kept = math.ceil(32 / 1.75)
+    top = (32 - kept) // 2
+    layer = ndimage.zoom(layer[top : top + kept, top : top + kept], 1.75, order=1)
+    trim = (len(layer) - 32) // 2
+    layer = layer[trim : trim + 32, trim : trim + 32]
+    layer[layer < 0.55] = 0
+    layer = (np.clip(layer, 0, 1) * 255).astype(np.uint8) / 255
+    angle = np.radians(random.uniform(-135, -45))
+    weights = np.exp(-(np.arange(21) ** 2) / (2 * 4**2))
+    streaks = np.zeros_like(layer)
+    for i, weight in enumerate(weights / weights.sum()):
+        step = np.rint((-i * np.sin(angle), -i * np.cos(angle)))
+        streaks += weight * ndimage.shift(layer, step, order=0, mode="nearest")
+    streaks = (np.rint(255 * streaks) / 255)[..., None]
+    gray = x @ [0.299, 0.587, 0.114]
+    light = 0.9 * x + 0.1 * np.maximum(x, gray[..., None] * 1.5 + 0.5)
+    np.testing.assert_allclose(found, light + streaks + np.rot90(streaks, 2), atol=1e-9)
+
+
 def test_snow_streaks_are_steep() -> None:
     for seed in range(8):
         layer = weather.snow(np.zeros((64, 64, 3)), (0.1, 0.3, 3, 0.5, 10, 4, 1), np.random.default_rng(seed))[..., 0]
@@ -198,8 +223,10 @@ class Draws:
 
     def __init__(self, *values: Any) -> None:
         self.values = list(values)
+        self.asked: list[tuple[float, float]] = []
 
     def uniform(self, low: float, high: float, size: tuple[int, ...]) -> Any:
+        self.asked.append((low, high))
         return np.broadcast_to(np.asarray(self.values.pop(0), float), size)
 
 
@@ -227,6 +254,11 @@ def test_elastic_transform_displaces_by_smoothed_noise() -> None:
     x = unit(picture())
     y = elastic(x, (2, 1, 0), 0, 1, 0.5)  # even noise: 2 pixels across, 1 down
     np.testing.assert_allclose(y[:-1, :-2], x[1:, 2:], atol=1e-9)
+    np.testing.assert_allclose(y[-1, :-2], x[-1, 2:], atol=1e-9)  # reflected with the border pixel
+    np.testing.assert_allclose(y[:-1, -1], x[1:, -2], atol=1e-9)
+    draws = Draws(0, 0, 0)
+    corruptions.elastic_transform(x, (2, 1, 0.3), draws)  # type: ignore[arg-type]
+    assert draws.asked == [(-0.3, 0.3), (-1, 1), (-1, 1)]
     field = RANDOM.uniform(-1, 1, (12, 17))
     for sigma in (0, 0.96, 170.8):
         expected = ndimage.gaussian_filter(field, sigma, mode="reflect", truncate=3)
