@@ -39,7 +39,7 @@ class Factors(Evaluator):
         UserError: A grid that is empty or not positive.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs_factors: ClassVar[bool] = True
     metric_help: ClassVar[dict[str, str]] = {
         "skill": "mean over factors of the share of a constant's error that the features remove, percent",

@@ -52,7 +52,7 @@ class FewShot(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy of the headline head at the headline shots, mean over episodes, percent",
         "top1@k=K,head=HEAD": "the same for every k and head",

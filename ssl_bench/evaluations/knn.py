@@ -39,7 +39,7 @@ class KNN(Evaluator):
         UserError: A k or temperature is not positive, or the headline is not among those reported.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy at the headline k and temperature, percent",
         "top5": "truth among the five classes with most votes (at most k) at the headline, percent",

@@ -55,7 +55,7 @@ class Logistic(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",
         "top5": "truth among the five classes with the highest scores, percent",

@@ -46,7 +46,7 @@ class LowShot(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy at the headline fraction, mean over draws, percent",
         "top1@F%": "the same with F % of the labels (`top1@listed`: with those of the lists)",
