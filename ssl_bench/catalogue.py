@@ -43,7 +43,7 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
         rows = list_tables()
     else:
         from ssl_bench.files import shipped
-        from ssl_bench.suite import load_suite
+        from ssl_bench.plan import load_suite
 
         for path in sorted(shipped("results").glob("*/suite.yaml")):
             suite = load_suite(path.parent.name)

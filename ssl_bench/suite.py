@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +21,13 @@ from ssl_bench.data import Splits, hold_out, load
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluate import judge, load_evaluator
 from ssl_bench.evaluations.evaluator import Evaluator
-from ssl_bench.files import find_yaml, write_atomic
-from ssl_bench.methods import BASELINES
+from ssl_bench.files import write_atomic
+from ssl_bench.plan import Suite, load_suite, resolve
 from ssl_bench.pretrain import run, run_folder
 from ssl_bench.reading import memory_budget, processors
-from ssl_bench.recipe import Recipe, load_recipe, parse_class, read_yaml, recipe_names, resolve_method
+from ssl_bench.recipe import Recipe
 from ssl_bench.results.leaderboard import leaderboard
 from ssl_bench.results.rows import origin, row_id, row_path
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What is compared with what.
-
-    Args:
-        name: Of the suite.
-        description: One sentence.
-        data: Data set for pre-training and evaluation.
-        backbone: The one backbone of all methods.
-        methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there.
-        recipe: Name of the recipe that each method brings.
-        seeds: One pre-training run each.
-        seeds_of: Seeds of single methods instead, for a yardstick that needs no interval.
-        evaluations: Protocols.
-        transfer: Other data sets on which every encoder is judged as well, pre-trained on ``data`` as it is.
-        transfer_evaluations: Protocols there.
-        training: Training values for methods that bring no recipe of that name.
-    """
-
-    name: str = ""
-    description: str = ""
-    data: str = ""
-    backbone: str = ""
-    methods: list[str] = field(default_factory=list)
-    recipe: str = ""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    seeds_of: dict[str, list[int]] = field(default_factory=dict)
-    evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
-    transfer: list[str] = field(default_factory=list)
-    transfer_evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
-    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,52 +208,12 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def load_suite(name: str) -> Suite:
-    """Read a suite.
-
-    Raises:
-        UserError: Unknown name or key, or a value of the wrong type.
-    """
-    path = find_yaml("results", name, "{}/suite.yaml")
-    values = read_yaml(path)
-    for key in ("name", "description", "data", "backbone", "methods", "recipe"):
-        if key not in values:
-            raise UserError(f"{path}: the key {key!r} is missing")
-    parsed = parse_class(Suite, values, str(path))
-    return Suite(**parsed.as_dict())
-
-
-def resolve(
-    plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
-) -> list[Recipe]:
-    """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
-    recipes = []
-    for method in dict.fromkeys([*BASELINES, *methods]):
-        name, cls = resolve_method(method)
-        brings_recipe = plan.recipe in recipe_names(name)
-        fallback = {} if brings_recipe or not cls.trains else plan.training
-        own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
-        for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
-            layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
-            named = plan.recipe if brings_recipe else None
-            recipe = load_recipe(method, named, layer, origin=f"suite {plan.name}")
-            recipes.append(scaled(recipe, budget))
-    return recipes
-
-
-def scaled(recipe: Recipe, budget: float) -> Recipe:
-    """A recipe, and those of its target networks, with ``budget`` times the epochs."""
-    training = replace(recipe.training, epochs=recipe.training.epochs * budget)
-    targets = {keyword: scaled(target, budget) for keyword, target in recipe.targets.items()}
-    return replace(recipe, training=training, targets=targets)
-
-
 def make_exam(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> Exam:
     """The evaluators that this data set has something for, and a line about the others."""
-    kept = {name: it for name, it in evaluators.items() if splits.train.factors or not it.needs_factors}
-    for name in [name for name in evaluators if name not in kept]:
+    left_out = [name for name, it in evaluators.items() if it.needs_factors and not splits.train.factors]
+    for name in left_out:
         show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
-    return Exam(splits, kept)
+    return Exam(splits, {name: it for name, it in evaluators.items() if name not in left_out})
 
 
 def make_task(recipe: Recipe, exams: Sequence[Exam], folder: Path) -> Task:

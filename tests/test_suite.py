@@ -14,9 +14,9 @@ from ssl_bench.data import Splits, load
 from ssl_bench.errors import RunError, UserError
 from ssl_bench.evaluate import evaluate
 from ssl_bench.methods import BASELINES, METHODS
+from ssl_bench.plan import load_suite, resolve
 from ssl_bench.results.answers import read_answers
 from ssl_bench.results.rows import Row, read_rows
-from ssl_bench.suite import load_suite, resolve
 
 bench = partial(suite_module.bench, jobs=1)  # what a test patches exists in this process alone
 
