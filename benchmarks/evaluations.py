@@ -27,14 +27,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_bench.checkpoint import load_encoder
-from ssl_bench.data import hold_out, load
-from ssl_bench.evaluate import load_evaluator
+from ssl_bench.checkpoints.encoder_file import load_encoder
+from ssl_bench.config.protocol import load_evaluator
+from ssl_bench.data.datasets import hold_out, load
 from ssl_bench.evaluations.evaluator import Data
-from ssl_bench.evaluations.features import FrozenEncoder
-from ssl_bench.evaluations.knn import KNN
-from ssl_bench.evaluations.linear import Linear, train_heads
-from ssl_bench.evaluations.neighbours import normalize
+from ssl_bench.evaluations.frozen.knn import KNN
+from ssl_bench.evaluations.frozen.linear import Linear, train_heads
+from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.evaluations.solvers.neighbours import normalize
 
 CLASSES = 10
 FROZEN = "knn,linear,logistic,fewshot,retrieval,clustering,diagnostics"
@@ -157,8 +157,10 @@ def linear(a: argparse.Namespace) -> None:
     steps = max(steps, protocol.min_steps)
     choices = [(kind, lr, 0.0) for kind in protocol.inputs for lr in protocol.base_lr]
     heads = train_heads(*fit, CLASSES, choices, steps=steps, batch_size=batch_size, seed=0)
-    best = int(heads.judge(*dev)[0].argmax())
-    print(f"SGD, {choices[best][0]}, lr {choices[best][1]:g}: test {heads.judge(x_test, y_test)[0][best]:.2f}")
+    best = int(heads.run_evaluations(*dev)[0].argmax())
+    print(
+        f"SGD, {choices[best][0]}, lr {choices[best][1]:g}: test {heads.run_evaluations(x_test, y_test)[0][best]:.2f}"
+    )
     mean, std = fit[0].mean(0), fit[0].std(0)
     found = []
     for c in (0.01, 1.0, 100.0):

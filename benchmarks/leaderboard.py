@@ -3,7 +3,7 @@
     python benchmarks/leaderboard.py                 # 10,000 rows in a temporary folder, under a minute on one core
     python benchmarks/leaderboard.py --rows 1000 --formats md,csv,html,latex
 
-A row has the size of a real k-NN or linear row and the answers of 4,000 test images. Every measurement runs in a fresh
+A row has the size of a real k-NN or linear row and the predictions of 4,000 test images. Every measurement runs in a fresh
 process: seconds are those after the imports (processor seconds too, for a busy machine), memory is the peak of all of
 it. Goals: a leaderboard within 5 s and 500 MB, and within 1.5 times one read of the folder.
 """
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_bench.files import content_hash
-from ssl_bench.results.rows import SCHEMA, expected_id
+from ssl_bench.results.rows.row import SCHEMA, expected_id
+from ssl_bench.utils.files import content_hash
 
 IMAGES = 4000
 EVALUATIONS = 20
@@ -29,8 +29,8 @@ SEEDS = 5
 MEASURE = """
 import json, resource, sys, time
 start = time.perf_counter()
-from ssl_bench.results.leaderboard import leaderboard
-from ssl_bench.results.rows import read_rows
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.results.rows.row import read_rows
 imported = time.perf_counter() - start
 start, used = time.perf_counter(), time.process_time()
 if sys.argv[2] == "read":
@@ -47,9 +47,9 @@ def metric(value: float) -> dict[str, Any]:
     return {"value": value, "n": IMAGES, "low": value - 1.5, "high": value + 1.5}
 
 
-def write(folder: Path, method: int, seed: int, evaluation: int, answers: np.ndarray[Any, Any]) -> None:
+def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np.ndarray[Any, Any]) -> None:
     """One row with its predictions; every second one has as many metrics as a k-NN row."""
-    value = 100 * float(answers.mean())
+    value = 100 * float(predictions.mean())
     name, kind = f"evaluation-{evaluation:02}", "knn" if evaluation % 2 else "linear"
     backbone = {"name": "vit_micro_patch8_32", "pos_embed": "sincos_xy", "init": "timm", "drop_path": 0.0}
     training = {"epochs": 10.0, "batch_size": 256, "base_lr": 1e-3, "warmup_epochs": 1.0, "weight_decay": 0.05}
@@ -70,7 +70,7 @@ def write(folder: Path, method: int, seed: int, evaluation: int, answers: np.nda
             "epochs": 10.0,
             "images_seen": 100_000,
             "patches_per_image": 32.0,
-            "target_patches_encoded": 0,
+            "patches_encoded_without_gradient": 0,
             "flops": 1e12 * (1 + method),
             "wall_seconds": 60.0,
             "peak_memory_bytes": 10**9,
@@ -104,7 +104,7 @@ def write(folder: Path, method: int, seed: int, evaluation: int, answers: np.nda
     path = folder / "rows" / f"{recipe['method']}-{name}-{row['id']}.json"
     row["predictions"] = path.with_suffix(".npy").name
     row["checksum"] = content_hash(row)[:16]
-    np.save(path.with_suffix(".npy"), np.packbits(answers))
+    np.save(path.with_suffix(".npy"), np.packbits(predictions))
     path.write_text(json.dumps(row, indent=1) + "\n")
 
 
@@ -141,8 +141,8 @@ def main() -> None:
         made: list[tuple[float, ...]] = []
         for at in range(a.repeats):  # in turn, so that other load hits both; each leaderboard has one row more
             read.append(measure(folder, "read"))
-            answers = np.random.default_rng(at).random(IMAGES) < 0.4
-            write(folder, a.rows, at, 0, answers)
+            predictions = np.random.default_rng(at).random(IMAGES) < 0.4
+            write(folder, a.rows, at, 0, predictions)
             made.append(measure(folder, a.formats))
     print(f"{a.rows} rows, {a.formats}; best of {a.repeats}")
     print(f"{'':26}{'import s':>8}{'s':>8}{'CPU s':>8}{'peak MB':>9}")

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from ssl_bench.callbacks import Monitor, Report, Resume
-from ssl_bench.compute import autocast, best_precision
-from ssl_bench.data import Splits, load
-from ssl_bench.loader import Loader
-from ssl_bench.pretrain import build, run
-from ssl_bench.recipe import Recipe, load_recipe
-from ssl_bench.views import make_views
+from ssl_bench.commands.pretrain import build, run
+from ssl_bench.config.recipe import Recipe, load_recipe
+from ssl_bench.data.datasets import Splits, load
+from ssl_bench.data.loader import Loader
+from ssl_bench.training.callbacks import Report, Resume
+from ssl_bench.training.compute import autocast, best_precision
+from ssl_bench.training.monitor import Monitor
+from ssl_bench.views.make import make_views
 
 
 def bare(recipe: Recipe, data: Splits, steps: int) -> float:

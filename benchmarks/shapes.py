@@ -26,7 +26,7 @@ from timm.layers.config import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.shapes import CLASSES, draw
+from ssl_bench.data.shapes import CLASSES, draw
 
 
 def knn(

@@ -25,7 +25,8 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from ssl_bench.views import View, describe, make_views, view_image
+from ssl_bench.views.make import make_views, view_image
+from ssl_bench.views.view import View, describe
 
 Candidate = tuple[Callable[[], object], int]  # what to run, images it handles
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ssl_bench.errors import RunError, UserError
+from ssl_bench.utils.errors import RunError, UserError
 
-# Nothing heavy is imported up here: `ssl-bench --help` answers at once.
+# Nothing heavy is imported up here: `ssl-bench --help` predictions at once.
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str, status: int) -> int:
-    from ssl_bench.results.render import plain  # names of files in errors may be other people's
+    from ssl_bench.results.text import plain  # names of files in errors may be other people's
 
     print("ssl-bench: " + plain(line), file=sys.stderr)
     return status
@@ -157,7 +157,7 @@ def make_parser() -> Parser:
 
 def run_list(a: argparse.Namespace) -> None:
     """``ssl-bench list``."""
-    from ssl_bench.catalogue import catalogue
+    from ssl_bench.commands.list import catalogue
 
     rows = catalogue(a.what)
     if a.json:
@@ -172,13 +172,13 @@ def run_list(a: argparse.Namespace) -> None:
 def run_pretrain(a: argparse.Namespace) -> None:
     """``ssl-bench pretrain``."""
     if a.keys:
-        from ssl_bench.recipe import recipe_parser, resolve_method
+        from ssl_bench.config.recipe import recipe_parser, resolve_method
 
         print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
         return
-    from ssl_bench.pretrain import pretrain
-    from ssl_bench.recipe import parse_overrides
-    from ssl_bench.training import is_first
+    from ssl_bench.commands.pretrain import pretrain
+    from ssl_bench.config.parsing import parse_overrides
+    from ssl_bench.utils.distributed import is_first
 
     target = pretrain(
         a.method,
@@ -197,7 +197,7 @@ def run_pretrain(a: argparse.Namespace) -> None:
 
 def run_evaluate(a: argparse.Namespace) -> None:
     """``ssl-bench evaluate``."""
-    from ssl_bench.evaluate import evaluate
+    from ssl_bench.commands.evaluate import evaluate
 
     rows = evaluate(
         a.checkpoint,
@@ -215,7 +215,7 @@ def run_evaluate(a: argparse.Namespace) -> None:
 
 def run_bench(a: argparse.Namespace) -> int:
     """``ssl-bench bench``."""
-    from ssl_bench.suite import bench
+    from ssl_bench.commands.bench import bench
 
     options = {key: value for key, value in vars(a).items() if key not in ("suite", "run")}
     failed = bench(a.suite, **options)
@@ -226,14 +226,14 @@ def run_bench(a: argparse.Namespace) -> int:
 
 def run_table(a: argparse.Namespace) -> None:
     """``ssl-bench table``."""
-    from ssl_bench.results.tables import table
+    from ssl_bench.commands.table import table
 
     table(a.name, rows=a.rows, formats=a.format, out=a.out)
 
 
 def run_reproduce(a: argparse.Namespace) -> int:
     """``ssl-bench reproduce``."""
-    from ssl_bench.results.reproduce import reproduce
+    from ssl_bench.commands.reproduce import reproduce
 
     options = {key: value for key, value in vars(a).items() if key not in ("name", "run")}
     return 1 if reproduce(a.name, **options) else 0
@@ -241,22 +241,22 @@ def run_reproduce(a: argparse.Namespace) -> int:
 
 def run_convert(a: argparse.Namespace) -> None:
     """``ssl-bench convert``."""
-    from ssl_bench.convert import convert
+    from ssl_bench.commands.convert import convert
 
     print(convert(**{key: value for key, value in vars(a).items() if key != "run"}))
 
 
 def run_show(a: argparse.Namespace) -> None:
     """``ssl-bench show``."""
-    from ssl_bench.show import show
+    from ssl_bench.commands.show import show
 
     print(show(**{key: value for key, value in vars(a).items() if key != "run"}))
 
 
 def run_leaderboard(a: argparse.Namespace) -> None:
     """``ssl-bench leaderboard``."""
-    from ssl_bench.results.leaderboard import leaderboard
-    from ssl_bench.results.ranking import Selection
+    from ssl_bench.commands.leaderboard import leaderboard
+    from ssl_bench.results.leaderboard.significance import Selection
 
     selection = Selection(tuple(a.methods), tuple(a.evaluations), tuple(a.categories), a.max_flops, a.max_images)
     leaderboard(a.folder, formats=a.format, sort=a.sort, selection=selection, figures=a.figures, runs=a.runs)
@@ -264,14 +264,14 @@ def run_leaderboard(a: argparse.Namespace) -> None:
 
 def run_compare(a: argparse.Namespace) -> None:
     """``ssl-bench compare``."""
-    from ssl_bench.results.compare import compare
+    from ssl_bench.commands.compare import compare
 
     compare(a.a, a.b, rows=a.rows, data=a.data)
 
 
 def run_check(a: argparse.Namespace) -> int:
     """``ssl-bench check``."""
-    from ssl_bench.results.check import check
+    from ssl_bench.commands.check import check
 
     return 1 if check(a.folder) else 0
 

@@ -8,10 +8,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite promises the same
 
 import pytest
 import torch
+from row_fixtures import add_row as add_row
 from tiny import NANO, blobs
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.data import Splits
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.data.datasets import Splits
 
 torch.set_num_threads(1)
 

@@ -131,14 +131,14 @@ def test_keys_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_python_functions_are_functions_whatever_was_imported_before() -> None:
     import ssl_bench
-    import ssl_bench.convert
-    import ssl_bench.evaluate
-    import ssl_bench.pretrain
-    import ssl_bench.show
+    import ssl_bench.commands.convert
+    import ssl_bench.commands.evaluate
+    import ssl_bench.commands.pretrain
+    import ssl_bench.commands.show
 
     for name in ssl_bench.__all__:
         assert callable(getattr(ssl_bench, name)), name
-    from ssl_bench.pretrain import run
+    from ssl_bench.commands.pretrain import run
 
     assert callable(run)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_bench.results.leaderboard import build
-from ssl_bench.results.rows import read_rows
+from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.rows.row import read_rows
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ssl_bench.backbone import SIZES
-from ssl_bench.data import ImageSet
+from ssl_bench.backbones.vit import SIZES
+from ssl_bench.data.datasets import ImageSet
 
 SIZES["vit_nano"] = (24, 2, 2)  # for tests alone
 NANO = "vit_nano_patch4_16"

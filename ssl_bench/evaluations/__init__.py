@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from ssl_bench.evaluations.clustering import Clustering
-from ssl_bench.evaluations.diagnostics import Diagnostics
 from ssl_bench.evaluations.evaluator import Evaluator
-from ssl_bench.evaluations.factors import Factors
-from ssl_bench.evaluations.fewshot import FewShot
-from ssl_bench.evaluations.finetune import FineTune
-from ssl_bench.evaluations.knn import KNN
-from ssl_bench.evaluations.linear import Linear
-from ssl_bench.evaluations.logistic import Logistic
-from ssl_bench.evaluations.lowshot import LowShot
-from ssl_bench.evaluations.probe import Probe
-from ssl_bench.evaluations.retrieval import Retrieval
-from ssl_bench.evaluations.robustness import Robustness
+from ssl_bench.evaluations.frozen.clustering import Clustering
+from ssl_bench.evaluations.frozen.diagnostics import Diagnostics
+from ssl_bench.evaluations.frozen.factors import Factors
+from ssl_bench.evaluations.frozen.fewshot import FewShot
+from ssl_bench.evaluations.frozen.knn import KNN
+from ssl_bench.evaluations.frozen.linear import Linear
+from ssl_bench.evaluations.frozen.logistic import Logistic
+from ssl_bench.evaluations.frozen.lowshot import LowShot
+from ssl_bench.evaluations.frozen.retrieval import Retrieval
+from ssl_bench.evaluations.frozen.robustness import Robustness
+from ssl_bench.evaluations.trained.finetune import FineTune
+from ssl_bench.evaluations.trained.probe import Probe
 
 EVALUATIONS: dict[str, type[Evaluator]] = {
     "knn": KNN,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_bench.data import ImageSet
-from ssl_bench.errors import RunError, UserError
+from ssl_bench.data.datasets import ImageSet
+from ssl_bench.utils.errors import RunError, UserError
 
 
 def balanced_subset(labels: Tensor, classes: int, fraction: float, seed: int) -> Tensor:

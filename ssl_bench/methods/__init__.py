@@ -28,4 +28,4 @@ METHODS: dict[str, type[Method]] = {
 }
 BASELINES = ("untrained", "raw_pixels", "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
-TARGETS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}
+TEACHERS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone, Pixels
+from ssl_bench.backbones.pixels import Pixels
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.optim import Training
-from ssl_bench.views import View
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.views.view import View
 
 
 class Untrained(Method):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError, unknown
-from ssl_bench.masking import block_masking
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import masked_mean
-from ssl_bench.optim import Training
-from ssl_bench.tokenizer import Tokenizer, load_dalle
-from ssl_bench.views import View, normalize
+from ssl_bench.nn.masking import block_masking, masked_mean
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.teachers.dalle import Tokenizer, load_dalle
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.views.evaluation import normalize
+from ssl_bench.views.view import View
 
 
 class BEiT(Method):
@@ -59,7 +59,7 @@ class BEiT(Method):
         "unless the tokenizer is dalle:PATH, it is a dVAE trained on the pre-training images instead of DALL-E's",
         "colours are jittered after the crop instead of before it",
     )
-    targets = ("tokenizer",)
+    teachers = ("tokenizer",)
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class BEiT(Method):
         nn.init.trunc_normal_(self.lm_head.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.lm_head.bias)
 
-    def set_target(self, keyword: str, network: nn.Module | None) -> None:
+    def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
         """Take the suite's tokenizer, or read DALL-E's.
 
         Raises:
@@ -153,7 +153,7 @@ class BEiT(Method):
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """(B, 3, h * stride, w * stride) in [0, 1] -> (B, h, w) int64."""
-        assert self.frozen, "no tokenizer yet: set_target comes first"
+        assert self.frozen, "no tokenizer yet: set_teacher comes first"
         return self.frozen[0].to(pixels.device).tokens(pixels)
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:

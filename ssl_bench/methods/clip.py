@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import gather, process
-from ssl_bench.optim import Training
-from ssl_bench.targets import CLIPTower
-from ssl_bench.text import TextTower, tokenize
-from ssl_bench.views import View, eval_images, resize_crop
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.teachers.teacher import CLIPTower
+from ssl_bench.teachers.text_tower import TextTower, tokenize
+from ssl_bench.utils.distributed import gather, process
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.evaluation import eval_images, resize_crop
+from ssl_bench.views.view import View
 
 if TYPE_CHECKING:
-    from ssl_bench.data import ImageSet
+    from ssl_bench.data.datasets import ImageSet
 
 TEMPLATES = ("a photo of a {}.", "a picture of the {}.", "an image of one {}.", "there is a {}.", "{}")
 

@@ -7,12 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
-from ssl_bench.heads import Center, DINOHead, Teacher, temperature_at
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.optim import Training, cosine
-from ssl_bench.views import View
+from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.nn.ema import EMATeacher
+from ssl_bench.nn.heads import DINOHead
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.view import View
 
 
 class DINO(Method):
@@ -85,7 +88,7 @@ class DINO(Method):
         self.momentum, self.freeze_last_layer = momentum, freeze_last_layer
         self.crops = multicrop(backbone, n_local, local_size, global_scale, local_scale, blur_sigma)
         self.head = DINOHead(backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, batch_norm)
-        self.teacher = Teacher(backbone, self.head)
+        self.teacher = EMATeacher(backbone, self.head)
         self.center = Center(out_dim, center_momentum)
 
     @property
@@ -141,7 +144,7 @@ def multicrop(
         UserError: ``local_size`` isn't a multiple of the patch size.
 
     Example:
-        >>> from ssl_bench.views import describe
+        >>> from ssl_bench.views.view import describe
         >>> describe(multicrop(Backbone("vit_micro_patch16_224"), 10, None, (0.4, 1), (0.05, 0.4), (0.1, 2)))
         '2x224 + 10x96'
     """

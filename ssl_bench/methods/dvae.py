@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import RunError
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import ema_update
-from ssl_bench.optim import Training, cosine
-from ssl_bench.tokenizer import Tokenizer, map_pixels, perplexity
-from ssl_bench.views import View, resize_crop
+from ssl_bench.nn.ema import ema_update
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.schedules import cosine
+from ssl_bench.teachers.dalle import Tokenizer, map_pixels, perplexity
+from ssl_bench.utils.errors import RunError
+from ssl_bench.views.evaluation import resize_crop
+from ssl_bench.views.view import View
 
 if TYPE_CHECKING:
-    from ssl_bench.data import ImageSet
+    from ssl_bench.data.datasets import ImageSet
 
 MEASURED = 10_000  # images on which ``finish`` counts codes
 COLLAPSED = 64  # a perplexity below codebook_size / COLLAPSED is a collapse: 128 of 8192 codes

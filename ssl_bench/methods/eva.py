@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
-from ssl_bench.masking import block_masking
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import masked_mean
-from ssl_bench.optim import Training, no_decay_on_vectors
-from ssl_bench.targets import Teacher, make_teacher
-from ssl_bench.views import View
+from ssl_bench.nn.masking import block_masking, masked_mean
+from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
+from ssl_bench.teachers.teacher import Teacher, make_teacher
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.view import View
 
 if TYPE_CHECKING:
-    from ssl_bench.data import ImageSet
+    from ssl_bench.data.datasets import ImageSet
 
 
 class EVA(Method):
@@ -56,7 +55,7 @@ class EVA(Method):
         "the student's crop is normalised by ImageNet statistics, as every evaluation does; the teacher's by its own",
         "initial weights of std 0.02, the authors' default; their ViT-g has 0.015",
     )
-    targets = ("teacher",)
+    teachers = ("teacher",)
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class EVA(Method):
         self.head: nn.Linear | None = None  # as wide as the teacher's tokens, so made with it
         self._teacher: tuple[Teacher, ...] = ()  # a tuple keeps it out of the parameters and the state dict
 
-    def set_target(self, keyword: str, network: nn.Module | None) -> None:
+    def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
         """Take the teacher, and make the head that predicts its tokens."""
         teacher = make_teacher(self.teacher_name, self.backbone.grid_size, network)
         self._teacher = (teacher,)
@@ -103,7 +102,7 @@ class EVA(Method):
     @property
     def teacher(self) -> Teacher:
         """The frozen teacher, on the device of the method."""
-        assert self._teacher, "set_target comes first"
+        assert self._teacher, "set_teacher comes first"
         return self._teacher[0].to(self.device)
 
     @property

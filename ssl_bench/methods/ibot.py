@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
-from ssl_bench.heads import Center, IBOTHead, Teacher, temperature_at
-from ssl_bench.masking import block_masking
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.dino import DINO, dino_loss, multicrop
 from ssl_bench.methods.method import Method
-from ssl_bench.optim import cosine
-from ssl_bench.views import View
+from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.nn.ema import EMATeacher
+from ssl_bench.nn.heads import IBOTHead
+from ssl_bench.nn.masking import block_masking
+from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.view import View
 
 
 class IBOT(Method):
@@ -109,7 +111,7 @@ class IBOT(Method):
         nn.init.zeros_(backbone.mask_token)
         widths = (backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim)
         self.head = IBOTHead(*widths, norm_last_layer, shared_head, batch_norm)
-        self.teacher = Teacher(backbone, self.head)
+        self.teacher = EMATeacher(backbone, self.head)
         if shared_head_teacher:
             self.teacher.head.last_layer2 = self.teacher.head.last_layer
         self.center, self.center2 = Center(out_dim, center_momentum), Center(out_dim, center_momentum)

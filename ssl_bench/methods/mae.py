@@ -9,12 +9,13 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.masking import random_masking
+from ssl_bench.backbones.positions import sincos_position_embedding
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import sincos_position_embedding
-from ssl_bench.optim import Training
-from ssl_bench.views import View, denormalize, normalize
+from ssl_bench.nn.masking import random_masking
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.views.evaluation import denormalize, normalize
+from ssl_bench.views.view import View
 
 
 class MAE(Method):

@@ -9,13 +9,15 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.nets import process
-from ssl_bench.optim import Training, build_optimizer, clip_each, cosine, no_decay_on_vectors, warmup_cosine
-from ssl_bench.views import View, make_views
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors
+from ssl_bench.nn.schedules import cosine, warmup_cosine
+from ssl_bench.utils.distributed import process
+from ssl_bench.views.make import make_views
+from ssl_bench.views.view import View
 
 if TYPE_CHECKING:
-    from ssl_bench.data import ImageSet
+    from ssl_bench.data.datasets import ImageSet
 
 
 class Method(LightningModule):
@@ -23,10 +25,11 @@ class Method(LightningModule):
 
     An author writes the class attributes, a constructor whose keywords are the paper's hyper-parameters with its
     ImageNet values as defaults, ``views`` and ``loss``; and, where the method needs them, ``before_step``,
-    ``after_step``, ``encoder``, ``param_groups``, ``set_target``, ``finish`` and ``show``. ``examples/simclr.py`` is a
+    ``after_step``, ``encoder``, ``param_groups``, ``set_teacher``, ``finish`` and ``show``. ``examples/simclr.py`` is a
     whole method.
 
     Attributes:
+        version: Raised by every change that can move a number of the method; rows of an older version are stale.
         paper: Citation, with the arXiv number.
         category: contrastive | self-distillation | reconstruction | token prediction | feature regression.
         defaults: The paper's ImageNet training; a recipe overrides single values.
@@ -34,13 +37,14 @@ class Method(LightningModule):
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
-        targets: Keywords that name a frozen network the loss compares with: a tokenizer, a teacher. In a recipe such a
-            keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TARGETS``, which is then pre-trained first.
+        teachers: Keywords that name a frozen network the loss compares with: a tokenizer, a teacher. In a recipe such a
+            keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TEACHERS``, which is then pre-trained first.
 
     While it trains, ``self.progress`` is the part of the training done before this step (0 to 1) and ``self.epoch``
     the same in epochs; they drive momentum and temperature schedules.
     """
 
+    version: ClassVar[int] = 1
     paper: ClassVar[str]
     category: ClassVar[str]
     defaults: ClassVar[Training] = Training()
@@ -48,7 +52,7 @@ class Method(LightningModule):
     deviations: ClassVar[tuple[str, ...]] = ()
     uses_labels: ClassVar[bool] = False
     trains: ClassVar[bool] = True
-    targets: ClassVar[tuple[str, ...]] = ()
+    teachers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -87,11 +91,11 @@ class Method(LightningModule):
     def after_step(self) -> None:
         """Called after each optimiser step: EMA and centre updates that come last."""
 
-    def set_target(self, keyword: str, network: nn.Module | None) -> None:
-        """Take a target network, once, before the training. Keep it out of the state dict: in a tuple, for example.
+    def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
+        """Take a teacher, once, before the training. Keep it out of the state dict: in a tuple, for example.
 
         Args:
-            keyword: One of ``targets``.
+            keyword: One of ``teachers``.
             network: The pre-trained network, frozen; None when the keyword's value is not the name of one.
         """
         raise NotImplementedError

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import ema_update, gather, mlp, process
-from ssl_bench.optim import Training, cosine
-from ssl_bench.views import View
+from ssl_bench.nn.ema import ema_update
+from ssl_bench.nn.heads import mlp
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.distributed import gather, process
+from ssl_bench.views.view import View
 
 
 class MoCoV3(Method):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.mae import patchify, unpatchify
 from ssl_bench.methods.method import Method
-from ssl_bench.optim import Training
-from ssl_bench.views import View, denormalize, normalize
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.evaluation import denormalize, normalize
+from ssl_bench.views.view import View
 
 CELLS = {"mean_color": 1, "color_grid": 4}  # cells of a patch's side whose colours are predicted
 

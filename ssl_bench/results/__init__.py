@@ -1,0 +1,1 @@
+"""Rows, leaderboards and paper tables: what was measured, and what people read."""

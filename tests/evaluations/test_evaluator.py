@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_bench.data import ImageSet
-from ssl_bench.errors import RunError, UserError
+from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations import EVALUATIONS, KNN, Linear
-from ssl_bench.evaluations.evaluator import Data, accuracy_metric, check_features, match_poolings
+from ssl_bench.evaluations.evaluator import Data, check_features, match_poolings
+from ssl_bench.metrics.metric import accuracy_metric
+from ssl_bench.utils.errors import RunError, UserError
 
 
 def images(split: str, n: int, classes: tuple[str, ...] = ("a", "b")) -> ImageSet:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.beit import BEiT, masked_prediction
-from ssl_bench.tokenizer import Tokenizer
+from ssl_bench.teachers.dalle import Tokenizer
+from ssl_bench.utils.errors import UserError
 
 LOGITS = torch.tensor([[2, 0.5, -1, 0], [0.1, 0.2, 0.3, 0.4], [-1, 3, 0, 1]])
 
@@ -32,7 +32,7 @@ def make(name: str = "vit_nano_patch4_16", **changes: object) -> BEiT:
 @pytest.fixture
 def beit() -> BEiT:
     method = make()
-    method.set_target("tokenizer", tokenizer())
+    method.set_teacher("tokenizer", tokenizer())
     return method
 
 
@@ -124,18 +124,18 @@ def test_tokenizers_that_do_not_fit_are_refused() -> None:
         ({"stride": 4}, "stride 4, the recipe says 2"),
     ):
         with pytest.raises(UserError, match=message):
-            make().set_target("tokenizer", tokenizer(**changes))
+            make().set_teacher("tokenizer", tokenizer(**changes))
     with pytest.raises(UserError, match="is a Linear; BEiT needs a dVAE"):
-        make().set_target("tokenizer", nn.Linear(2, 2))
+        make().set_teacher("tokenizer", nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"unknown tokenizer 'dale:x'.*dalle:PATH"):
-        make(tokenizer="dale:x").set_target("tokenizer", None)
+        make(tokenizer="dale:x").set_teacher("tokenizer", None)
 
 
 def test_released_tokenizer_from_a_path(tmp_path: Path) -> None:
     source = tokenizer()
     torch.save(source.encoder.state_dict(), tmp_path / "dalle_encoder.pt")
     method = make(tokenizer=f"dalle:{tmp_path / 'dalle_encoder.pt'}")
-    method.set_target("tokenizer", None)
+    method.set_teacher("tokenizer", None)
     pixels = torch.rand(2, 3, 8, 8)
     assert torch.equal(method.tokens(pixels), source.tokens(pixels))
     assert method.flags == ["external teacher", "external data"] and not make().flags
@@ -149,4 +149,4 @@ def test_blocks_that_cannot_fit_are_refused() -> None:
 def test_defaults_are_the_papers() -> None:
     plan = BEiT.defaults
     assert plan.lr == pytest.approx(1.5e-3) and (plan.min_lr, plan.clip_grad, plan.weight_decay) == (1e-5, 3.0, 0.05)
-    assert math.isclose(BEiT.backbone_options["layer_scale"], 0.1) and BEiT.targets == ("tokenizer",)
+    assert math.isclose(BEiT.backbone_options["layer_scale"], 0.1) and BEiT.teachers == ("tokenizer",)

@@ -12,13 +12,14 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.data import Splits
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.clip import CLIP, contrastive_loss, joint
-from ssl_bench.targets import CLIPTower
-from ssl_bench.text import TextTower, tokenize
-from ssl_bench.views import View, make_views
+from ssl_bench.teachers.teacher import CLIPTower
+from ssl_bench.teachers.text_tower import TextTower, tokenize
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.make import make_views
+from ssl_bench.views.view import View
 
 NAMES = ("red", "green", "pale blue")
 

@@ -15,12 +15,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ssl_bench.backbone import SIZES, Backbone
-from ssl_bench.methods import METHODS, TARGETS
+from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.config.recipe import resolve_method
+from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
-from ssl_bench.nets import all_mean
-from ssl_bench.recipe import resolve_method
-from ssl_bench.views import make_views
+from ssl_bench.utils.distributed import all_mean
+from ssl_bench.views.make import make_views
 
 ROOT = Path(__file__).parents[2]
 EXTERNAL = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
@@ -40,7 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # A fixed batch has fixed targets only where teacher and centre stand still.
 STILL: dict[str, dict[str, Any]] = {name: {"momentum": 1.0, "center_momentum": 1.0} for name in ("dino", "ibot")}
-TRAINED = [*(name for name, cls in (METHODS | TARGETS).items() if cls.trains), EXTERNAL]
+TRAINED = [*(name for name, cls in (METHODS | TEACHERS).items() if cls.trains), EXTERNAL]
 
 
 def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywords: Any) -> Method:
@@ -48,8 +48,8 @@ def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywo
     cls = resolve_method(name)[1]
     options = {**cls.backbone_options, **({"drop_path": keywords.pop("drop_path")} if "drop_path" in keywords else {})}
     method = cls(Backbone(backbone, **options), **SMALL[name], **keywords)
-    for keyword in cls.targets:
-        method.set_target(keyword, make(keyword_default(cls, keyword), backbone, seed=5).encoder)
+    for keyword in cls.teachers:
+        method.set_teacher(keyword, make(keyword_default(cls, keyword), backbone, seed=5).encoder)
     return method
 
 

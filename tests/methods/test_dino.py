@@ -11,13 +11,17 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone, Tokens
-from ssl_bench.errors import UserError
-from ssl_bench.heads import Center, DINOHead, WeightNormLinear, temperature_at
+from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.backbones.positions import resample_positions
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.dino import DINO, dino_loss, multicrop
-from ssl_bench.nets import resample_positions
-from ssl_bench.optim import clip_each, cosine, warmup_cosine
-from ssl_bench.views import describe, make_views
+from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.nn.heads import DINOHead, WeightNormLinear
+from ssl_bench.nn.optimizers import clip_each
+from ssl_bench.nn.schedules import cosine, warmup_cosine
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.make import make_views
+from ssl_bench.views.view import describe
 
 # Two images, two global crops and a local one, K = 3; crop by crop.
 S = torch.tensor(
@@ -238,7 +242,7 @@ def test_positions_of_local_crops_number() -> None:
 
 
 def test_centre_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_bench.heads.all_mean", lambda x: x + 1)
+    monkeypatch.setattr("ssl_bench.nn.centering.all_mean", lambda x: x + 1)
     center = Center(3, 0.9)
     center.update(T)
     torch.testing.assert_close(center.center, torch.tensor([[0.10525, 0.10175, 0.101]]))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.data import Splits
-from ssl_bench.errors import RunError, UserError
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.dvae import DVAE, kl_to_uniform, logit_laplace
-from ssl_bench.tokenizer import Conv, ConvNet, Tokenizer, load_dalle, map_pixels, perplexity, unmap_pixels
-from ssl_bench.views import resize_crop
+from ssl_bench.teachers.dalle import Conv, ConvNet, Tokenizer, load_dalle, map_pixels, perplexity, unmap_pixels
+from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.views.evaluation import resize_crop
 
 
 @pytest.fixture

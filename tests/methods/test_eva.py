@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.checkpoint import save_encoder, weights_hash
-from ssl_bench.data import Splits
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.checkpoints.encoder_file import save_encoder
+from ssl_bench.checkpoints.weights import weights_hash
+from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.eva import EVA, cosine_loss
-from ssl_bench.optim import Training
-from ssl_bench.targets import CLIPTower
-from ssl_bench.views import make_views
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.teachers.teacher import CLIPTower
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.make import make_views
 
 STUDENT = torch.tensor([[1.0, 2, 3], [-1, 0.5, 0.25]])
 TEACHER = torch.tensor([[2.0, 1, 0.5], [0.3, -0.2, 0.1]])
@@ -33,7 +34,7 @@ def tower(backbone: str = "vit_nano_patch4_16", out_dim: int = 10) -> CLIPTower:
 def make(backbone: str = "vit_nano_patch4_16", **keywords: Any) -> EVA:
     torch.manual_seed(0)
     method = EVA(Backbone(backbone, **{**EVA.backbone_options, "drop_path": 0.0}), **{"min_block": 2, **keywords})
-    method.set_target("teacher", tower())
+    method.set_teacher("teacher", tower())
     return method
 
 
@@ -167,7 +168,7 @@ def test_teacher_gets_no_gradient_and_is_no_part_of_the_method(eva: EVA) -> None
 def test_views_are_one_crop_at_two_sizes() -> None:
     torch.manual_seed(0)
     method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
-    method.set_target("teacher", tower("vit_nano_patch8_16"))
+    method.set_teacher("teacher", tower("vit_nano_patch8_16"))
     student, teacher = method.views
     assert (student.sides, teacher.sides, teacher.same) == ((16, 16), (32, 32), True)
     for view in (student, teacher):
@@ -183,7 +184,7 @@ def test_head_is_as_wide_as_the_teacher_and_always_the_same() -> None:
     for draws in (0, 7):
         method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
         torch.rand(draws)  # whatever is drawn while a teacher is made
-        method.set_target("teacher", tower(out_dim=6))
+        method.set_teacher("teacher", tower(out_dim=6))
         assert method.head is not None
         heads.append(method.head.weight.data)
     assert heads[0].shape == (6, 24) and torch.equal(*heads)
@@ -218,7 +219,7 @@ def test_flags_and_facts_name_the_teacher(eva: EVA, tmp_path: Path, nano: Backbo
         path = tmp_path / f"{data}.pt"
         save_encoder(path, nano, {"name": nano.name}, "mae", {"flags": [], "pretraining": {"data": data}})
         method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2, teacher=f"checkpoint:{path}")
-        method.set_target("teacher", None)
+        method.set_teacher("teacher", None)
         facts = method.finish(tiny_data.train)["teacher"]
         assert method.flags == flags
         assert facts["name"] == f"checkpoint:{path}" and facts["source"] == f"encoder of mae trained on {data}"

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbone import Backbone, Tokens
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.dino import dino_loss
 from ssl_bench.methods.ibot import IBOT, patch_loss
-from ssl_bench.views import describe, make_views
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.make import make_views
+from ssl_bench.views.view import describe
 
 # One image, two global crops and a local one, 2 x 2 patches, K = 3.
 S_CLS = torch.tensor([[0.1, 0.2, 0.3], [0.3, -0.1, 0]])

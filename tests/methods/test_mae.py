@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_bench.backbone import Backbone
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.mae import MAE, patchify, reconstruction_loss, unpatchify
 
 IMG = torch.arange(48.0).view(1, 3, 4, 4) / 10

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_bench.backbone import Backbone, Tokens
+from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.moco_v3 import MoCoV3, contrastive_loss
 
 Q = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 1, 1]])

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_bench.backbone import Backbone
-from ssl_bench.errors import UserError
+from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.mpp import MPP, color_classes, corrupt
-from ssl_bench.views import denormalize
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.evaluation import denormalize
 
 Make = partial(Backbone, "vit_nano_patch4_16", pos_embed="learned", init="timm", mask_token=True)
-TARGETS = ("mean_color", "color_grid", "pixels")
+TEACHERS = ("mean_color", "color_grid", "pixels")
 
 
 def image() -> Tensor:
@@ -91,7 +91,7 @@ def test_another_patch_is_never_the_patch_itself() -> None:
         assert (swap != torch.arange(9)).all() and swap.min() >= 0 and swap.max() <= 8
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TEACHERS)
 def test_loss_against_a_naive_formula(target: str) -> None:
     torch.manual_seed(0)
     mpp = MPP(Make(), target=target)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Encoder files: ours, and those that the authors of methods released."""

@@ -1,0 +1,133 @@
+"""Encoder files: timm weights with the recipe and the cost that made them. Read without executing a pickle."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.backbones.pixels import Pixels
+from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.checkpoints.weights import check_weights, weights_hash
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.files import PACKAGE, write_atomic
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder and where it comes from.
+
+    Args:
+        encoder: In eval mode, on the CPU.
+        method: Name in tables.
+        about: Plain values: recipe, pretraining, flags, deviations, code.
+        sha256: Hash of the weights.
+        loaded: Percent of the encoder's tensors that the file filled.
+    """
+
+    encoder: nn.Module
+    method: str
+    about: dict[str, Any]
+    sha256: str
+    loaded: float = 100.0
+
+
+def save_encoder(
+    path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]
+) -> None:
+    """Write an encoder file. Its state dict loads into plain timm.
+
+    Args:
+        path: Where.
+        encoder: A Backbone or Pixels.
+        spec: What ``build_encoder`` makes it from.
+        method: Name in tables.
+        about: Plain values that travel along.
+    """
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items() if k != "mask_token"}
+    spec = {**spec, "mask_token": False} if "mask_token" in spec else dict(spec)
+    buffer = io.BytesIO()
+    torch.save(
+        {"format": FORMAT, "method": method, "encoder": spec, "about": dict(about), "state_dict": weights}, buffer
+    )
+    write_atomic(path, buffer.getvalue())
+
+
+def save_weights(path: Path, method: nn.Module) -> None:
+    """Write all weights of a method: heads, decoder and teacher too, for its pictures."""
+    buffer = io.BytesIO()
+    torch.save({name: value.detach().cpu() for name, value in method.state_dict().items()}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
+    """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
+
+    Raises:
+        UserError: No such file, not a checkpoint, or weights of another backbone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        spec, weights = content["encoder"], content["state_dict"]
+        if backbone is not None and backbone != spec["name"]:
+            raise UserError(f"{path} holds a {spec['name']}, not a {backbone}")
+        method, about = content["method"], content["about"]
+    else:
+        weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+            raise UserError(f"{path} holds no state dict; expected a file of `ssl-bench pretrain` or timm weights")
+        if backbone is None:
+            raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. vit_small_patch16_224")
+        parse_name(backbone)
+        spec, method, about = {"name": backbone, "pos_embed": "learned"}, path.stem, {}
+    encoder = build_encoder(spec)
+    check_weights(encoder, weights, path, spec["name"])
+    encoder.load_state_dict(weights, strict=False)
+    return Checkpoint(encoder.eval(), method, about, weights_hash(weights), about.get("loaded", 100.0))
+
+
+def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
+    """The network that an encoder file describes: ``{"name": ..., **keywords}``."""
+    kind = spec["name"].split("_")[0]
+    if kind == "pixels":
+        return Pixels(**spec)
+    if kind == "dvae":
+        from ssl_bench.teachers.dalle import Tokenizer
+
+        return Tokenizer(**spec)
+    if kind == "clip":
+        from ssl_bench.teachers.teacher import build_clip_tower
+
+        return build_clip_tower(**spec)
+    return Backbone(**spec)
+
+
+def code_version() -> dict[str, str | None]:
+    """Package version and, in a checkout, the git commit ("+" when files of the package differ from it)."""
+    try:
+        package = version("ssl-bench")
+    except PackageNotFoundError:
+        package = "0+unknown"
+    commit = None
+    if (PACKAGE.parent / ".git").exists():
+        git = ["git", "-C", str(PACKAGE)]
+        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, check=False)
+        commit = found.stdout.strip() + ("+" if changed.returncode == 1 else "") or None
+    return {"package": package, "commit": commit}

@@ -1,0 +1,1 @@
+"""One file a command: what `ssl-bench NAME` and `ssl_bench.NAME` do."""

@@ -1,0 +1,169 @@
+"""Suites: pretrain and evaluate what is missing, one independent task after another, then report."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_bench.checkpoints.encoder_file import load_encoder
+from ssl_bench.commands.evaluate import run_evaluations
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.commands.pretrain import run, run_folder
+from ssl_bench.config.protocol import load_evaluator
+from ssl_bench.config.recipe import Recipe
+from ssl_bench.config.suite import load_suite, resolve
+from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.evaluations.evaluator import Evaluator
+from ssl_bench.launch.pool import default_jobs, run_in_pool
+from ssl_bench.results.rows.row import origin, row_id, row_path
+from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.files import write_atomic
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What encoders are evaluated on: a data set and, by name, evaluators."""
+
+    splits: Splits
+    evaluators: dict[str, Evaluator]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pre-training run and its evaluations. Tasks don't depend on one another."""
+
+    recipe: Recipe
+    folder: Path
+    rows: list[Path]
+
+    @property
+    def title(self) -> str:
+        """For example "mae, seed 0"."""
+        return f"{self.recipe.method}, seed {self.recipe.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are there."""
+        return all(path.exists() for path in self.rows)
+
+
+def bench(
+    suite: str,
+    *,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    data: str | None = None,
+    budget: float = 1.0,
+    out: str | Path | None = None,
+    skip_unreadable: bool = False,
+    jobs: int | None = None,
+    show: Callable[[str], None] = print,
+) -> list[str]:
+    """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
+
+    Args:
+        suite: Name of a shipped suite, or a YAML file.
+        methods: Instead of the suite's methods; the baselines stay.
+        seeds: Instead of the suite's seeds.
+        data: Instead of the suite's data set.
+        budget: Multiplies the epochs of every recipe.
+        out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
+        skip_unreadable: Leave unreadable images out and count them in the rows.
+        jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
+        show: What to do with the lines of the report.
+
+    Returns:
+        One line for each task that failed.
+
+    Raises:
+        UserError: The request is wrong; nothing has been run.
+    """
+    asked = load_suite(suite)
+    named = [
+        (data or asked.data, asked.evaluations),
+        *((other, asked.transfer_evaluations) for other in asked.transfer),
+    ]
+    wanted = [(place, {name: load_evaluator(name) for name in names}) for place, names in named]
+    recipes = resolve(asked, methods or asked.methods, seeds, data or asked.data, budget)
+    sets = [
+        make_evaluation_set(load(place, skip_unreadable=skip_unreadable), evaluators, show)
+        for place, evaluators in wanted
+    ]
+    if not any(each.evaluators for each in sets):
+        raise UserError(f"{asked.name}: none of its evaluations fits the data")
+    splits = sets[0].splits
+    folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
+    tasks = [make_task(recipe, sets, folder) for recipe in recipes]
+    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
+    missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
+    places = ", ".join(each.splits.train.name for each in sets)
+    show(f"{asked.name} on {places}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
+    jobs = min(jobs or default_jobs(), len(missing))
+    if jobs > 1:
+        arguments = (suite, list(methods or asked.methods), seeds, data or asked.data, budget, sets, folder)
+        failed = run_in_pool(_prepare, arguments, missing, jobs)
+    else:
+        failed = [line for index in missing if (line := run_task(tasks[index], sets, folder, asked.name))]
+    leaderboard(folder, show=show)
+    return failed
+
+
+def run_task(task: Task, sets: Sequence[EvaluationSet], folder: Path, suite: str) -> str | None:
+    """Pre-train and evaluate; a line that says why, if it failed."""
+    start = time.monotonic()
+    try:
+        encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder))
+        for each in sets:
+            run_evaluations(encoder, each.evaluators, each.splits, folder, suite)
+    except (UserError, RunError) as error:
+        failure = f"{task.title}: {error}"
+    except Exception as error:  # a method from outside may raise anything; the other tasks still run
+        failure = f"{task.title}: {type(error).__name__}: {error}"
+        with contextlib.suppress(RunError):  # a full disk
+            failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
+    else:
+        print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        return None
+    print(f"failed: {failure}", file=sys.stderr, flush=True)
+    return failure
+
+
+def _prepare(
+    suite: str,
+    methods: list[str],
+    seeds: Sequence[int] | None,
+    data: str,
+    budget: float,
+    sets: list[EvaluationSet],
+    folder: Path,
+) -> Callable[[int], str | None]:
+    """What runs a task of the suite by its index, made anew in each process of the pool."""
+    asked = load_suite(suite)
+    recipes = resolve(asked, methods, seeds, data, budget)
+    return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, asked.name)
+
+
+def make_evaluation_set(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> EvaluationSet:
+    """The evaluators that this data set has something for, and a line about the others."""
+    left_out = [name for name, it in evaluators.items() if it.needs_factors and not splits.train.factors]
+    for name in left_out:
+        show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
+    return EvaluationSet(splits, {name: it for name, it in evaluators.items() if name not in left_out})
+
+
+def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:
+    """A task and the rows it will have; nothing is run. Encoders are pre-trained on the data of the first set."""
+    splits = sets[0].splits
+    images = hold_out(splits.train)[0] if recipe.cls.uses_labels else splits.train
+    encoder = origin(recipe.as_dict(), images.fingerprint)
+    rows = [
+        row_path(folder, recipe.method, name, row_id(encoder, name, evaluator, each.splits))
+        for each in sets
+        for name, evaluator in each.evaluators.items()
+    ]
+    return Task(recipe, run_folder(recipe, splits), rows)

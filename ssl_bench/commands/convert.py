@@ -1,0 +1,269 @@
+"""``ssl-bench convert``: a released checkpoint in, our encoder file or plain timm weights out, with a load report."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
+from torch import Tensor
+
+from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
+from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
+from ssl_bench.checkpoints.official import LAYOUTS, RELATIVE, Layout, Released, branches, choose, read, translate
+from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
+from ssl_bench.methods import TEACHERS
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.files import write_atomic
+
+FORMATS = ("ssl-bench", "timm")
+FAULTS = ("missing", "misshaped", "unexpected")
+
+
+@dataclass
+class Report:
+    """How tensors fill a backbone: their names by what became of them."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    tensors: float = 0.0  # percent of the backbone's tensors that are filled
+    values: float = 0.0  # percent of its parameters
+
+    def lines(self) -> Iterator[str]:
+        """A short table."""
+        for kind in ("matched", "resized", *FAULTS, "ignored"):
+            names = getattr(self, kind)
+            parts = list(dict.fromkeys(re.sub(r"(?<=\w)\.(\d.*|[^.]*)$", "", name) for name in names))
+            text = ", ".join(parts[:4]) + (", ..." if len(parts) > 4 else "")
+            if kind == "matched":
+                text = f"{percent(self.tensors)} of the backbone's tensors, {percent(self.values)} of its parameters"
+            yield f"  {kind:10} {len(names):4}  {text}".rstrip()
+
+
+def convert(
+    source: str | Path,
+    *,
+    method: str,
+    backbone: str,
+    out: str | Path,
+    branch: str | None = None,
+    num_heads: int | None = None,
+    data: str = "unknown",
+    epochs: float | None = None,
+    allow_partial: bool = False,
+    format: str = "ssl-bench",
+    show: Callable[[str], Any] = print,
+) -> Path:
+    """Turn a checkpoint into an encoder file: the Python form of ``ssl-bench convert``.
+
+    Args:
+        source: A checkpoint in a layout of the method's authors or in timm's names, .safetensors, or with
+            ``format="timm"`` an encoder file of ours. It is never executed.
+        method: Whose weights these are; says the branch, the positions and which tensors are no encoder's.
+        backbone: Which it is, as in timm: ``vit_base_patch16_224``. Positions of another image size are resized.
+        out: The file to write.
+        branch: Another than the paper evaluates: student, momentum_encoder, ...
+        num_heads: Attention heads, which no weights show, where they are not those of the size or the paper's recipe.
+        data: What it was pre-trained on, for the rows.
+        epochs: Of its pre-training, for the rows: what a paper's table goes by.
+        allow_partial: Take weights that don't fill the backbone. The rest keeps its initial values (seed 0).
+        format: "ssl-bench", or "timm" for a plain state dict (see ``timm_state_dict``).
+        show: Where the load report goes, line by line.
+
+    Raises:
+        UserError: No readable checkpoint, another method's, or weights that don't fill the backbone.
+    """
+    source, out = Path(source), Path(out)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise UserError(f"--epochs {epochs:g}: it must be above 0")
+    if out.is_dir() or out.resolve() == source.resolve():
+        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the checkpoint itself'}; name a new file")
+    content = read(source)
+    if content.get("format") == FORMAT and "encoder" in content:
+        if format != "timm":
+            raise UserError(f"{source} is an encoder file already; use it as it is, or convert it with --format timm")
+        return write_timm(timm_state_dict(source, backbone), out)
+    name, cls = resolve_method(method)
+    if not cls.trains or name in TEACHERS:
+        raise UserError(f"method {name!r} has no pre-trained backbone to convert")
+    layout = LAYOUTS.get(name, Layout())
+    found = branches(content)
+    chosen = choose(found, layout, name, branch, source)
+    released = translate(found[chosen], layout)
+    paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads
+    given = {"backbone": backbone} | ({} if num_heads is None else {"num_heads": num_heads})
+    recipe = load_recipe(method, paper if paper in recipe_names(name) else None, given, origin="convert")
+    _, patch, (height, width) = parse_name(backbone)
+    kind = check_positions(released, recipe.backbone["pos_embed"], layout, name, (height // patch, width // patch))
+    spec = recipe.backbone | {"mask_token": False, "pos_embed": kind}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = Backbone(**spec)
+    report = fill(encoder, released)
+    heads = encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
+    show(f"{source.name}: the {chosen} as {name}, {backbone}, {heads} heads, positions: {spec['pos_embed']}")
+    for line in [*report.lines(), *(f"  note: {note}" for note in released.notes)]:
+        show(line)
+    if released.problems and not allow_partial:
+        raise UserError(f"{source} does not fit {name} with {backbone}: {'; '.join(released.problems)}")
+    trained = {"data": data, "fingerprint": None, "images_seen": None}
+    about = {
+        "recipe": None,
+        "views": None,
+        "backbone": spec,
+        "pretraining": trained | ({} if epochs is None else {"epochs": epochs}),
+        "paper": cls.paper,
+        "category": cls.category,
+        "flags": ["external weights", *layout.flags, *(["labels"] if released.labels or cls.uses_labels else [])],
+        "deviations": released.notes + released.problems,
+        "loaded": report.tensors,
+        "source": {"file": source.name, "sha256": _sha256(source), "branch": chosen},
+        "code": code_version(),
+    }
+    if format == "timm":
+        return write_timm(timm_names(encoder.state_dict()), out)
+    save_encoder(out, encoder, spec, name, about)
+    return out
+
+
+def check_positions(released: Released, expected: str, layout: Layout, method: str, grid: tuple[int, int]) -> str:
+    """The kind of the position table that the weights have; one that the method never has is a problem.
+
+    Args:
+        released: The weights; a problem is added to them.
+        expected: The kind of the method's backbone.
+        layout: The method's.
+        method: For the message.
+        grid: The encoder's, rows and columns; a table of another size is taken for a square one.
+    """
+    table = released.weights.get("pos_embed")
+    if table is None or table.ndim != 3 or expected == "none":
+        return expected
+    rows, dim = table.shape[1:]
+    side = math.isqrt(rows - 1)
+    of = grid if grid[0] * grid[1] + 1 == rows else (side, side)
+    kind = "learned"
+    if of[0] * of[1] + 1 == rows and dim % 4 == 0:
+        for name in ("sincos_xy", "sincos_yx"):
+            if torch.allclose(table[0], sincos_position_embedding(dim, of, name[-2]), atol=2e-3):  # float16 files
+                kind = name
+    tuned = kind == "learned" and released.labels  # fine-tuning trains the fixed tables too (MAE, models_vit.py)
+    if kind not in (expected, *layout.positions) and not tuned:
+        released.problems.append(f"its positions are {kind}, those of {method} are {expected}")
+    return kind
+
+
+def fill(encoder: Backbone, released: Released) -> Report:
+    """Copy what fits, resize positions to the encoder's grid, and account for every tensor."""
+    own, weights = encoder.state_dict(), released.weights
+    report = Report(missing=[name for name in own if name not in weights], ignored=released.ignored)
+    for name, value in weights.items():
+        if name not in own:
+            report.unexpected.append(name)
+            continue
+        fitting = resize(name, value, own[name].shape, encoder.grid_size)
+        if fitting.shape != own[name].shape:
+            report.misshaped.append(name)
+            continue
+        report.matched.append(name)
+        own[name].copy_(fitting)
+        if fitting.shape != value.shape:
+            report.resized.append(name)
+            released.notes.append(f"{name} resized from {tuple(value.shape)} to {tuple(fitting.shape)}")
+    report.tensors = 100 * len(report.matched) / len(own)
+    report.values = 100 * sum(own[k].numel() for k in report.matched) / sum(v.numel() for v in own.values())
+    counts = [f"{len(getattr(report, kind))} {kind}" for kind in FAULTS if getattr(report, kind)]
+    if counts:
+        faults = [
+            *(f"{k} is {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in report.misshaped),
+            *(f"{k} is missing" for k in report.missing),
+            *(f"{k} is not part of it" for k in report.unexpected),
+        ]
+        released.problems.append(
+            f"{percent(report.tensors)} of its tensors match ({', '.join(counts)}); {', '.join(faults[:2])}"
+        )
+    return report
+
+
+def resize(name: str, value: Tensor, shape: torch.Size, grid: tuple[int, int]) -> Tensor:
+    """Positions of a square grid on another grid; anything else as it is.
+
+    Absolute ones are interpolated by DINO's rule, relative ones by BEiT's (``run_class_finetuning.py``).
+
+    Args:
+        name: Of the tensor.
+        value: As released: positions are (1, 1 + rows, D) or (rows + 3, heads).
+        shape: What the encoder has.
+        grid: The encoder's, rows and columns.
+    """
+    if name not in ("pos_embed", RELATIVE) or value.ndim != len(shape) or value.shape[-1] != shape[-1]:
+        return value
+    prefix = 3 if name == RELATIVE else shape[1] - grid[0] * grid[1]
+    side = math.isqrt(max(0, value.shape[-2] - prefix))
+    if value.shape == shape or side == 0 or side**2 + prefix != value.shape[-2]:
+        return value
+    if name == RELATIVE:
+        with warnings.catch_warnings(action="ignore"):  # timm's, about its own indexing
+            return resize_rel_pos_bias_table(value, grid, tuple(shape))
+    return resample_positions(value, (side, side), grid, prefix)
+
+
+def timm_state_dict(path: str | Path, backbone: str | None = None) -> dict[str, Tensor]:
+    """The weights of an encoder file under timm's names; see ``timm_names``."""
+    return timm_names(load_encoder(path, backbone).encoder.state_dict())
+
+
+def timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a Backbone as they load strictly into plain timm.
+
+    That is ``timm.models.VisionTransformer`` with ``num_classes=0``; with relative positions, which it does not know,
+    ``timm.models.Beit`` with ``num_classes=0, global_pool="", use_shared_rel_pos_bias=True``. There the k bias is left
+    out, which softmax cancels.
+    """
+    if RELATIVE not in weights:
+        return weights
+    out = {}
+    for name, value in weights.items():
+        if name.endswith("qkv.bias"):
+            at = name.removesuffix("qkv.bias")
+            out[f"{at}q_bias"], _, out[f"{at}v_bias"] = value.chunk(3)
+        else:
+            out[re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)] = value
+    return out
+
+
+def write_timm(weights: dict[str, Tensor], out: Path) -> Path:
+    """Write a plain state dict."""
+    buffer = io.BytesIO()
+    torch.save({name: value.detach().clone() for name, value in weights.items()}, buffer)
+    return write_atomic(out, buffer.getvalue())
+
+
+def percent(value: float) -> str:
+    """Rounded down, so that "100 %" means all.
+
+    Example:
+        >>> percent(99.99)
+        '99.9 %'
+    """
+    return f"{math.floor(value * 10) / 10:g} %"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

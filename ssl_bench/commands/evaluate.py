@@ -1,0 +1,95 @@
+"""Judge one encoder with several evaluators: one feature extraction, one row each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
+from ssl_bench.config.protocol import load_evaluator
+from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.evaluations.evaluator import Data, Evaluator
+from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
+from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.results.rows.make import code_of, make_row, write_row
+from ssl_bench.results.rows.row import Row, backbone_of, loaded, origin, row_id, row_path
+from ssl_bench.results.rows.warnings import warnings_of
+from ssl_bench.utils.distributed import is_first
+from ssl_bench.utils.files import locked
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    evaluations: Sequence[str] = ("knn", "linear"),
+    data: str = "shapes",
+    backbone: str | None = None,
+    out: str | Path = "results/evaluations",
+    skip_unreadable: bool = False,
+) -> list[Row]:
+    """Judge an encoder file: the Python form of ``ssl-bench evaluate``.
+
+    Returns:
+        One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several
+        processes share the extraction of features, and the first returns the rows.
+    """
+    encoder = load_encoder(checkpoint, backbone)
+    evaluators = {name: load_evaluator(name) for name in evaluations}
+    return run_evaluations(encoder, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
+
+
+def run_evaluations(
+    checkpoint: Checkpoint, evaluators: Mapping[str, Evaluator], splits: Splits, out: Path, suite: str | None
+) -> list[Row]:
+    """Run the evaluators whose row is missing in ``out`` and return all rows."""
+    about = checkpoint.about
+    recipe = about.get("recipe")  # None for weights from elsewhere
+    if recipe:
+        encoder_id = origin(recipe, about["pretraining"]["fingerprint"])
+    else:
+        encoder_id = loaded({"weights": {"sha256": checkpoint.sha256}, "backbone": backbone_of(checkpoint)})
+    ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
+    paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
+    missing = [name for name in evaluators if not paths[name].exists()]
+    if missing:
+        fit, dev = hold_out(splits.train)
+        data = Data(splits.train, fit, dev, splits.test)
+        wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
+        encoder = FrozenEncoder(checkpoint.encoder, list(wanted), cache=FEATURES)
+        if not _goes_on(encoder, data, list(wanted)):
+            return []
+        said = warnings_of(checkpoint, splits)
+        for name in missing:
+            encoder.folder = Path("runs/evaluations") / ids[name]
+            with contextlib.ExitStack() as held:
+                with contextlib.suppress(OSError):  # a folder that can't be written: only evaluators that train need it
+                    held.enter_context(locked(encoder.folder))
+                if paths[name].exists():  # another process made it meanwhile
+                    continue
+                evaluator, code = evaluators[name], code_of(evaluators[name])
+                result = evaluator.run(encoder, data)
+                facts = (encoder.precision, code, said)
+                row = make_row(ids[name], suite, checkpoint, name, evaluator, data, result, *facts)
+                write_row(paths[name], row, result.correct)
+                shutil.rmtree(encoder.folder, ignore_errors=True)
+    return [Row.read(path) for path in paths.values()]
+
+
+def _goes_on(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> bool:
+    """Under ``torchrun`` every process extracts its share of the features; then the first goes on, as if alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    for images in (data.train, data.test) if wanted else ():  # fine-tuning alone wants none
+        encoder.features(images, [p for p in wanted if p in encoder.poolings] or encoder.poolings[:1])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    first = is_first()
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(key, None)
+    return first

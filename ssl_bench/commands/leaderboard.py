@@ -1,0 +1,115 @@
+"""``ssl-bench leaderboard``: rank the rows of a folder. The same rows give the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ssl_bench.results.leaderboard import significance, warnings
+from ssl_bench.results.leaderboard.aggregate import Aggregate as Aggregate
+from ssl_bench.results.leaderboard.aggregate import Cell as Cell
+from ssl_bench.results.leaderboard.aggregate import aggregate_rows as aggregate_rows
+from ssl_bench.results.leaderboard.aggregate import summarise as summarise
+from ssl_bench.results.leaderboard.significance import Selection
+from ssl_bench.results.leaderboard.table import LEGEND, Table, build
+from ssl_bench.results.rows.row import read_rows
+from ssl_bench.results.rows.schema import explained
+from ssl_bench.results.text import escape, plain, terminal_table
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.files import write_atomic
+
+FORMATS = {"md": "LEADERBOARD.md", "csv": "leaderboard.csv", "html": "leaderboard.html", "latex": "leaderboard.tex"}
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Rows are many small dicts without cycles, which the garbage collector would walk through over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
+def leaderboard(
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = ("md",),
+    sort: str | None = None,
+    selection: Selection = Selection(),  # noqa: B008, it is frozen
+    figures: bool = False,
+    runs: str | Path | None = None,
+    show: Callable[[str], None] = print,
+) -> list[Path]:
+    """Rank the rows of a folder: the Python form of ``ssl-bench leaderboard``.
+
+    Args:
+        folder: Has ``rows/``; the files are written beside it.
+        formats: Any of md, csv, html, latex.
+        sort: Evaluation to sort by; linear when left out, or the last where there is none.
+        selection: Which rows; what is left of all of them is written under names that start with "selected".
+        figures: Draw the figures into ``figures/``.
+        runs: Folder of runs, for the training curves.
+        show: What to do with each line of the terminal table.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: No rows, one that breaks the schema, or an unknown format, evaluation or name.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    with explained(read_rows(folder)) as rows:
+        tables = [selection.best(table) for table in build(selection.rows(rows), sort)]
+        if not tables:
+            raise UserError(f"no rows in {folder}")
+        for table in tables:
+            show(table.terminal())
+            show(terminal_table("Ranks", *table.ranks(seeds=False)))
+            for text in [*table.teachers(), *(f"WARNING: {note}" for note in warnings.notes(table))]:
+                show(plain(text))
+        show(f"{LEGEND}\n{significance.LEGEND}")
+        if selection.text():
+            show(f"Only {plain(selection.text())}.")
+        files = []
+        prefix = "" if selection.everything else "selected-"
+        for kind in formats:
+            path = Path(folder) / f"{prefix}{FORMATS[kind]}"
+            files.append(write_atomic(path, render(kind, tables, selection.text())))
+        if figures:
+            from ssl_bench.results.leaderboard.figures import draw  # matplotlib takes a second
+
+            files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
+        for file in files:
+            show(f"wrote {file}")
+        return files
+
+
+def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:
+    """A file of the leaderboard.
+
+    Args:
+        kind: Of ``FORMATS``.
+        tables: Of ``build``.
+        selected: What is shown of the rows; everything when empty.
+    """
+    if kind == "csv":
+        return Table.csv(tables)
+    if kind == "html":
+        from ssl_bench.results.leaderboard.html import page
+
+        return page(tables, selected)
+    if kind == "latex":
+        from ssl_bench.results.leaderboard.latex import latex
+
+        return latex(tables, selected)
+    only = f"Only {escape(selected)}.\n\n" if selected else ""
+    text = "\n\n".join(table.markdown() for table in tables)
+    return f"# Leaderboard\n\n{only}{text}\n\n{LEGEND}\n\n{significance.LEGEND}\n"

@@ -1,0 +1,142 @@
+"""One pre-training run: recipe -> data -> method -> Lightning trainer -> encoder file."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.checkpoints.encoder_file import Checkpoint, code_version, load_encoder, save_encoder, save_weights
+from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
+from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.methods.method import Method
+from ssl_bench.training.trainer import train
+from ssl_bench.utils.distributed import is_first, process
+from ssl_bench.utils.files import content_hash, locked, source_files, source_hash
+from ssl_bench.views.view import describe
+
+
+def pretrain(
+    method: str,
+    *,
+    recipe: str | None = None,
+    data: str | None = None,
+    backbone: str | None = None,
+    epochs: float | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    skip_unreadable: bool = False,
+) -> Path:
+    """Pre-train a method: the Python form of ``ssl-bench pretrain``.
+
+    Returns:
+        The encoder file.
+    """
+    given = {"data": data, "backbone": backbone, "epochs": epochs, "seed": seed}
+    layers = {key: value for key, value in given.items() if value is not None} | dict(overrides or {})
+    resolved = load_recipe(method, recipe, layers)
+    images = load(resolved.data, skip_unreadable=skip_unreadable)
+    return run(resolved, images, Path(out) if out else run_folder(resolved, images))
+
+
+def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
+    """``runs/mae-cifar10-0-1a2b3c4d5e6f``: the same recipe on the same images is the same folder."""
+    key = content_hash({"recipe": recipe.as_dict(), "data": data.train.fingerprint})
+    return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{key[:12]}"
+
+
+def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
+    """Train, or go on where ``last.ckpt`` in the folder left off, and write ``encoder.pt``; at once if it is there.
+
+    Raises:
+        UserError: The recipe does not fit the data.
+        RunError: The loss diverged or the disk is full.
+    """
+    target = folder / "encoder.pt"
+    if target.exists():
+        return target
+    with locked(folder) if is_first() else contextlib.nullcontext():
+        if not target.exists():  # another process may have made it meanwhile
+            _make(recipe, data, folder, target)
+    if process()[1] > 1:
+        torch.distributed.barrier()  # the file is there when any process goes on
+    return target
+
+
+def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
+    fit, dev = hold_out(data.train)
+    images = fit if recipe.cls.uses_labels else data.train
+    beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.teachers.items()}
+    networks = {keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword])) for keyword in beside}
+    method = build(recipe, images.classes)
+    for keyword in recipe.cls.teachers:
+        found = networks.get(keyword)
+        method.set_teacher(keyword, found.encoder.requires_grad_(False) if found else None)
+    cost, facts = no_cost(), {}
+    if recipe.cls.trains:
+        cost = train(method, images, folder, f"{recipe.method}, seed {recipe.seed}", monitored=(fit, dev))
+        facts = method.finish(images)
+    if not is_first():
+        return
+    encoder: Any = method.encoder
+    about = {
+        "recipe": recipe.as_dict(),
+        "views": describe(method.views) if recipe.cls.trains else "",
+        "pretraining": {
+            "data": images.name,
+            "fingerprint": images.fingerprint,
+            "images": len(images),
+            "skipped": images.skipped,
+            "seed": recipe.seed,
+            **cost,
+            "facts": facts,
+            "teachers": {keyword: _teacher(network, beside[keyword]) for keyword, network in networks.items()},
+        },
+        "paper": recipe.cls.paper,
+        "category": recipe.cls.category,
+        "flags": list(dict.fromkeys([*method.flags, *(f for n in networks.values() for f in n.about["flags"])])),
+        "deviations": list(recipe.cls.deviations),
+        "method_source": source_hash(*source_files(inspect.getfile(recipe.cls))),
+        "code": code_version(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "method.pt", method)
+    save_encoder(target, encoder, getattr(encoder, "spec", recipe.backbone), recipe.method, about)
+    (folder / "last.ckpt").unlink(missing_ok=True)
+
+
+def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:
+    """What a row says about a target network that was pre-trained for it."""
+    spent = network.about["pretraining"]
+    kept = ("images_seen", "flops", "wall_seconds", "facts")
+    return {
+        "method": network.method,
+        "run": folder.name,
+        "sha256": network.sha256,
+        **{key: spent[key] for key in kept},
+    }
+
+
+def build(recipe: Recipe, classes: Sequence[str]) -> Method:
+    """The method with its backbone at the initial weights of the recipe's seed."""
+    seed_everything(recipe.seed, verbose=False)
+    known = {"num_classes": len(classes), "class_names": tuple(classes)}
+    wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
+    method = recipe.cls(Backbone(**recipe.backbone), **wanted, **recipe.settings)
+    method.plan, method.seed = recipe.training, recipe.seed
+    return method
+
+
+def no_cost() -> dict[str, Any]:
+    """What a baseline without training costs."""
+    zero = {
+        key: 0 for key in ("epochs", "steps", "batch_size", "images_seen", "patches_encoded", "flops", "wall_seconds")
+    }
+    return zero | {"patches_encoded_without_gradient": 0, "patches_per_image": 0, "peak_memory_bytes": 0}

@@ -1,0 +1,257 @@
+"""Run what a table still misses: the plan and its cost first, then the runs that this machine can do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.commands.convert import convert
+from ssl_bench.commands.evaluate import evaluate
+from ssl_bench.commands.pretrain import pretrain
+from ssl_bench.config.parsing import read_yaml
+from ssl_bench.data.datasets import DATASETS
+from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, training_flops
+from ssl_bench.results.papers.matching import ROWS, Run, Target, find_evaluation, find_run, matching, released, target
+from ssl_bench.results.papers.published import Number, published
+from ssl_bench.results.papers.table_spec import Definition, read_definition
+from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.utils.errors import RunError, UserError, unknown
+from ssl_bench.utils.shipped import shipped
+
+
+@dataclass
+class Step:
+    """One encoder of a table, what of it is measured and what isn't.
+
+    Attributes:
+        target: The encoder, with any of its evaluations.
+        run: How to pre-train it, or why that can't be done.
+        file: The authors' file that holds it, where one is known.
+        found: That file, or its conversion, on this machine.
+        missing: (evaluation, data) still to be measured that can be.
+        done: Cells that have a row.
+        skipped: Cells that can't be measured, by reason.
+    """
+
+    target: Target
+    run: Run | str
+    file: str
+    found: Path | None
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    done: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def skip(self) -> str:
+        """Why nothing of it can be run here; empty when something can."""
+        if not self.missing:
+            return "; ".join(self.skipped) or "measured"
+        lacking = [reason for _, data in self.missing if (reason := missing_data(data))]
+        if lacking:
+            return lacking[0]
+        if self.found:
+            return ""
+        return self.run if isinstance(self.run, str) else missing_data(self.target.data)
+
+    @cached_property
+    def cost(self) -> tuple[float, float] | None:
+        """Images seen and FLOPs of pre-training (none with the authors' file) and of the missing evaluations."""
+        images, flops = 0.0, 0.0
+        if not self.found and not isinstance(self.run, str):
+            if self.target.data not in IMAGES or self.target.epochs is None:
+                return None
+            images = IMAGES[self.target.data][0] * self.target.epochs
+            flops = images * training_flops(self.run.resolved)
+        for evaluation, data in self.missing:
+            if data not in IMAGES:
+                return None
+            train, test = IMAGES[data]
+            protocol = read_yaml(shipped("evaluations") / f"{evaluation}.yaml")
+            passes, forward = evaluation_passes(protocol)
+            images += train * passes + test
+            flops += (train * forward + test) * encoder_flops(self.target.backbone)
+        return images, flops
+
+    def commands(self) -> list[str]:
+        """What makes the encoder, then what judges it."""
+        make = f"ssl-bench convert {self.file}" if self.found else ""
+        if not make and isinstance(self.run, Run):
+            make = f"ssl-bench pretrain {self.run.arguments}"
+        names = ",".join(name for name, _ in self.missing)
+        return [make, f"ssl-bench evaluate --evaluations {names} --data {self.missing[0][1]}"] if self.missing else []
+
+
+def reproduce(
+    name: str,
+    *,
+    dry_run: bool = False,
+    out: str | Path = ROWS,
+    checkpoints: str | Path = "checkpoints",
+    device: str = "h100",
+    tflops: float | None = None,
+    max_hours: float | None = None,
+    show: Callable[[str], Any] = print,
+) -> list[str]:
+    """Measure what a table still misses: the Python form of ``ssl-bench reproduce``.
+
+    Args:
+        name: Of ``ssl-bench list tables``, or a YAML file.
+        dry_run: Only show the plan.
+        out: Folder of the rows; those that are there are not measured again.
+        checkpoints: Folder of the authors' files: FILE, or METHOD/BACKBONE/FILE where several have one name.
+        device: Whose hours to estimate: one of ``cost.DEVICES``.
+        tflops: Sustained TFLOPS instead of the device's.
+        max_hours: Skip runs that would take longer.
+        show: What to do with the lines of the plan.
+
+    Returns:
+        One line for each step that failed.
+
+    Raises:
+        UserError: Unknown table or device, or a wrong definition; nothing has been run.
+    """
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if tflops is not None and tflops <= 0:
+        raise UserError(f"--tflops {tflops:g}: it must be above 0")
+    speed = DEVICES[device] if tflops is None else tflops
+    rows = read_rows(out) if (Path(out) / "rows").is_dir() else []
+    steps = make_plan(read_definition(name), published(), rows, Path(checkpoints))
+    where = "as given" if tflops is not None else f"assumed for {device}"
+    show(f"{name}: {len(steps)} encoders; hours at {speed:g} TFLOPS sustained ({where})")
+    for step in steps:
+        for line in describe(step, speed, max_hours):
+            show(line)
+    show(summary(steps, speed, max_hours))
+    if dry_run:
+        return []
+    failed = []
+    for step in steps:
+        if not step.skip and not too_long(step, speed, max_hours):
+            failure = execute(step, Path(out), Path(checkpoints))
+            if failure:
+                print(f"failed: {failure}", file=sys.stderr, flush=True)
+                failed.append(failure)
+    return failed
+
+
+def make_plan(definition: Definition, numbers: Sequence[Number], rows: Sequence[Row], checkpoints: Path) -> list[Step]:
+    """The encoders of a table in its order, each once, with what is measured of them and what isn't."""
+    steps: dict[tuple[Any, ...], Step] = {}
+    for row in definition.rows:
+        for column in definition.columns:
+            number = definition.number(row, column, numbers)
+            if number is None:
+                continue
+            cell = target(number, row, column)
+            key = (cell.method, cell.backbone or cell.printed, cell.data, cell.epochs, cell.settings)
+            if key not in steps:
+                file = released(cell)
+                steps[key] = Step(cell, find_run(cell), file, find_file(cell, file, checkpoints))
+            step = steps[key]
+            reason = step.run if isinstance(step.run, str) and not step.file else find_evaluation(cell)
+            if matching(cell, rows)[0]:
+                step.done += 1
+            elif reason:
+                step.skipped[reason] = step.skipped.get(reason, 0) + 1
+            elif (cell.evaluation, cell.test_data) not in step.missing:
+                step.missing.append((cell.evaluation, cell.test_data))
+    return list(steps.values())
+
+
+def find_file(wanted: Target, file: str, checkpoints: Path) -> Path | None:
+    """The authors' file on this machine. A name that several releases share is looked for in a folder of its own."""
+    if not file:
+        return None
+    name, _, shared = file.partition(" of ")
+    places = [checkpoints / wanted.method / wanted.backbone / name, *([] if shared else [checkpoints / name])]
+    return next((place for place in places if place.is_file()), None)
+
+
+def missing_data(name: str) -> str:
+    """Why a data set can't be used here; empty when it is there, or comes by itself."""
+    if name not in DATASETS:
+        return f"{name} is not one of our data sets"
+    folder = Path(os.environ.get("SSL_BENCH_DATA", "data")) / name
+    return f"{name} is not in {folder}" if name == "imagenet1k" and not (folder / "train").is_dir() else ""
+
+
+def hours(step: Step, speed: float) -> float | None:
+    """Estimated hours of a step at ``speed`` TFLOPS."""
+    cost = step.cost
+    return None if cost is None else cost[1] / speed / 1e12 / 3600
+
+
+def too_long(step: Step, speed: float, max_hours: float | None) -> bool:
+    """Whether a step would take longer than allowed; one of unknown cost does."""
+    estimate = hours(step, speed)
+    return max_hours is not None and (estimate is None or estimate > max_hours)
+
+
+def describe(step: Step, speed: float, max_hours: float | None) -> list[str]:
+    """The plan of one encoder, in lines."""
+    lines = [f"\n{step.target.encoder}"]
+    if step.done:
+        lines.append(f"  measured: {step.done} {'number' if step.done == 1 else 'numbers'}")
+    if step.file:
+        state = f"found: {step.found}" if step.found else "not here; with it in --checkpoints nothing need be trained"
+        lines.append(f"  released weights: {step.file} ({state})")
+    if step.missing:
+        lines += [f"  {'would run' if step.skip else 'run'}: {command}" for command in step.commands() if command]
+        cost = step.cost
+        if cost and cost[1]:
+            lines.append(f"  {cost[0]:.2e} images, {cost[1]:.1e} FLOPs, about {format_hours(hours(step, speed))}")
+    lines += [f"  {count} of its numbers can't be: {reason}" for reason, count in step.skipped.items() if step.missing]
+    if step.skip and step.skip != "measured":
+        lines.append(f"  skipped: {step.skip}")
+    elif step.missing and too_long(step, speed, max_hours):
+        lines.append(f"  skipped: longer than {max_hours:g} h, or of unknown cost")
+    return lines
+
+
+def summary(steps: Sequence[Step], speed: float, max_hours: float | None) -> str:
+    """How much of the table can be run here."""
+    ready = [step for step in steps if step.missing and not step.skip and not too_long(step, speed, max_hours)]
+    could = [step for step in steps if step.missing and not (isinstance(step.run, str) and not step.found)]
+    total = sum(hours(step, speed) or 0 for step in could)
+    return (
+        f"\n{len(ready)} of {len(steps)} encoders can be run here now; {len(could)} have a recipe or weights, about "
+        f"{format_hours(total)} together; {sum(step.done for step in steps)} numbers are measured already"
+    )
+
+
+def format_hours(value: float | None) -> str:
+    """For example "2.5 h" or "31 days".
+
+    Example:
+        >>> format_hours(2.5), format_hours(744.0), format_hours(None)
+        ('2.5 h', '31 days', 'unknown time')
+    """
+    if value is None:
+        return "unknown time"
+    return f"{value / 24:.0f} days" if value >= 72 else f"{value:.1f} h" if value >= 0.1 else f"{value * 3600:.0f} s"
+
+
+def execute(step: Step, out: Path, checkpoints: Path) -> str | None:
+    """Convert or pre-train, then evaluate; a line that says why, if it failed."""
+    wanted = step.target
+    try:
+        if step.found:
+            name = f"{wanted.method}-{wanted.backbone}-{wanted.data}-{wanted.epochs:g}.pt"
+            encoder = checkpoints / "converted" / name
+            made, epochs = wanted.data, wanted.epochs
+            convert(step.found, method=wanted.method, backbone=wanted.backbone, out=encoder, data=made, epochs=epochs)
+        else:
+            assert isinstance(step.run, Run)
+            encoder = pretrain(wanted.method, recipe=step.run.recipe, overrides=step.run.overrides)
+        for data in dict.fromkeys(data for _, data in step.missing):
+            names = [name for name, on in step.missing if on == data]
+            evaluate(encoder, evaluations=names, data=data, out=out)
+    except (UserError, RunError) as error:
+        return f"{wanted.encoder}: {error}"
+    return None

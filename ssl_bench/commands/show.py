@@ -1,0 +1,192 @@
+"""One picture of what an encoder does: attention maps, the method's own reconstruction, nearest neighbours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.backbones.vit import Backbone
+from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
+from ssl_bench.config.recipe import FROM_DATA, resolve_method
+from ssl_bench.data.datasets import load
+from ssl_bench.data.images import decode, reason
+from ssl_bench.methods.method import Method
+from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.files import write_atomic
+from ssl_bench.views.evaluation import eval_images, resize_crop
+
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+BANK = 2000  # images among which neighbours are looked for
+HEADS = 6  # attention maps drawn
+NEIGHBOURS = 5
+
+
+def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6, backbone: str | None = None) -> Path:
+    """Draw the picture of an encoder: the Python form of ``ssl-bench show``.
+
+    Each row is an image: the crop the encoder sees; for a vision transformer the attention of the cls token to the
+    patches in the last block, head by head (DINO, figure 1); what the method can show of itself (reconstructions); and
+    the nearest other images by the cosine of the features that k-NN uses.
+
+    Args:
+        checkpoint: An encoder file. The method's own panels need ``method.pt`` beside it, as a run leaves it.
+        images: A folder of images, or a data set, whose test images are taken.
+        out: The picture: .png, .pdf, .svg or .jpg.
+        count: Rows.
+        backbone: Which backbone plain timm weights are for.
+
+    Raises:
+        UserError: No such file, no images in the folder, or a picture format that is not known.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"{out}: a picture ends in one of {', '.join(FORMATS)}")
+    loaded = load_encoder(checkpoint, backbone)
+    encoder: Any = loaded.encoder
+    if not hasattr(encoder, "features"):
+        raise UserError(f"{checkpoint} holds a {type(encoder).__name__}, which has no features to show")
+    bank = read_images(images, encoder.image_size)
+    picked = torch.linspace(0, len(bank) - 1, min(count, len(bank))).long().unique()
+    rows = bank[picked]
+    columns: list[tuple[str, Tensor]] = [("image", rows.float() / 255)]
+    if isinstance(encoder, Backbone):
+        maps = attention_maps(encoder, eval_images(rows, encoder.image_size))
+        columns += [(f"attention, head {i + 1}", maps[:, i]) for i in range(min(HEADS, maps.shape[1]))]
+    method = load_method(loaded, Path(checkpoint))
+    if method is not None:
+        torch.manual_seed(0)  # the masks
+        with torch.no_grad():
+            columns += list(method.show(rows.float() / 255).items())
+    pooling = encoder.poolings[1] if len(encoder.poolings) > 1 else encoder.poolings[0]
+    nearest = neighbours(encoder, bank, picked, pooling)
+    columns += [(f"neighbour {k + 1}", bank[nearest[:, k]].float() / 255) for k in range(nearest.shape[1])]
+    return write_atomic(out, draw(columns, f"{loaded.method}, {encoder.name}; neighbours by {pooling}", out.suffix[1:]))
+
+
+def read_images(source: str, size: tuple[int, int]) -> Tensor:
+    """Crops of a folder of images (at any depth), or of the test images of a data set: uint8 (N, 3, *size).
+
+    Raises:
+        UserError: No image there, or one that can't be read.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if "/" in source and ":" not in source:
+            raise UserError(f"no such folder: {source}")
+        test = load(source).test
+        spread = torch.linspace(0, len(test) - 1, min(BANK, len(test))).long().unique()
+        return torch.stack([resize_crop(test.images[int(i)], size) for i in spread])
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"{folder}: no images in it; looked for {', '.join(SUFFIXES)}")
+    crops = []
+    for path in (files[int(i)] for i in np.unique(np.linspace(0, len(files) - 1, min(BANK, len(files))).astype(int))):
+        try:
+            with path.open("rb") as file:
+                crops.append(resize_crop(decode(file), size))
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(f"{path}: {reason(error)}") from error
+    return torch.stack(crops)
+
+
+@torch.no_grad()
+def attention_maps(encoder: Backbone, images: Tensor) -> Tensor:
+    """Attention of the cls token to the patches in the last block.
+
+    Args:
+        encoder: The vision transformer.
+        images: (B, 3, H, W) float, normalised.
+
+    Returns:
+        (B, heads, rows, columns) float32; with the weights of cls and registers they sum to 1.
+    """
+    seen: list[Tensor] = []
+    attention: Any = encoder.blocks[-1].attn
+    handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        encoder(images)
+    finally:
+        handle.remove()
+    n = seen[0].shape[1]
+    q, k, _ = seen[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    logits = q[:, :, :1] @ k.transpose(-2, -1) * attention.scale  # (B, heads, 1, N)
+    if encoder.rel_pos_bias is not None:
+        logits = logits + encoder.rel_pos_bias()[None, :, :1]
+    weights = logits.float().softmax(dim=-1)[:, :, 0, encoder.num_prefix_tokens : n]
+    return weights.unflatten(2, encoder.grid_size)
+
+
+def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
+    """The whole method behind an encoder file of a run, in eval mode; None when it can't be rebuilt from its files."""
+    weights, recipe = checkpoint.with_name("method.pt"), loaded.about.get("recipe")
+    if not weights.is_file() or not recipe:
+        return None
+    try:
+        cls = resolve_method(recipe["method"])[1]
+    except UserError:  # a method from outside, whose file is not known here
+        return None
+    if cls.show is Method.show:
+        return None
+    method = cls(Backbone(**recipe["backbone"]), **{k: v for k, v in recipe["settings"].items() if k not in FROM_DATA})
+    for keyword, teacher in loaded.about["pretraining"]["teachers"].items():
+        path = checkpoint.parent.parent / teacher["run"] / "encoder.pt"
+        if not path.is_file():
+            return None
+        method.set_teacher(keyword, load_encoder(path).encoder)
+    method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return method.eval()
+
+
+@torch.no_grad()
+def neighbours(encoder: nn.Module, bank: Tensor, queries: Tensor, pooling: str) -> Tensor:
+    """The nearest other images.
+
+    Args:
+        encoder: With ``features``.
+        bank: uint8 (N, 3, H, W).
+        queries: (Q,) int64, rows of the bank.
+        pooling: The features to compare.
+
+    Returns:
+        (Q, K) int64 rows of the bank, the nearest first; K is 5 or the number of other images.
+    """
+    size: Any = encoder.image_size
+    found = [encoder.features(eval_images(part, size), [pooling])[pooling] for part in bank.split(256)]  # type: ignore[operator]
+    features = F.normalize(torch.cat(found).float(), dim=1)
+    similarity = features[queries] @ features.T
+    similarity[torch.arange(len(queries)), queries] = -2  # not itself
+    return similarity.topk(min(NEIGHBOURS, len(bank) - 1), dim=1).indices
+
+
+def draw(columns: Sequence[tuple[str, Tensor]], title: str, kind: str) -> bytes:
+    """A grid of pictures: one row an image, one column a panel; (B, 3, H, W) colours or (B, H, W) maps."""
+    from matplotlib.figure import Figure
+
+    n_rows = len(columns[0][1])
+    figure = Figure(figsize=(1.25 * len(columns), 1.2 * n_rows + 0.7), layout="constrained")
+    axes = figure.subplots(n_rows, len(columns), squeeze=False)
+    for j, (name, pictures) in enumerate(columns):
+        for i, picture in enumerate(pictures):
+            axis = axes[i, j]
+            axis.set_axis_off()
+            if picture.ndim == 3:
+                axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+            else:
+                axis.imshow(picture.numpy(), cmap="viridis", vmin=0, interpolation="nearest")
+            if i == 0:
+                axis.set_title(name, fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    buffer = io.BytesIO()
+    try:
+        figure.savefig(buffer, format=kind, dpi=150, metadata={} if kind == "jpg" else None)
+    except ValueError as error:
+        raise RunError(f"cannot draw as {kind}: {error}") from error
+    return buffer.getvalue()

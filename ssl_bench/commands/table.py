@@ -1,0 +1,74 @@
+"""``ssl-bench table``: a paper's table, reported beside measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.results.papers.matching import ROWS
+from ssl_bench.results.papers.published import published
+from ssl_bench.results.papers.table import fill
+from ssl_bench.results.papers.table_spec import read_definition, table_names
+from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.results.rows.schema import explained
+from ssl_bench.utils.errors import unknown
+from ssl_bench.utils.files import write_atomic
+
+FORMATS = ("md", "csv", "terminal")
+
+
+def list_tables() -> dict[str, dict[str, Any]]:
+    """Name -> title, rows and numbers of each shipped table: what ``ssl-bench list tables`` prints."""
+    tables = {}
+    for name in table_names():
+        definition = read_definition(name)
+        found = [
+            definition.number(row, column, published()) for row in definition.rows for column in definition.columns
+        ]
+        count = sum(number is not None for number in found)
+        tables[name] = {"description": definition.title, "rows": len(definition.rows), "numbers": count}
+    return tables
+
+
+def table(
+    name: str,
+    *,
+    rows: Sequence[str | Path] | None = None,
+    formats: Sequence[str] = ("terminal",),
+    out: str | Path | None = None,
+    show: Callable[[str], Any] = print,
+) -> list[Path]:
+    """Show a paper's table: the Python form of ``ssl-bench table``.
+
+    Args:
+        name: Of ``list_tables``, or a YAML file.
+        rows: Folders with ``rows/``; ``ROWS`` where it exists when left out. A row that several have counts once.
+        formats: Any of md, csv, terminal; each is shown.
+        out: Folder to write NAME.md and NAME.csv to instead of showing them.
+        show: What to do with the text.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: Unknown table or format, a wrong definition, or no rows in a folder that was named.
+    """
+    for kind in formats:
+        if kind not in FORMATS:
+            raise unknown("format", kind, FORMATS)
+    folders = list(rows) if rows is not None else [ROWS] * (ROWS / "rows").is_dir()
+    found: dict[str, Row] = {}
+    for row in (row for folder in folders for row in read_rows(folder)):
+        found.setdefault(row["id"], row)
+    with explained(list(found.values())) as measured:
+        filled = fill(read_definition(name), published(), measured)
+        files = []
+        for kind in formats:
+            text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
+            if out is not None and kind != "terminal":
+                files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
+                show(f"wrote {files[-1]}")
+            else:
+                show(text)
+        return files

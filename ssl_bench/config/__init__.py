@@ -1,0 +1,1 @@
+"""Recipes, suites and protocols: from files to typed constructor keywords."""

@@ -1,0 +1,177 @@
+"""Recipes: from a file and command-line overrides to typed constructor keywords. jsonargparse does the typing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.config.parsing import parse_values, read_yaml
+from ssl_bench.methods import METHODS, TEACHERS
+from ssl_bench.methods.method import Method
+from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.shipped import find_yaml, shipped
+
+FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a pre-training run, resolved: no default is left to look up.
+
+    Args:
+        method: The name in tables: a registered name, or the class name of an external method.
+        cls: The method's class.
+        backbone: ``{"name": ..., **Backbone keywords}``.
+        data: Data set, as asked for.
+        seed: Seed of the weights, the order, the views and the masks.
+        training: Length, batch, optimiser and schedules.
+        settings: The method's own keywords.
+        teachers: The recipes of the teachers that are pre-trained first, by the keyword that names them.
+    """
+
+    method: str
+    cls: type[Method]
+    backbone: dict[str, Any]
+    data: str
+    seed: int
+    training: Training
+    settings: dict[str, Any]
+    teachers: dict[str, Recipe] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for rows and checkpoints. ``data`` is left out: rows carry its name and fingerprint."""
+        return json.loads(
+            json.dumps(
+                {
+                    "method": self.method,
+                    "backbone": self.backbone,
+                    "seed": self.seed,
+                    "training": dataclasses.asdict(self.training) if self.cls.trains else {},
+                    "settings": self.settings,
+                    "teachers": {keyword: teacher.as_dict() for keyword, teacher in self.teachers.items()},
+                }
+            )
+        )
+
+    @property
+    def hash(self) -> str:
+        """Hash of ``as_dict``."""
+        return content_hash(self.as_dict())
+
+
+def resolve_method(reference: str) -> tuple[str, type[Method]]:
+    """Name and class of a method given as a registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
+
+    Raises:
+        UserError: Nothing there, or not a Method.
+    """
+    if reference in METHODS or reference in TEACHERS:
+        return reference, (METHODS | TEACHERS)[reference]
+    if ":" not in reference:
+        raise unknown("method", reference, [*METHODS, "package.module:Class", "path/to/file.py:Class"])
+    place, _, name = reference.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise UserError(f"method {reference!r}: no such file: {place}")
+            module_name = f"ssl_bench_external_{Path(place).stem}"
+            spec = importlib.util.spec_from_file_location(module_name, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises while it is imported
+        raise UserError(f"method {reference!r}: importing {place} failed: {type(error).__name__}: {error}") from error
+    classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, Method) and c is not Method]
+    if name not in classes:
+        raise unknown(f"method class in {place}", name, classes)
+    if name in METHODS or name in TEACHERS:
+        raise UserError(f"method {reference!r}: the class name {name!r} is the name of a registered method; rename it")
+    return name, getattr(module, name)
+
+
+def recipe_names(method: str) -> list[str]:
+    """Names of the shipped recipes of a method."""
+    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml"))
+
+
+def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], origin: str = "--set") -> Recipe:
+    """Resolve a recipe: the class's defaults, then the recipe file, then each layer of overrides.
+
+    Args:
+        method: A reference (see ``resolve_method``).
+        recipe: Name of a shipped recipe or a YAML file; the class's defaults alone when left out.
+        layers: Overrides, later ones win; values may be strings as typed on a command line.
+        origin: What to call the layers in an error.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, a backbone that can't be built.
+    """
+    name, cls = resolve_method(method)
+    values: dict[str, tuple[Any, str]] = {}
+    if recipe is not None:
+        path = find_yaml(f"methods/{name}", recipe)
+        values |= {key: (value, str(path)) for key, value in read_yaml(path).items()}
+    for layer in layers:
+        values |= {key: (value, origin) for key, value in layer.items()}
+    stated = str(values.pop("method", (name, ""))[0])
+    if stated not in (name, method):
+        raise UserError(f"the recipe is for method {stated!r}, not for {name!r}")
+    parser = recipe_parser(cls)
+    parsed = parse_values(parser, values)
+    if parsed["backbone"] is None:
+        raise UserError(f"method {name!r}: no backbone given; use --backbone, for example vit_small_patch16_224")
+    parse_name(parsed["backbone"])
+    training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
+    backbone = {key: parsed[key] for key in _keywords(Backbone) if key != "name"}
+    teachers = {}
+    for keyword in cls.teachers:
+        teacher, _, its_recipe = parsed[keyword].partition(":")
+        if teacher in TEACHERS:
+            same = {"backbone": parsed["backbone"], "data": parsed["data"]}
+            teachers[keyword] = load_recipe(teacher, its_recipe or None, same, origin=f"{keyword} of {name}")
+    return Recipe(
+        method=name,
+        cls=cls,
+        backbone={"name": parsed["backbone"], **backbone},
+        data=parsed["data"],
+        seed=parsed["seed"],
+        training=training,
+        settings={key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)},
+        teachers=teachers,
+    )
+
+
+def recipe_parser(cls: type[Method]) -> ArgumentParser:
+    """A parser for the flat keys of a method's recipe; its help is the docstrings of the constructors."""
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--backbone", type=str, default=None, help="vit_{micro,tiny,small,base,large}_patch{P}_{IMAGE}")
+    parser.add_argument("--data", type=str, default="shapes", help="data set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, views and masks")
+    parser.add_class_arguments(Training)
+    parser.add_class_arguments(cls, skip={"backbone", *FROM_DATA})
+    parser.add_class_arguments(Backbone, skip={"name"})
+    parser.set_defaults({**dataclasses.asdict(cls.defaults), **cls.backbone_options})
+    return parser
+
+
+def _keywords(cls: type) -> list[str]:
+    parameters = list(inspect.signature(cls).parameters.values())
+    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -1,0 +1,86 @@
+"""What a suite asks for: its file, and the recipes of all its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ssl_bench.config.parsing import parse_class, read_yaml
+from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names, resolve_method
+from ssl_bench.methods import BASELINES
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.shipped import find_yaml
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is compared with what.
+
+    Args:
+        name: Of the suite.
+        description: One sentence.
+        data: Data set for pre-training and evaluation.
+        backbone: The one backbone of all methods.
+        methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there.
+        recipe: Name of the recipe that each method brings.
+        seeds: One pre-training run each.
+        seeds_of: Seeds of single methods instead, for a yardstick that needs no interval.
+        evaluations: Protocols.
+        transfer: Other data sets on which every encoder is judged as well, pre-trained on ``data`` as it is.
+        transfer_evaluations: Protocols there.
+        training: Training values for methods that bring no recipe of that name.
+    """
+
+    name: str = ""
+    description: str = ""
+    data: str = ""
+    backbone: str = ""
+    methods: list[str] = field(default_factory=list)
+    recipe: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds_of: dict[str, list[int]] = field(default_factory=dict)
+    evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    transfer: list[str] = field(default_factory=list)
+    transfer_evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def load_suite(name: str) -> Suite:
+    """Read a suite.
+
+    Raises:
+        UserError: Unknown name or key, or a value of the wrong type.
+    """
+    path = find_yaml("results", name, "{}/suite.yaml")
+    values = read_yaml(path)
+    for key in ("name", "description", "data", "backbone", "methods", "recipe"):
+        if key not in values:
+            raise UserError(f"{path}: the key {key!r} is missing")
+    parsed = parse_class(Suite, values, str(path))
+    return Suite(**parsed.as_dict())
+
+
+def resolve(
+    plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
+) -> list[Recipe]:
+    """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
+    recipes = []
+    for method in dict.fromkeys([*BASELINES, *methods]):
+        name, cls = resolve_method(method)
+        brings_recipe = plan.recipe in recipe_names(name)
+        fallback = {} if brings_recipe or not cls.trains else plan.training
+        own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
+        for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
+            layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
+            named = plan.recipe if brings_recipe else None
+            recipe = load_recipe(method, named, layer, origin=f"suite {plan.name}")
+            recipes.append(scaled(recipe, budget))
+    return recipes
+
+
+def scaled(recipe: Recipe, budget: float) -> Recipe:
+    """A recipe, and those of its teachers, with ``budget`` times the epochs."""
+    training = replace(recipe.training, epochs=recipe.training.epochs * budget)
+    teachers = {keyword: scaled(teacher, budget) for keyword, teacher in recipe.teachers.items()}
+    return replace(recipe, training=training, teachers=teachers)

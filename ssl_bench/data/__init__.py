@@ -1,0 +1,1 @@
+"""Data sets: labelled images with a content fingerprint."""

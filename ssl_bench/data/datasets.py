@@ -1,0 +1,252 @@
+"""Data sets by name: labelled images with a content fingerprint, decoded once into memory when they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_bench.data.images import Encoded, Ragged
+from ssl_bench.data.parquet import read_hf, read_parquet
+from ssl_bench.data.reading import decoded_bytes, memory_budget, read
+from ssl_bench.data.sources import TORCHVISION, Raw, read_folder, read_torchvision
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.progress import progress
+
+DATASETS: dict[str, str] = {
+    "shapes": "10 classes of drawn shapes, 10,000 + 4,000 images of 32 px (shapes@64: another size); built in",
+    "aircraft": "FGVC-Aircraft, 100 variants, 6,667 + 3,333 images",
+    "cifar10": "CIFAR-10, 50,000 + 10,000 images of 32 px",
+    "cifar100": "CIFAR-100, 50,000 + 10,000 images of 32 px",
+    "dtd": "Describable Textures (partition 1), 47 classes, 3,760 + 1,880 images",
+    "eurosat": "EuroSAT, 10 classes, 27,000 images of 64 px, 20 % held out as test",
+    "fashionmnist": "Fashion-MNIST, 10 classes, 60,000 + 10,000 grey images of 28 px",
+    "flowers102": "Oxford Flowers, 102 classes, 2,040 + 6,149 images",
+    "food101": "Food-101, 101 classes, 75,750 + 25,250 images",
+    "imagenet1k": "ImageNet-1k, 1,281,167 + 50,000 images; put in data/imagenet1k/{train,val}/<class>/ by you",
+    "imagenette": "Imagenette v2 (320 px), 10 ImageNet classes, 9,469 + 3,925 images",
+    "pets": "Oxford-IIIT Pet, 37 classes, 3,680 + 3,669 images",
+    "stl10": "STL-10, 10 classes, 5,000 + 8,000 labelled images of 96 px",
+    "svhn": "Street View House Numbers, 10 classes, 73,257 + 26,032 images of 32 px",
+    "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
+    "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
+    "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",
+}
+
+TEST_FRACTION = 0.2  # held out of a data set that has no test split
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images of one split, decoded on access or held decoded in memory.
+
+    Attributes:
+        name: Of the data set, never a path.
+        split: "train", "dev" or "test".
+        labels: int64 (N,).
+        classes: Class names; ``classes[labels[i]]`` names image i.
+        fingerprint: 64 hex digits that change with any image byte, label or class name (``reading.read``).
+        images: uint8 (N, 3, H, W) when decoded and of one size; otherwise ``[i]`` gives uint8 (3, H_i, W_i).
+        factors: Nuisance labels (N,) by name, for drawn data sets.
+        skipped: Unreadable images that were left out.
+        origin: The set this one is a subset of, and the indices (N,) int64 there.
+    """
+
+    name: str
+    split: str
+    labels: Tensor
+    classes: tuple[str, ...]
+    fingerprint: str
+    images: Tensor | Ragged | Encoded
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    origin: tuple[ImageSet, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def decoded(self) -> Tensor | None:
+        """uint8 (N, 3, H, W), or None when the images differ in size or are decoded on access."""
+        return self.images if isinstance(self.images, Tensor) else None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether each access decodes the image anew."""
+        return isinstance(self.images, Encoded)
+
+    def subset(self, indices: Tensor, split: str) -> ImageSet:
+        """The images at ``indices`` (K,) int64 as a split; its fingerprint derives from this one and the indices."""
+        at = indices.numpy().astype(np.int64)
+        # NumPy copies rows on one thread, which is faster here than torch, and far faster on a busy machine.
+        whole = self.images.numpy() if isinstance(self.images, Tensor) else None
+        images: Any = self.images
+        images = images.take(at) if whole is None else torch.from_numpy(whole.take(at, axis=0))
+        return replace(
+            self,
+            split=split,
+            labels=self.labels[indices],
+            fingerprint=hashlib.sha256(bytes.fromhex(self.fingerprint) + at.astype("<i8").tobytes()).hexdigest(),
+            images=images,
+            factors={name: values[indices] for name, values in self.factors.items()},
+            origin=(self, indices),
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The training images of a data set and the ones its numbers are reported on."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def load(spec: str, *, skip_unreadable: bool = False, memory: int | None = None) -> Splits:
+    """Load a data set by name.
+
+    Args:
+        spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "parquet:PATH" or "hf:NAME". Named sets lie in, or are
+            downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA.
+        skip_unreadable: Leave unreadable images out and count them, instead of stopping.
+        memory: Bytes that decoded images may take; larger sets are decoded on access. Default: the environment variable
+            SSL_BENCH_MEMORY, otherwise half of the memory that is free.
+
+    Raises:
+        UserError: The name is unknown, the data set is missing or malformed, or images are unreadable.
+    """
+    if spec == "shapes" or spec.startswith("shapes@"):
+        return _shapes(spec)
+    name, (train, test) = _read(spec)
+    budget = memory_budget() if memory is None else memory
+    hold = sum(decoded_bytes(raw.images) for raw in (train, test) if raw is not None) <= budget
+    train_set, unreadable = _image_set(train, name, "train", hold)
+    test_set = None
+    if test is not None:
+        test_set, more = _image_set(test, name, "test", hold)
+        unreadable += more
+    if unreadable and not skip_unreadable:
+        count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
+        first = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+        raise UserError(f"{count} in {spec}: {first}; use --skip-unreadable to leave them out")
+    for images in (train_set, test_set):
+        if images is not None and not len(images):
+            raise UserError(f"no readable {images.split} image in {spec}")
+    if test_set is not None:
+        return Splits(train_set, test_set)
+    # The name says that the split is ours, so that no number is compared with one on an official test split.
+    train_set = replace(train_set, name=f"{name}-80-20")
+    print(f"{spec} has no test split: 20 % of each class is held out as test ({train_set.name})", file=sys.stderr)
+    kept, out = _stratified(train_set, TEST_FRACTION, seed=0)
+    return Splits(train_set.subset(kept, "train"), train_set.subset(out, "test"))
+
+
+def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
+    """The name of a data set and its splits, nothing decoded yet."""
+    kind, _, place = spec.partition(":")
+    root = Path(os.environ.get("SSL_BENCH_DATA", "data"))
+    if kind in ("folder", "parquet") and place:
+        path = os.path.expanduser(place)
+        name = os.path.basename(os.path.abspath(path)).removesuffix(".parquet") or kind
+        return name, read_folder(path) if kind == "folder" else read_parquet(path)
+    if kind == "hf" and place:
+        return place.rstrip("/").rpartition("/")[2], read_hf(place)
+    if spec in TORCHVISION:
+        return spec, read_torchvision(spec, root)
+    if spec == "imagenet1k":
+        if not (root / spec / "train").is_dir():
+            raise UserError(
+                f"imagenet1k is not in {root / spec}: put its class folders in {root / spec / 'train'} and "
+                f"{root / spec / 'val'}, or set SSL_BENCH_DATA to the folder that has {spec}/"
+            )
+        return spec, read_folder(str(root / spec))
+    if os.path.isdir(spec):
+        raise UserError(f"{spec!r} is a folder: write folder:{spec} (or parquet:{spec})")
+    raise unknown("data set", spec, DATASETS)
+
+
+def _shapes(spec: str) -> Splits:
+    from ssl_bench.data import shapes
+
+    size = spec.removeprefix("shapes").removeprefix("@") or "32"
+    if not size.isdecimal() or not 32 <= int(size) <= 512:
+        raise UserError(f"cannot draw {spec!r}: the size is a whole number of pixels from 32 to 512, as in shapes@64")
+    sets = []
+    for split, count, seed in (("train", 10_000, 0), ("test", 4_000, 1)):
+        drawn = shapes.draw(count, size=int(size), seed=seed)
+        raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
+        sets.append(replace(_image_set(raw, spec, split, hold=True)[0], factors=drawn.factors))
+    return Splits(*sets)
+
+
+def hold_out(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Hold a dev split out of the training images, the same fraction of every class.
+
+    A class of two images or more gives at least one to dev and keeps at least one; a class of one image keeps it.
+
+    Args:
+        train: The training images.
+        fraction: Share of each class that goes to dev, in (0, 1).
+        seed: Which images these are.
+
+    Returns:
+        ``(fit, dev)``: disjoint, together ``train``, both in the order of ``train``.
+
+    Raises:
+        UserError: The fraction is not in (0, 1), or no class has two images.
+    """
+    fit, dev = _stratified(train, fraction, seed)
+    return train.subset(fit, "train"), train.subset(dev, "dev")
+
+
+def _stratified(images: ImageSet, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices, ascending: those kept and those held out."""
+    if not 0 < fraction < 1:
+        raise UserError(f"cannot hold out a fraction of {fraction} of {images.name}: it must lie between 0 and 1")
+    out = np.zeros(len(images), dtype=bool)
+    random = np.random.default_rng(seed)
+    labels = images.labels.numpy()
+    for label in range(len(images.classes)):
+        members = random.permutation(np.flatnonzero(labels == label))
+        out[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)] if len(members) else members] = (
+            True
+        )
+    if not out.any():
+        raise UserError(f"cannot hold images out of {images.name}: no class has two images")
+    return torch.from_numpy(np.flatnonzero(~out)), torch.from_numpy(np.flatnonzero(out))
+
+
+def duplicates(train: ImageSet, test: ImageSet) -> int:
+    """Number of test images whose pixels also occur among the training images. Decodes streamed sets: slow there.
+
+    Example:
+        >>> pixels = torch.arange(3 * 4 * 4, dtype=torch.uint8).view(1, 3, 4, 4)
+        >>> one = ImageSet("one", "train", torch.zeros(1, dtype=torch.int64), ("a",), "00" * 32, pixels)
+        >>> duplicates(one, one)
+        1
+    """
+    seen = set(progress(map(_pixel_digest, _each(train)), "comparing train and test", len(train)))
+    return sum(_pixel_digest(image) in seen for image in _each(test))
+
+
+def _each(images: ImageSet) -> Iterator[Tensor]:
+    return (images.images[i] for i in range(len(images)))
+
+
+def _pixel_digest(image: Tensor) -> bytes:
+    return hashlib.sha256(str(tuple(image.shape)).encode() + image.numpy().tobytes()).digest()
+
+
+def _image_set(raw: Raw, name: str, split: str, hold: bool) -> tuple[ImageSet, list[str]]:
+    """One split, read, and "path (why)" of each image that is not in it because it is unreadable."""
+    done = read(raw, f"{'decoding' if hold else 'checking'} {name} {split}", hold)
+    labels = torch.from_numpy(raw.labels[done.kept])
+    images = ImageSet(name, split, labels, raw.classes, done.fingerprint, done.images, skipped=len(done.unreadable))
+    return images, done.unreadable

@@ -1,0 +1,226 @@
+"""Training batches as a pure function of (seed, step): any step can be rebuilt, by any number of processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.reading import processors
+from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.views.make import view_image
+from ssl_bench.views.view import View, augmented
+
+MOST_WORKERS = 16
+MOST_AHEAD = 2**33  # bytes of views that workers may hold ready: two whole batches of each could be 300 GB
+PREFETCH = 2  # batches of each worker
+
+
+class Loader:
+    """The batches of a training run, for Lightning to iterate as one long epoch.
+
+    Every epoch is a permutation of the images drawn from (seed, epoch); the images that do not fill a last batch are
+    left out of it. Rank r of ``world`` gets the r-th contiguous slice of each global batch. Iterating continues at the
+    next step that was not delivered, so that ``load_state_dict`` resumes a run at the exact image.
+
+    Decoded images of one size come as they are, for the training device to cut all views of a batch at once::
+
+        {"images": uint8 (b, 3, H, W), "labels": int64 (b,), "index": int64 (b,), "step": int}
+
+    Images that differ in size or are decoded on access have their views cut one by one in worker processes, and so have
+    all images when a view has an `augment`::
+
+        {"views": list of float32 (b, 3, size, size), "labels": ..., "index": ..., "step": ...}
+
+    Their randomness comes from (seed, step, position in the global batch): neither the number of workers nor the number
+    of ranks changes a pixel.
+
+    Args:
+        images: The training images.
+        views: The crops to cut; used where workers cut them.
+        batch_size: Images per step, over all ranks.
+        steps: Length of the run.
+        seed: 0 or more; decides the order of the images and the views that workers cut.
+        rank: Which of the ``world`` processes this is.
+        world: Number of training processes.
+        workers: Worker processes that cut views; 0 cuts them in this process. Default: one per processor, at most 16,
+            shared among the ranks.
+        device: Keep decoded images on this CUDA device, if they take at most half of its free memory.
+
+    Raises:
+        UserError: There are fewer images than ``batch_size``, or ``world`` does not divide it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        views: Sequence[View] | None,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1 or len(images) < batch_size:
+            raise UserError(
+                f"batch_size {batch_size} does not fit {images.name} with {len(images)} {images.split} images: "
+                f"choose 1 to {len(images)}"
+            )
+        if batch_size % world:
+            raise UserError(
+                f"batch_size {batch_size} can't be shared by {world} processes: choose a multiple of {world}"
+            )
+        if seed < 0:
+            raise UserError(f"seed {seed} is negative: choose 0 or more")
+        assert images.decoded is not None or views is not None, "images that workers read need views"
+        self.images, self.views = images, views
+        self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
+        self.workers = _default_workers(world) if workers is None else workers
+        self._pixels = None if augmented(views or ()) else images.decoded
+        self._labels = images.labels
+        if self._pixels is not None and device is not None and _fits(self._pixels, torch.device(device)):
+            self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def state_dict(self) -> dict[str, int]:
+        """The next step to deliver."""
+        return {"step": self._next}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at ``state["step"]``."""
+        self._next = int(state["step"])
+
+    def indices(self, step: int) -> Tensor:
+        """Which images this rank gets at ``step``, int64 (batch_size / world,)."""
+        epoch, batch = divmod(step, len(self.images) // self.batch_size)
+        share = self.batch_size // self.world
+        start = batch * self.batch_size + self.rank * share
+        return torch.from_numpy(_order(len(self.images), self.seed, epoch)[start : start + share])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        batches = self._cut() if self._pixels is None else self._gather(self._pixels)
+        for batch in batches:
+            # Before the batch is handed out: a checkpoint made while it is in use says that the next one is due.
+            self._next = batch["step"] + 1
+            yield batch
+
+    def _gather(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
+        pin = torch.cuda.is_available()
+        for step in range(self._next, self.steps):
+            index = self.indices(step)
+            if pixels.device.type == "cpu":
+                images = torch.empty(len(index), *pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
+                # NumPy gathers rows on one thread: no slower than torch, and far faster on a busy machine.
+                pixels.numpy().take(index.numpy(), axis=0, out=images.numpy(), mode="clip")
+            else:
+                images = pixels[index.to(pixels.device)]
+            yield {"images": images, "labels": self._labels[index.to(pixels.device)], "index": index, "step": step}
+
+    def _cut(self) -> Iterator[dict[str, Any]]:
+        assert self.views is not None
+        # Workers are forked where that is safe, so that they share the decoded images instead of copying them.
+        fork = self.workers > 0 and sys.platform == "linux"
+        batches = DataLoader(
+            _Cutter(self.images, self.views, self.seed),
+            batch_sampler=self._jobs(),
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH if self.workers else None,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if fork else None,
+        )
+        try:
+            yield from _joined(batches, self.batch_size // self.world)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                f"a loader worker ended: {str(error).splitlines()[0]} (fewer workers need less memory)"
+            ) from error
+
+    def _jobs(self) -> Iterator[list[tuple[int, int, int]]]:
+        """(step, position in the global batch, index) of each image of each step that is left, a piece at a time."""
+        assert self.views is not None
+        each = sum(4 * 3 * view.count * view.sides[0] * view.sides[1] for view in self.views)  # bytes of an image
+        piece = max(1, MOST_AHEAD // (each * PREFETCH * max(1, self.workers)))
+        for step in range(self._next, self.steps):
+            index = self.indices(step).tolist()
+            jobs = [(step, self.rank * len(index) + i, image) for i, image in enumerate(index)]
+            yield from (jobs[start : start + piece] for start in range(0, len(jobs), piece))
+
+
+def _joined(pieces: Iterable[dict[str, Any] | Exception], count: int) -> Iterator[dict[str, Any]]:
+    """Batches of ``count`` images from the pieces of them that workers cut."""
+    at = 0
+    whole: dict[str, Any] = {}
+    for piece in pieces:
+        if isinstance(piece, Exception):
+            raise piece
+        n = len(piece["index"])
+        if n == count:
+            yield piece
+            continue
+        if at == 0:
+            pin = torch.cuda.is_available()
+            views = [torch.empty(count, *view.shape[1:], pin_memory=pin) for view in piece["views"]]
+            keys = {key: torch.empty(count, dtype=piece[key].dtype) for key in ("labels", "index")}
+            whole = {"views": views, **keys, "step": piece["step"]}
+        for into, part in zip(whole["views"], piece["views"], strict=True):
+            into[at : at + n] = part
+        for key in ("labels", "index"):
+            whole[key][at : at + n] = piece[key]
+        at = (at + n) % count
+        if at == 0:
+            yield whole
+            whole = {}  # its memory is free before the next is taken
+
+
+class _Cutter(Dataset[Any]):
+    """Cuts the views of one image; runs in the worker processes."""
+
+    def __init__(self, images: ImageSet, views: Sequence[View], seed: int) -> None:
+        self.images, self.views, self.seed = images, views, seed
+
+    def __getitem__(self, job: tuple[int, int, int]) -> dict[str, Any] | Exception:
+        step, position, index = job
+        random = np.random.SeedSequence((self.seed, step, position)).generate_state(1, np.uint64)
+        try:
+            views = view_image(self.images.images[index], self.views, int(random[0]))
+        except (UserError, RunError) as error:
+            return error  # raised in a worker, it would reach the user as a traceback
+        return {"views": views, "labels": self.images.labels[index], "index": index, "step": step}
+
+
+def _collate(items: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
+    for item in items:
+        if isinstance(item, Exception):
+            return item
+    batch: dict[str, Any] = default_collate(items)
+    return {**batch, "step": int(batch["step"][0])}
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of ``count`` images in an epoch, int64 (count,)."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def _default_workers(world: int) -> int:
+    return min(MOST_WORKERS, max(1, processors() // world))
+
+
+def _fits(pixels: Tensor, device: torch.device) -> bool:
+    return device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2

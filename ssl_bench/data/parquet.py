@@ -1,0 +1,162 @@
+"""Images in Arrow tables: Parquet files as Hugging Face lays them out, and its ``datasets`` library."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_bench.data.images import Cells, reason
+from ssl_bench.data.sources import TEST_NAMES, Raw, some
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.progress import progress
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+def read_parquet(path: str) -> tuple[Raw, Raw | None]:
+    """One Parquet file, or a folder of them with the split in each name, as Hugging Face lays data sets out.
+
+    Returns:
+        Training and test images; no test images when the names tell no splits apart.
+
+    Raises:
+        UserError: pyarrow or the file is missing, or the columns are others.
+    """
+    if os.path.isfile(path):
+        return _parquet([path], None), None
+    found = sorted(str(file) for file in Path(path).rglob("*.parquet"))
+    if not found:
+        raise UserError(
+            f"no Parquet file at {path} (expected a file, or a folder with *train*.parquet and *test*.parquet)"
+        )
+    splits: dict[str, list[str]] = {}
+    for file in found:
+        words = re.split("[^a-z]+", os.path.relpath(file, path).lower())
+        splits.setdefault(next((word for word in words if word in ("train", *TEST_NAMES)), "all"), []).append(file)
+    if "train" not in splits:
+        if set(splits) != {"all"}:
+            raise UserError(
+                f"no *train*.parquet in {path}, only {', '.join(os.path.basename(file) for file in found[:5])}"
+            )
+        return _parquet(found, None), None
+    train = _parquet(splits["train"], None)
+    for name in TEST_NAMES:
+        if name in splits:
+            test = _parquet(splits[name], train.classes)
+            if (test.labels >= 0).all():  # some sets publish their test images without labels (-1)
+                return train, test
+    return train, None
+
+
+def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("reading Parquet needs pyarrow: pip install pyarrow") from error
+    import pyarrow as pa
+
+    tables = []
+    for file in progress(files, "reading Parquet"):
+        try:
+            names = pq.read_schema(file).names
+            columns = [_column(file, names, IMAGE_COLUMNS), _column(file, names, LABEL_COLUMNS)]
+            tables.append(pq.read_table(file, columns=columns))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot read {file}: {reason(error)}") from error
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise UserError(f"the columns of {files[0]} and the files beside it differ: {reason(error)}") from error
+    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]))
+
+
+def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise UserError(f"no column {' or '.join(wanted)} in {file} (its columns: {', '.join(names)})")
+
+
+def from_arrow(table: Any, image: str, label: str, classes: tuple[str, ...] | None, name: str) -> Raw:
+    """Images and labels of an Arrow table.
+
+    Args:
+        table: Column ``image`` holds bytes, or a struct of ``bytes`` and ``path``; ``label`` integers or strings.
+        image: Name of that column.
+        label: Name of that column.
+        classes: Class names of the training images; None when these are the training images.
+        name: What to call the table in messages.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table[image]
+    data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    sizes = pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64)
+    values = table[label]
+    if values.null_count or not len(values):
+        raise UserError(f"{values.null_count} of {len(values)} rows of {name} have no {label}: expected one on each")
+    if pa.types.is_integer(values.type):
+        labels = values.to_numpy().astype(np.int64)
+        names = _names(table.schema, label) or tuple(str(i) for i in range(int(labels.max()) + 1))
+        if classes is None and labels.min() < 0:
+            raise UserError(f"{int((labels < 0).sum())} training rows of {name} have a negative {label}")
+    else:
+        texts = [str(value) for value in values.to_pylist()]
+        names = tuple(sorted(set(texts)))
+        index = {text: i for i, text in enumerate(classes or names)}
+        missing = sorted(set(texts) - set(index))
+        if missing:
+            raise UserError(
+                f"class {missing[0]!r} of {name} has no training images (training classes: {some(tuple(index))})"
+            )
+        labels = np.array([index[text] for text in texts], dtype=np.int64)
+    classes = classes or names
+    if labels.max() >= len(classes):
+        raise UserError(f"{label} {labels.max()} in {name} is not one of the {len(classes)} training classes")
+    return Raw(Cells(column, name, np.arange(len(labels)), sizes), labels, classes)
+
+
+def _names(schema: Any, label: str) -> tuple[str, ...]:
+    """Class names from the Hugging Face metadata of a schema; empty when it has none."""
+    information = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return tuple(information.get("info", {}).get("features", {}).get(label, {}).get("names") or ())
+
+
+def read_hf(name: str) -> tuple[Raw, Raw | None]:
+    """A data set of the Hugging Face hub, through the ``datasets`` library.
+
+    Raises:
+        UserError: The library is not installed, the set can't be had, or its columns are others.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"hf:{name} needs the datasets library: pip install datasets") from error
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:
+        raise UserError(
+            f"cannot load hf:{name} ({reason(error)}): check the name and the network, or use parquet:PATH"
+        ) from error
+    if "train" not in splits:
+        raise UserError(f"hf:{name} has no train split (its splits: {', '.join(splits)})")
+
+    def raw(split: str, classes: tuple[str, ...] | None) -> Raw:
+        table = splits[split].data.table
+        columns = (
+            _column(f"hf:{name}", table.column_names, IMAGE_COLUMNS),
+            _column(f"hf:{name}", table.column_names, LABEL_COLUMNS),
+        )
+        return from_arrow(table, columns[0], columns[1], classes, f"hf:{name} {split}")
+
+    train = raw("train", None)
+    tests = [raw(split, train.classes) for split in TEST_NAMES if split in splits]
+    return train, next((test for test in tests if (test.labels >= 0).all()), None)

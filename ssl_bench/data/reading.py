@@ -1,0 +1,176 @@
+"""Reading a split once: decode or check every image in parallel, and take its content fingerprint on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ssl_bench.data.images import Encoded, Ragged, decode, pack, reason
+from ssl_bench.data.sources import Raw
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.progress import progress
+
+T = TypeVar("T")
+
+# A split whose encoded images take more bytes than this gets its fingerprint from a sample of them, so that ImageNet is
+# not read twice. The limit is a constant: a fingerprint must not depend on the memory of the machine.
+FULL_HASH_BYTES = 4 * 2**30
+HASH_SAMPLE = 1000
+SIZE_SAMPLE = 256  # headers read to estimate the decoded size of a split
+
+# How a complete file ends. Valid files may carry bytes after their end, so another end only leads to a full decode.
+ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A split that has been read.
+
+    Attributes:
+        images: uint8 (K, 3, H, W), or a sequence of uint8 (3, H_i, W_i); unreadable images are left out.
+        kept: int64 (K,) which images of the source these are.
+        fingerprint: 64 hex digits.
+        unreadable: "path (why)" of each image that was left out.
+    """
+
+    images: Tensor | Ragged | Encoded
+    kept: np.ndarray
+    fingerprint: str
+    unreadable: list[str]
+
+
+def read(raw: Raw, description: str, hold: bool) -> Read:
+    """Decode every image into memory (``hold``), or check that each can be decoded and leave it encoded.
+
+    The check of images that stay encoded is a cheap one: the header opens and JPEG and PNG files end as they should.
+
+    The fingerprint is a sha256 over the class names and, for each readable image in order, its label and the sha256 of
+    its encoded bytes (of its pixels, for sources without files). A split of more than ``FULL_HASH_BYTES`` has path,
+    size in bytes and label of every image in it, and the contents of ``HASH_SAMPLE`` seeded ones. It depends neither on
+    where the files lie, nor on their times, nor on whether the images are held or streamed.
+
+    Args:
+        raw: Images, labels and class names.
+        description: For the progress line.
+        hold: Whether to keep the decoded images in memory.
+    """
+    source = raw.images
+    if isinstance(source, Tensor):
+        digests = [hashlib.sha256(row.tobytes()).digest() for row in source.numpy()]
+        every = np.arange(len(source))
+        return Read(source, every, _fingerprint("contents", raw.classes, raw.labels, digests), [])
+    full = int(source.sizes.sum()) <= FULL_HASH_BYTES
+    sample = set(np.random.default_rng(0).permutation(len(source))[:HASH_SAMPLE].tolist())
+
+    def visit(index: int) -> tuple[Tensor | None, bytes, str]:
+        record = b"" if full else f"{source.key(index)}\0{source.sizes[index]}\0".encode(errors="surrogateescape")
+        try:
+            with source.open(index) as file:
+                if full or index in sample:
+                    record += hashlib.sha256(file.read()).digest()
+                    file.seek(0)
+                if hold:
+                    return decode(file), record, ""
+                _check(file)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises almost anything for broken files
+            return None, record, f"{source.where(index)} ({reason(error)})"
+        return None, record, ""
+
+    images: list[Tensor] = []
+    kept, records, unreadable = [], [], []
+    for index, (image, record, problem) in enumerate(progress(_parallel(visit, len(source)), description, len(source))):
+        if problem:
+            unreadable.append(problem)
+            continue
+        kept.append(index)
+        records.append(record)
+        if image is not None:
+            images.append(image)
+    indices = np.array(kept, dtype=np.int64)
+    kind = "contents" if full else "sampled"
+    fingerprint = _fingerprint(kind, raw.classes, raw.labels[indices], records)
+    return Read(pack(images) if images else source.take(indices), indices, fingerprint, unreadable)
+
+
+def _check(file: BinaryIO) -> None:
+    """Raise what Pillow raises if an image can't be decoded, without decoding it where that is possible."""
+    with Image.open(file) as image:
+        ending = ENDINGS.get(image.format or "")
+        file.seek(-len(ending) if ending else 0, os.SEEK_END)
+        complete = ending is None or file.read() == ending
+    if not complete:
+        file.seek(0)
+        decode(file)
+
+
+def _fingerprint(kind: str, classes: tuple[str, ...], labels: np.ndarray, records: list[bytes]) -> str:
+    digest = hashlib.sha256("\0".join([kind, *classes, ""]).encode())
+    for label, record in zip(labels.tolist(), records, strict=True):
+        digest.update(label.to_bytes(4, "little") + record)
+    return digest.hexdigest()
+
+
+def decoded_bytes(images: Encoded | Tensor) -> int:
+    """Bytes that the images take when decoded, estimated from the headers of ``SIZE_SAMPLE`` of them."""
+    if isinstance(images, Tensor):
+        return images.nbytes
+    sizes = []
+    for index in np.random.default_rng(0).permutation(len(images))[:SIZE_SAMPLE].tolist():
+        try:
+            with images.open(index) as file, Image.open(file) as image:
+                sizes.append(3 * image.width * image.height)
+        except Exception:  # unreadable: reported when all images are read
+            continue
+    return int(np.mean(sizes) * len(images)) if sizes else 0
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_budget() -> int:
+    """Bytes that decoded images may take: SSL_BENCH_MEMORY, otherwise half of the memory that is free.
+
+    Raises:
+        UserError: SSL_BENCH_MEMORY is not a whole number.
+    """
+    given = os.environ.get("SSL_BENCH_MEMORY")
+    if given is not None:
+        if not given.isdecimal():
+            raise UserError(f"SSL_BENCH_MEMORY is {given!r}: expected a number of bytes, such as 8000000000")
+        return int(given)
+    free = 4 * 2**30  # where the system does not say
+    if hasattr(os, "sysconf"):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    information = Path("/proc/meminfo")
+    if information.exists():
+        fields = dict(line.split(":") for line in information.read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
+    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+        free = min(free, int(text))
+    return free // 2
+
+
+def _parallel(function: Callable[[int], T], count: int, chunk: int = 64) -> Iterator[T]:
+    """``function(0)`` to ``function(count - 1)`` in order, on a thread per processor: Pillow releases the GIL."""
+    threads = processors()
+
+    def several(start: int) -> list[T]:
+        return [function(index) for index in range(start, min(start + chunk, count))]
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from chain.from_iterable(pool.map(several, range(0, count, chunk)))

@@ -1,0 +1,1 @@
+"""Evaluations that train through the encoder."""

@@ -1,0 +1,87 @@
+"""Independent tasks in several processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ssl_bench.data.reading import memory_budget, processors
+
+RunTask = Callable[[int], str | None]  # runs the task of an index; a line that says why, if it failed
+
+
+def default_jobs() -> int:
+    """Tasks to run side by side: one a processor where small networks would leave a second thread half idle, and where
+    the memory allows 3 GB for each; one on a GPU."""
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(processors(), memory_budget() * 2 // 3_000_000_000))
+
+
+def run_in_pool(
+    prepare: Callable[..., RunTask], arguments: Sequence[Any], indices: Sequence[int], jobs: int
+) -> list[str]:
+    """Run tasks in ``jobs`` processes that share the processors.
+
+    Args:
+        prepare: Called once in each process; what it returns runs one task. A function of a module.
+        arguments: Of ``prepare``; tensors among them are shared, not copied.
+        indices: The tasks, in the order to start them.
+        jobs: Processes.
+
+    Returns:
+        One line for each task that failed.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    queue, results = context.SimpleQueue(), context.SimpleQueue()
+    for index in [*indices, *[None] * jobs]:
+        queue.put(index)
+    threads = max(1, processors() // jobs)
+    # No daemons: those may not start the processes that decode images which are not held in memory.
+    workers = [context.Process(target=_worker, args=(prepare, arguments, queue, results, threads)) for _ in range(jobs)]
+    # Ctrl-C reaches every process of the terminal: the workers are started ignoring it, and this process ends them.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for worker in workers:
+        worker.start()
+    signal.signal(signal.SIGINT, handler)
+    failed: list[str] = []
+    left = len(indices)
+    try:
+        while left:
+            while results.empty():
+                if not any(worker.is_alive() for worker in workers) and results.empty():
+                    return [
+                        *failed,
+                        f"{left} runs: the processes that ran them have died (out of memory?); try --jobs 1",
+                    ]
+                time.sleep(0.05)
+            line, left = results.get(), left - 1
+            failed += [line] if line else []
+    finally:
+        for worker in workers:
+            worker.join(5 if not left else 0)
+            worker.kill()  # nothing is lost: every file is written atomically
+    return failed
+
+
+def _worker(prepare: Callable[..., RunTask], arguments: Sequence[Any], queue: Any, results: Any, threads: int) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    torch.multiprocessing.set_start_method(None, force=True)  # the platform's again: spawned decoders take seconds each
+    run_task = prepare(*arguments)
+    while (index := queue.get()) is not None:
+        results.put(run_task(index))
+
+
+def _die_with_parent() -> None:
+    """A killed suite must not go on in the background and race with the one that is started next."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""Parts of networks and of their optimisation that two or more methods share."""

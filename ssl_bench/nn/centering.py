@@ -1,0 +1,55 @@
+"""The centre that keeps a teacher's outputs from collapsing, and the schedule of its temperature (DINO, iBOT)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ssl_bench.utils.distributed import all_mean
+
+
+class Center(nn.Module):
+    """The moving mean c of the teacher's logits, which keeps one output from winning everywhere.
+
+    Args:
+        out_dim: Outputs K.
+        momentum: Of the mean.
+
+    Example:
+        >>> center = Center(3, 0.9)
+        >>> center.update(torch.tensor([[0.0, 0.1, 0.0], [0.0, 0.3, 0.0]]))
+        >>> [round(v, 4) for v in center.center[0].tolist()]
+        [0.0, 0.02, 0.0]
+    """
+
+    def __init__(self, out_dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(1, out_dim))
+        self.center: Tensor
+
+    def sharpen(self, logits: Tensor, temperature: float) -> Tensor:
+        """The teacher's distribution softmax((logits - c) / temperature): (..., K) -> (..., K) float32."""
+        return ((logits.float() - self.center) / temperature).softmax(dim=-1)
+
+    def update(self, logits: Tensor) -> None:
+        """Move towards the mean of (..., K) logits of all processes, after they have been used."""
+        self.center.lerp_(all_mean(logits.float().flatten(0, -2).mean(dim=0)), 1 - self.momentum)
+
+
+def temperature_at(epoch: float, first: float, last: float, warmup: int) -> float:
+    """The teacher's temperature: linear over the first ``warmup`` epochs, both ends included, constant in each epoch.
+
+    Args:
+        epoch: Fractional; ``first`` below 0.
+        first: Temperature of epoch 0.
+        last: Temperature from epoch ``warmup - 1`` on.
+        warmup: Epochs; 0 = ``last`` from the start.
+
+    Example:
+        >>> [round(temperature_at(e, 0.04, 0.07, 3), 4) for e in (0, 1.9, 2, 3, 4)]
+        [0.04, 0.055, 0.07, 0.07, 0.07]
+    """
+    if epoch >= warmup:
+        return last
+    return first + (last - first) * max(int(epoch), 0) / max(warmup - 1, 1)

@@ -1,0 +1,124 @@
+"""Heads behind a backbone: the MLPs of the contrastive methods, and the projection heads of DINO and iBOT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.nn.batch_norm import BatchNorm1d
+
+
+def mlp(dims: Sequence[int], *, bias: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """Linear - BN - ReLU, repeated, ending in a Linear: the projector and predictor of the contrastive methods.
+
+    Args:
+        dims: Widths, input first: ``[384, 4096, 4096, 256]`` is a 3-layer projector.
+        bias: Whether the linear layers have one.
+        last_norm: End with a batch norm without affine parameters (MoCo v3, ``builder.py``).
+    """
+    layers: list[nn.Module] = []
+    for i, (d_in, d_out) in enumerate(pairwise(dims)):
+        layers.append(nn.Linear(d_in, d_out, bias=bias))
+        if i < len(dims) - 2:
+            layers += [BatchNorm1d(d_out), nn.ReLU(inplace=True)]
+        elif last_norm:
+            layers.append(BatchNorm1d(d_out, affine=False))
+    return nn.Sequential(*layers)
+
+
+class WeightNormLinear(nn.Module):
+    """A linear layer without bias whose rows are g v / |v| (Salimans and Kingma 2016).
+
+    The names are those of the official checkpoints. Unlike torch's older ``weight_norm`` it can be deep-copied.
+
+    Args:
+        in_dim: Input channels D.
+        out_dim: Rows K.
+        train_norm: Train the magnitudes g; otherwise they stay 1, so that rows are unit vectors.
+
+    Example:
+        >>> layer = WeightNormLinear(2, 2)
+        >>> _ = layer.weight_v.data.copy_(torch.tensor([[3.0, 4.0], [1.0, -1.0]]))
+        >>> [round(v, 4) for v in layer(torch.tensor([[0.6, 0.8]]))[0].tolist()]
+        [1.0, -0.1414]
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, train_norm: bool = False) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=train_norm)
+        bound = in_dim**-0.5  # torch's default for linear layers
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., K)."""
+        return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class DINOHead(nn.Module):
+    """Projection head: three linear layers with GELU, L2 normalisation, weight-normalised last layer.
+
+    Args:
+        in_dim: Channels D of the backbone.
+        hidden_dim: Width of the MLP.
+        bottleneck_dim: Channels C in front of the last layer.
+        out_dim: Outputs K.
+        norm_last_layer: Freeze the magnitudes of the last layer at 1: outputs are cosines.
+        batch_norm: Batch norm before each GELU.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        out_dim: int,
+        norm_last_layer: bool,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (in_dim, hidden_dim):
+            norm = [BatchNorm1d(hidden_dim)] if batch_norm else []
+            layers += [nn.Linear(width, hidden_dim), *norm, nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden_dim, bottleneck_dim))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, train_norm=not norm_last_layer)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., C) float32 unit vectors."""
+        return F.normalize(self.mlp(x.flatten(0, -2)).float(), dim=-1).unflatten(0, x.shape[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., K)."""
+        return self.last_layer(self.project(x))
+
+    def freeze_last(self) -> None:
+        """Drop the gradients of the last layers, so that the optimiser skips them, weight decay included."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("last_layer"):
+                parameter.grad = None
+
+
+class IBOTHead(DINOHead):
+    """DINO's head with a second last layer, for patches; when shared it is the first. The MLP always serves both."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        out_dim: int,
+        norm_last_layer: bool,
+        shared: bool,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__(in_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, batch_norm)
+        own = WeightNormLinear(bottleneck_dim, out_dim, train_norm=not norm_last_layer)
+        self.last_layer2 = self.last_layer if shared else own

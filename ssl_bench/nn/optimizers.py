@@ -1,0 +1,135 @@
+"""Optimisation that every method shares: what a recipe states, the per-step schedules, LARS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ssl_bench.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how fast and in which precision a method is trained.
+
+    Args:
+        epochs: Passes over the training images; a fraction is allowed.
+        batch_size: Images a step over all processes.
+        optimizer: AdamW (Loshchilov and Hutter 2019), SGD with momentum, or LARS (You et al. 2017).
+        base_lr: Learning rate for a batch of 256; the step uses base_lr * batch_size / 256.
+        min_lr: Learning rate at the end, already scaled (absolute).
+        warmup_epochs: Linear rise of the learning rate from 0.
+        weight_decay: Weight decay at the start.
+        final_weight_decay: Weight decay at the end, reached by a cosine; constant when left out.
+        betas: Adam's; SGD and LARS take the first as momentum.
+        clip_grad: Largest global gradient norm; none when left out.
+        clip_per_tensor: Apply ``clip_grad`` to the gradient of every tensor on its own (DINO's rule).
+        eps: Adam's.
+        precision: auto (bf16 where the hardware computes in it, otherwise 32 bit), bf16-mixed, 16-mixed or 32.
+    """
+
+    epochs: float = 100
+    batch_size: int = 1024
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    base_lr: float = 1.5e-4
+    min_lr: float = 0.0
+    warmup_epochs: float = 10
+    weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = None
+    clip_per_tensor: bool = False
+    eps: float = 1e-8
+    precision: Literal["auto", "bf16-mixed", "16-mixed", "32"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "warmup_epochs", "base_lr", "min_lr", "weight_decay"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: base_lr * batch_size / 256 (Goyal et al. 2017)."""
+        return self.base_lr * self.batch_size / 256
+
+
+def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: weight decay on matrices and tokens, none on vectors (biases, norms). The timm rule."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float) -> Optimizer:
+    """The recipe's optimiser over a method's parameter groups. A group's ``lr_scale`` multiplies its rate."""
+    if training.optimizer == "adamw":
+        fused = training.precision != "16-mixed"  # the fused one unscales inside, after the gradients are clipped
+        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, eps=training.eps, fused=fused)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=training.betas[0])
+    return LARS(groups, lr=lr, momentum=training.betas[0])
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale every gradient whose norm is above ``largest`` down to it, one by one (DINO, ``utils.py``).
+
+    Example:
+        >>> p = nn.Parameter(torch.zeros(2))
+        >>> p.grad = torch.tensor([3.0, 4.0])
+        >>> clip_each([p], 3.0)
+        >>> [round(v, 4) for v in p.grad.tolist()]
+        [1.8, 2.4]
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if grads:
+        norms = torch._foreach_norm(grads)
+        torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017) as MAE's and MoCo v3's scripts use it.
+
+    Tensors of two or more dimensions: g <- (g + wd p) * trust * |p| / |g + wd p| where both norms are positive;
+    vectors take the plain gradient. Then m <- momentum m + g and p <- p - lr m.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
+    ) -> None:
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; gradients that are None are skipped."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update: Tensor = p.grad
+                if p.ndim > 1:
+                    update = update.add(p, alpha=group["weight_decay"])
+                    p_norm, g_norm = p.norm(), update.norm()
+                    usable = (p_norm > 0) & (g_norm > 0)
+                    update = update * torch.where(usable, group["trust"] * p_norm / g_norm, torch.ones_like(p_norm))
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(group["momentum"]).add_(update)
+                p.sub_(momentum, alpha=group["lr"])
+        return loss

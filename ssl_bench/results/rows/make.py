@@ -1,0 +1,109 @@
+"""Make a row from a result, and write it."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssl_bench.results.rows.predictions import Predictions, encode
+from ssl_bench.results.rows.row import SCHEMA, backbone_of, checksum_of, evaluator_name, row_path
+from ssl_bench.utils.files import content_hash, source_files, source_hash, write_atomic
+
+if TYPE_CHECKING:
+    from ssl_bench.checkpoints.encoder_file import Checkpoint
+    from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
+
+
+def make_row(
+    identifier: str,
+    suite: str | None,
+    checkpoint: Checkpoint,
+    name: str,
+    evaluator: Evaluator,
+    data: Data,
+    result: Result,
+    precision: str,
+    code: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything about one number. Accuracies in percent, times in seconds, memory in bytes; `code` is of `code_of`."""
+    import faiss  # here, so that whoever only reads rows doesn't wait for them
+    import timm
+    import torch
+
+    about = checkpoint.about
+    recipe = about.get("recipe")
+    row: dict[str, Any] = {
+        "schema": SCHEMA,
+        "id": identifier,
+        "suite": suite,
+        "method": checkpoint.method,
+        "paper": about.get("paper"),
+        "category": about.get("category"),
+        "backbone": {**backbone_of(checkpoint), "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
+        "recipe": {"hash": content_hash(recipe)[:16], **recipe} if recipe else None,
+        "views": about.get("views"),
+        "pretraining": about.get("pretraining"),
+        "evaluation": {
+            "name": Path(name).stem,
+            "evaluator": evaluator_name(evaluator),
+            "version": evaluator.version,
+            "settings": evaluator.settings(),
+            "pooling": result.pooling,
+            "data": data.test.name,
+            "fingerprints": {"train": data.train.fingerprint, "test": data.test.fingerprint},
+            "images": {"train": len(data.train), "dev": len(data.dev), "test": len(data.test)},
+            "skipped": data.train.skipped + data.test.skipped,
+            "split": data.test.split,
+            "selected_on": f"dev: {len(data.dev)} of the training images, stratified, seed 0"
+            if result.selected
+            else "nothing was selected",
+            "chosen": result.chosen,
+            "precision": precision,
+            **({"cost": result.cost} if result.cost else {}),
+        },
+        "metrics": {key: {k: _rounded(v) for k, v in asdict(metric).items()} for key, metric in result.metrics.items()},
+        "headline": result.headline,
+        "predictions": _npy(checkpoint.method, name, identifier) if result.correct.size else None,
+        "reported": None,
+        "warnings": list(warnings),
+        "flags": about.get("flags", []),
+        "deviations": about.get("deviations", []),
+        "weights": {"sha256": checkpoint.sha256, "loaded_percent": checkpoint.loaded},
+        "code": {**code, "method_source": about.get("method_source")},
+        "made": {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "faiss": faiss.__version__,
+        },
+    }
+    row = json.loads(json.dumps(row))
+    return {**row, "checksum": checksum_of(row)}
+
+
+def code_of(evaluator: Evaluator) -> dict[str, Any]:
+    """The code that is about to judge. Ask before it does: files may be edited while it runs."""
+    from ssl_bench.checkpoints.encoder_file import code_version
+
+    return {**code_version(), "evaluator_source": source_hash(*source_files(inspect.getfile(type(evaluator))))}
+
+
+def _npy(method: str, evaluation: str, identifier: str) -> str:
+    return row_path(Path(), method, evaluation, identifier).with_suffix(".npy").name
+
+
+def write_row(path: Path, row: dict[str, Any], correct: Predictions) -> None:
+    """Write a row after its predictions, so that a row is never without them."""
+    if correct.size:
+        write_atomic(path.with_suffix(".npy"), encode(correct))
+    write_atomic(path, json.dumps(row, indent=1) + "\n")
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,100 @@
+"""The small file beside a row: what became of every test image, which is all that a paired test needs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ssl_bench.results.rows.row import Row
+
+Predictions = np.ndarray[Any, np.dtype[Any]]  # bool, or float: the share of an image that is right, in [0, 1]
+
+
+def encode(correct: Predictions) -> bytes:
+    """The content of the file: ``np.packbits`` of right or wrong, float16 of shares, as ``np.save`` writes them.
+
+    Example:
+        >>> decode(encode(np.array([True, False])), 2), decode(encode(np.array([0.5, 1.0])), 2)
+        (array([ True, False]), array([0.5, 1. ]))
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, np.packbits(correct) if correct.dtype == np.bool_ else correct.astype(np.float16))
+    return buffer.getvalue()
+
+
+def decode(content: bytes, n: int) -> Predictions | None:
+    """What `encode` was given, shares as float64; None for anything but the predictions of n images."""
+    for dtype, size in ((np.uint8, -(-n // 8)), (np.float16, n)):
+        if len(content) <= size:  # n comes from a file of others: nothing of its size is made for it
+            continue
+        header = _header(dtype, size)
+        if content.startswith(header) and len(content) == len(header) + size * np.dtype(dtype).itemsize:
+            found: Predictions = np.frombuffer(content, dtype, offset=len(header))
+            if dtype is np.uint8:
+                return np.unpackbits(found, count=n).astype(bool)
+            return found.astype(np.float64) if ((found >= 0) & (found <= 1)).all() else None
+    return None
+
+
+@cache
+def _header(dtype: type[np.generic], size: int) -> bytes:
+    """What ``np.save`` writes before ``size`` numbers. To compare it takes a tenth of the time of ``np.load``."""
+    buffer = io.BytesIO()
+    numbers = np.zeros(size, dtype)
+    np.save(buffer, numbers)
+    return buffer.getvalue()[: -numbers.nbytes]
+
+
+def predictions_path(row: Row) -> Path:
+    """The file beside a row; the name comes from a file of others and never leads out of the folder.
+
+    Raises:
+        UserError: It isn't a plain file name.
+    """
+    name = row["predictions"]
+    if not isinstance(name, str) or name != row.path.with_suffix(".npy").name:
+        raise UserError(f"{row.path}: its predictions are named {name!r}, not {row.path.with_suffix('.npy').name!r}")
+    return row.path.with_suffix(".npy")
+
+
+def read_predictions(row: Row) -> Predictions | None:
+    """(n,) bool or float64 in [0, 1]: the headline is 100 times its mean. None if the row has none or they are missing.
+
+    Raises:
+        UserError: A file that isn't the predictions of its row.
+    """
+    if row.values.get("predictions") is None:
+        return None
+    path, n = predictions_path(row), row["metrics"][row["headline"]]["n"]
+    try:
+        found = decode(path.read_bytes(), n)
+    except FileNotFoundError:
+        return None
+    if found is None:
+        raise UserError(
+            f"{path} is not the predictions of {n} images: np.packbits, or float16 in [0, 1], as np.save writes"
+        )
+    return found
+
+
+def correctness(rows: Sequence[Row]) -> Predictions | None:
+    """(seeds, n), each row's `read_predictions`; None where one has none, or another number of images.
+
+    Raises:
+        UserError: A file that isn't the predictions of its row.
+    """
+    predictions = []
+    for row in rows:
+        found = read_predictions(row)
+        if found is None:
+            return None
+        predictions.append(found)
+    return np.stack(predictions) if predictions and len({len(answer) for answer in predictions}) == 1 else None

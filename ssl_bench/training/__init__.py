@@ -1,0 +1,1 @@
+"""The training loop, what watches it, and what it costs."""

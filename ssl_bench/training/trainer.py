@@ -1,0 +1,138 @@
+"""The training loop, a Lightning trainer: exact to resume, the same for pre-training and for evaluators that train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+
+from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.loader import Loader
+from ssl_bench.methods.method import Method, step_seed
+from ssl_bench.training.callbacks import Report, Resume
+from ssl_bench.training.compute import best_precision, device_name, meter, peak_memory, reset_peak_memory
+from ssl_bench.training.monitor import Monitor
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.make import make_views, view_image
+
+
+def train(
+    method: Method,
+    images: ImageSet,
+    folder: Path,
+    title: str,
+    *,
+    monitored: tuple[ImageSet, ImageSet] | None = None,
+) -> dict[str, Any]:
+    """Fit a method by its ``plan`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
+
+    Args:
+        method: Trained in place; it ends up on the training device.
+        images: The training images.
+        folder: For ``last.ckpt`` and ``log.jsonl``.
+        title: In front of the progress.
+        monitored: Bank and queries of the online k-NN; without them there is none.
+
+    Returns:
+        What it cost: the fields of a row's ``pretraining``.
+
+    Raises:
+        UserError: The batch is larger than the data.
+        RunError: The loss diverged or the disk is full.
+    """
+    plan = method.plan
+    per_epoch = len(images) // plan.batch_size
+    if per_epoch == 0:
+        raise UserError(
+            f"batch_size {plan.batch_size} is larger than the {len(images)} training images of {images.name}"
+        )
+    steps = max(1, round(plan.epochs * per_epoch))
+    precision = best_precision(plan.precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    resume, report = Resume(folder / "last.ckpt"), Report(folder / "log.jsonl", title)
+    _quiet()
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=1,
+        precision=precision,  # type: ignore[arg-type]
+        **_launched(),
+        callbacks=[report, *([Monitor(report, *monitored)] if monitored else []), resume],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    device = trainer.strategy.root_device
+    cost = measure(method.to(device), images, precision)
+    reset_peak_memory(device)
+    loader = Loader(
+        images,
+        method.views,
+        batch_size=plan.batch_size,
+        steps=steps,
+        seed=method.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+        device=device if device.type == "cuda" else None,
+    )
+    last = resume.path if resume.path.exists() else None
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(method, loader, ckpt_path=last, weights_only=True if last else None)
+    except SystemExit as error:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    seen = steps * plan.batch_size
+    return {
+        "epochs": plan.epochs,
+        "steps": steps,
+        "batch_size": plan.batch_size,
+        "images_seen": seen,
+        "patches_encoded": round(cost["patches"] * seen),
+        "patches_encoded_without_gradient": round(cost["patches_without_gradient"] * seen),
+        "patches_per_image": cost["patches"],
+        "flops": cost["flops"] * seen,
+        "wall_seconds": round(resume.elapsed, 2),
+        "peak_memory_bytes": peak_memory(device),
+        "device": device_name(device),
+        "precision": precision,
+        "final_loss": float(method.scalars["loss"].detach()),
+    }
+
+
+def _launched() -> dict[str, Any]:
+    """One process, or those that `torchrun -m ssl_bench.cli pretrain ...` has started."""
+    world, local = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world == 1:
+        return {"devices": 1}
+    return {"devices": local, "num_nodes": world // local, "strategy": "ddp"}
+
+
+def measure(method: Method, images: ImageSet, precision: str) -> dict[str, float]:
+    """Cost of one image (see ``compute.meter``) on a few real ones."""
+    few = [images.images[i] for i in range(min(4, len(images)))]
+    if images.decoded is not None:
+        generator = torch.Generator(method.device).manual_seed(step_seed(0, 0))
+        views = make_views(torch.stack(few).to(method.device), method.views, generator)
+    else:
+        views = [
+            torch.stack(v).to(method.device) for v in zip(*(view_image(i, method.views, 0) for i in few), strict=True)
+        ]
+    method.labels = images.labels[: len(few)].to(method.device)
+    return meter(method, views, precision)
+
+
+def _quiet() -> None:
+    """Lightning's hints about loggers, workers and tensor cores are about choices made here on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

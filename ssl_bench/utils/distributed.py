@@ -1,0 +1,59 @@
+"""Several processes: each holds its rows of the joint batch, in rank order."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def process() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+class Sum(torch.autograd.Function):
+    """Sum of a tensor over the processes; its gradient is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same sum in every process."""
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Every process used the sum."""
+        return Sum.forward(ctx, grad.contiguous())
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """(N, D) of every process, concatenated in rank order, without gradient; ``x`` itself in a single process."""
+    _, world = process()
+    if world == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world)]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_mean(x: Tensor) -> Tensor:
+    """Mean of a tensor over the processes, without gradient."""
+    _, world = process()
+    if world == 1:
+        return x.detach()
+    x = x.detach().clone()
+    torch.distributed.all_reduce(x)
+    return x / world
+
+
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first that `torchrun` has started: the one that writes."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,1 @@
+"""Random crops of images, as data, and their execution."""

@@ -1,0 +1,89 @@
+"""Draw the views of a batch on its device, or of one image in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ssl_bench.views.execution import (
+    Draw,
+    as_numbers,
+    groups,
+    on_host,
+    run,
+    sample,
+    seeded,
+    view_one,
+)
+from ssl_bench.views.view import View, augmented
+
+LARGE = 96  # pixels of the longer side from which images on CPU are faster one by one
+
+
+def make_views(
+    images: Tensor, views: Sequence[View], generator: torch.Generator, process: tuple[int, int] = (0, 1)
+) -> list[Tensor]:
+    """Draw every view of every image of a batch, each crop with a draw of its own.
+
+    Values stay in float from the crop to the end, where PIL rounds to 8 bits after every step. Nothing here waits for
+    a CUDA device.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        views: The crops to draw.
+        generator: On the device of `images`; the same state gives the same views.
+        process: Rank and number of processes: draw for the joint batch and take this process's rows.
+
+    Returns:
+        One float32 (B, 3, H', W') per crop, normalised: the `count` crops of the first view, then of the next.
+    """
+    assert images.dtype == torch.uint8
+    assert images.ndim == 4
+    batch = len(images)
+    crops = [view for view in views for _ in range(view.count)]
+    rank, world = process
+    draws = sample(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
+    if world > 1:
+        draws = Draw(*(field[:, rank * batch : (rank + 1) * batch] for field in draws))
+    if augmented(crops) or (on_host(images) and max(images.shape[2:]) > LARGE):
+        with _for_augment(crops, generator):
+            return [
+                torch.stack([view_one(*job) for job in zip(images, [view] * batch, rows, strict=True)])
+                for view, rows in zip(crops, as_numbers(draws), strict=True)
+            ]
+    outputs: dict[int, Tensor] = {}
+    for group in groups(crops):
+        draw = Draw(*(torch.cat([field[crop] for crop in group]) for field in draws))
+        outputs.update(zip(group, run(images, [crops[crop] for crop in group], draw), strict=True))
+    return [outputs[crop] for crop in range(len(crops))]
+
+
+def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator | int) -> list[Tensor]:
+    """Draw the views of one image of any size; for the worker processes of a loader.
+
+    Args:
+        image: uint8 (3, H, W), on CPU.
+        views: The crops to draw.
+        generator: A CPU generator, or a seed.
+
+    Returns:
+        One float32 (3, H', W') per crop, in the order of `make_views`.
+    """
+    assert image.dtype == torch.uint8
+    assert image.ndim == 3
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    crops = tuple(view for view in views for _ in range(view.count))
+    draws = sample(crops, 1, image.shape[1], image.shape[2], generator)
+    with _for_augment(crops, generator):
+        return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(draws), strict=True)]
+
+
+def _for_augment(views: Sequence[View], generator: torch.Generator) -> AbstractContextManager[None]:
+    """The global generators seeded by one more draw from `generator`, which only views with an `augment` take."""
+    if not augmented(views):
+        return nullcontext()
+    return seeded(int(torch.randint(2**32, (), generator=generator, device=generator.device)))

@@ -1,0 +1,242 @@
+"""A whole suite at toy size: rows, the table, doing nothing twice, being killed, an external method."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssl_bench.commands import bench as bench_module
+from ssl_bench.commands.evaluate import evaluate
+from ssl_bench.config.suite import load_suite, resolve
+from ssl_bench.data.datasets import Splits, load
+from ssl_bench.methods import BASELINES, METHODS
+from ssl_bench.results.rows.predictions import read_predictions
+from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.utils.errors import RunError, UserError
+
+bench = partial(bench_module.bench, jobs=1)  # what a test patches exists in this process alone
+
+ROOT = Path(__file__).parents[2]
+SIMCLR = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
+SUITE = """\
+name: toy
+description: for tests
+data: blobs
+backbone: vit_nano_patch4_16
+recipe: none_has_it
+methods: [mae]
+seeds: [0, 1]
+evaluations: [knn, linear]
+training: {epochs: 1, batch_size: 16, base_lr: 1e-2, warmup_epochs: 0}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_module, "load", lambda *_, **__: tiny_data)
+    (tmp_path / "toy.yaml").write_text(SUITE)
+    return tmp_path
+
+
+def essence(rows: list[Row]) -> dict[str, object]:
+    """What must not depend on when and how often a suite was started."""
+    return {row["id"]: (row["method"], row["metrics"], row["weights"], read_predictions(row).tolist()) for row in rows}
+
+
+def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    assert bench("toy.yaml", show=shown.append) == []
+    rows = read_rows(folder / "results" / "toy")
+    assert len(rows) == 2 * (1 + 2 + 2 + 2)  # raw pixels once; untrained, supervised and mae for both seeds
+    text = "\n".join(shown)
+    assert all(name in text for name in ("raw_pixels", "untrained", "supervised", "mae"))
+    board = folder / "results" / "toy" / "LEADERBOARD.md"
+    before = board.read_bytes()
+    monkeypatch.setattr(bench_module, "run", lambda *_: pytest.fail("was run twice"))
+    assert bench("toy.yaml", show=shown.append) == []
+    assert board.read_bytes() == before and "7 of them done before" in shown[len(shown) // 2 - 1] + "".join(shown)
+    row = next(row for row in rows if row["method"] == "mae" and row["evaluation"]["name"] == "linear")
+    assert row["pretraining"]["images_seen"] == 48 and row["recipe"]["training"]["batch_size"] == 16
+    assert row["evaluation"]["split"] == "test" and row["weights"]["loaded_percent"] == 100
+    assert row["metrics"][row["headline"]]["n"] == 24 and len(read_predictions(row)) == 24
+    assert 100 * read_predictions(row).mean() == pytest.approx(row["metrics"][row["headline"]]["value"], abs=1e-5)
+    assert str(folder) not in row.path.read_text()
+
+
+class Killed(BaseException):
+    """What ends a run in the middle."""
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[object]:
+    """Be killed at the writes of these numbers, counted from 1; returns the list of all writes that were tried."""
+    calls: list[object] = []
+    write = bench_module.run_evaluations.__globals__["write_row"]
+
+    def write_or_die(*args: object) -> None:
+        calls.append(args[0])
+        if len(calls) in at:
+            raise Killed
+        write(*args)
+
+    monkeypatch.setitem(bench_module.run_evaluations.__globals__, "write_row", write_or_die)
+    return calls
+
+
+def test_killed_between_and_within_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench("toy.yaml", out="whole", show=lambda _: None)
+    whole = essence(read_rows("whole"))
+    for file in Path("runs").rglob("encoder.pt"):
+        file.unlink()
+
+    dying(monkeypatch, 4, 9)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            bench("toy.yaml", out="killed", show=lambda _: None)
+    bench("toy.yaml", out="killed", show=lambda _: None)
+    assert essence(read_rows("killed")) == whole
+
+
+def test_side_by_side_gives_the_same_rows(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With images that are read from their files, for which every run has processes of its own."""
+    for images in (tiny_data.train, tiny_data.test):
+        for i, label in enumerate(images.labels.tolist()):
+            path = folder / "blobs" / images.split / str(label) / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(path)
+    monkeypatch.setattr(bench_module, "load", lambda *_, **__: load("folder:blobs", memory=0))
+    text = SUITE.replace("vit_nano_patch4_16", "vit_micro_patch8_16")
+    (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{SIMCLR}']"))
+    bench("toy.yaml", out="one", show=lambda _: None)
+    for file in Path("runs").rglob("encoder.pt"):
+        file.unlink()
+    assert bench("toy.yaml", out="two", show=lambda _: None, jobs=2) == []
+    assert essence(read_rows("two")) == essence(read_rows("one"))
+
+
+def test_external_method_stands_in_the_same_table(folder: Path) -> None:
+    shown: list[str] = []
+    bench("toy.yaml", show=shown.append, seeds=[0])
+    bench("toy.yaml", methods=[SIMCLR], seeds=[0], show=shown.append)
+    table = shown[-3]
+    assert "SimCLR" in table and "mae" in table
+    row = next(row for row in read_rows("results/toy") if row["method"] == "SimCLR")
+    assert row["recipe"]["training"]["epochs"] == 1 and row["deviations"]
+
+
+def test_transfer(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every encoder is judged on a folder of larger images as well, and nothing is done twice."""
+    for split, count in (("train", 4), ("test", 2)):
+        for label, name in enumerate(("dark", "light")):
+            (folder / "other" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20, 24), (9 * i, 90 * label, 0)).save(folder / "other" / split / name / f"{i}.png")
+    monkeypatch.setattr(bench_module, "load", lambda name, **_: tiny_data if name == "blobs" else load(name))
+    plain = SUITE.replace("[0, 1]", "[0]")
+    (folder / "toy.yaml").write_text(plain)
+    bench("toy.yaml", show=lambda _: None)
+    before = {path: path.read_bytes() for path in Path("results/toy/rows").iterdir()}
+    (folder / "toy.yaml").write_text(plain + "transfer: ['folder:other']\ntransfer_evaluations: [logistic]\n")
+
+    calls = dying(monkeypatch, 3)
+    with pytest.raises(Killed):
+        bench("toy.yaml", show=lambda _: None)
+    shown: list[str] = []
+    assert bench("toy.yaml", show=shown.append) == []
+    assert len(calls) == 3 + 2  # two rows before the third was lost, and then the two that were missing
+    assert shown[0] == "toy on blobs, other: 4 runs, 2 of them done before"
+    assert {path: path.read_bytes() for path in before} == before
+    moved = [row for row in read_rows("results/toy") if row["evaluation"]["data"] == "other"]
+    assert sorted(row["method"] for row in moved) == ["mae", "raw_pixels", "supervised", "untrained"]
+    assert all(row["pretraining"]["data"] == "blobs" and row["metrics"]["top1"]["n"] == 4 for row in moved)
+    text = Path("results/toy/LEADERBOARD.md").read_text()
+    assert "## other (8 train, 4 test images), vit\\_nano\\_patch4\\_16, pre-trained on blobs" in text
+    assert "## blobs (48 train, 24 test images), vit\\_nano\\_patch4\\_16\n" in text
+    monkeypatch.setattr(bench_module, "run", lambda *_: pytest.fail("was run twice"))
+    bench("toy.yaml", show=lambda _: None)
+    (row,) = (row for row in moved if row["method"] == "mae")
+    encoder = next(Path("runs").glob("mae*/encoder.pt"))
+    (again,) = evaluate(encoder, evaluations=["logistic"], data="folder:other", out="alone")
+    assert (again["id"], again["metrics"]) == (row["id"], row["metrics"])
+
+
+def test_one_failure_does_not_stop_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench_module.run
+
+    def sometimes(recipe, *rest):  # type: ignore[no-untyped-def]
+        if recipe.method == "supervised":
+            raise RunError("the disk is full")
+        if recipe.method == "mae":
+            raise ZeroDivisionError("a bug")
+        return run(recipe, *rest)
+
+    monkeypatch.setattr(bench_module, "run", sometimes)
+    failed = bench("toy.yaml", seeds=[0], show=lambda _: None)
+    broken, full = failed  # the long tasks run first
+    assert full == "supervised, seed 0: the disk is full"
+    assert broken.startswith("mae, seed 0: ZeroDivisionError: a bug (details in ")
+    assert {row["method"] for row in read_rows("results/toy")} == {"raw_pixels", "untrained"}
+
+
+def test_data_override_has_its_own_folder(folder: Path) -> None:
+    bench("toy.yaml", data="blobs", seeds=[0], methods=["mae"], show=lambda _: None)
+    assert (folder / "results" / "toy-blobs" / "LEADERBOARD.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("methods: [mae]", "methods: [may]"), "unknown method 'may'"),
+        (("seeds: [0, 1]", "seeds: [a]"), r"seeds is \[\"a\"\]"),
+        (
+            ("description:", "descripton:"),
+            "unknown key 'descripton': did you mean 'description'|'description' is missing",
+        ),
+        (("evaluations: [knn, linear]", "evaluations: [knnn]"), "unknown evaluation 'knnn'"),
+        (("patch4_16", "patch5_16"), "patch size 5"),
+        (("epochs: 1", "epoch: 1"), "unknown key 'epoch': did you mean 'epochs'"),
+    ],
+)
+def test_mistakes_in_a_suite_run_nothing(folder: Path, change: tuple[str, str], words: str) -> None:
+    (folder / "toy.yaml").write_text(SUITE.replace(*change))
+    with pytest.raises(UserError, match=words):
+        bench("toy.yaml")
+    assert not (folder / "results").exists()
+
+
+def test_quick_suites_are_shipped() -> None:
+    assert load_suite("quick").methods == ["mae", "moco_v3"]
+    assert load_suite("quick-all").methods == [name for name in METHODS if name not in BASELINES]
+
+
+def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
+    (folder / "toy.yaml").write_text(SUITE.replace("linear]", "factors]"))
+    shown: list[str] = []
+    assert bench("toy.yaml", seeds=[0], methods=["untrained"], show=shown.append) == []
+    assert "factors: left out, blobs has no factors" in shown[0]
+    assert {row["evaluation"]["name"] for row in read_rows("results/toy")} == {"knn"}
+    (folder / "toy.yaml").write_text(SUITE.replace("[knn, linear]", "[factors]"))
+    with pytest.raises(UserError, match="none of its evaluations fits"):
+        bench("toy.yaml", show=shown.append)
+
+
+def test_budget_scales_target_networks_too() -> None:
+    suite = load_suite("quick-all")
+    (whole,) = resolve(suite, ["beit"], [0], "shapes")[3:]
+    (half,) = resolve(suite, ["beit"], [0], "shapes", 0.5)[3:]
+    assert half.training.epochs == whole.training.epochs / 2
+    assert half.teachers["tokenizer"].training.epochs == whole.teachers["tokenizer"].training.epochs / 2
+
+
+def test_edited_rows_are_refused(folder: Path) -> None:
+    bench("toy.yaml", seeds=[0], methods=["untrained"], show=lambda _: None)
+    path = read_rows("results/toy")[0].path
+    values = json.loads(path.read_text())
+    values["metrics"]["top1"]["value"] = 99.9
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="edited"):
+        read_rows("results/toy")

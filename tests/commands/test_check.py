@@ -1,0 +1,152 @@
+"""Broken rows are named, one kind of damage at a time; the rows of the repository are sound."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ssl_bench.commands.check import check
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.results.rows.row import SCHEMA
+from ssl_bench.results.rows.schema import schema, violations
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.shipped import shipped
+
+RIGHT = np.arange(100) < 40
+
+
+def found(folder: Path) -> list[str]:
+    """The problems, without the report."""
+    return check(folder, show=lambda _: None)
+
+
+def rewrite(path: Path, seal: bool = True, **changes: Any) -> None:
+    """Change a row, with a checksum that fits unless told."""
+    values = {**json.loads(path.read_text()), **changes}
+    if seal:
+        values["checksum"] = content_hash({k: v for k, v in values.items() if k != "checksum"})[:16]
+    path.write_text(json.dumps(values))
+
+
+def test_sound_rows(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, RIGHT)
+    add_row("a", 1, RIGHT)
+    add_row("b", 0, RIGHT, "fewshot", predictions=None)
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("suite", ["quick", "quick-cifar10"])
+def test_the_rows_of_the_repository(tmp_path: Path, suite: str) -> None:
+    folder = shipped("results") / suite / "rows"
+    if not folder.is_dir():
+        pytest.skip("an installed package carries no rows")
+    shutil.copytree(folder, tmp_path / "rows")
+    assert found(tmp_path) == []
+
+
+def test_an_edit_shows(tmp_path: Path, add_row: Any) -> None:
+    rewrite(add_row("a", 0, RIGHT).path, seal=False, suite="other")
+    (problem,) = found(tmp_path)
+    assert "edited after it was written" in problem
+
+
+def test_a_sealed_forgery_of_the_number_shows(tmp_path: Path, add_row: Any) -> None:
+    rewrite(add_row("a", 0, RIGHT).path, metrics={"top1": {"value": 90.0, "n": 100, "low": 85.0, "high": 95.0}})
+    (problem,) = found(tmp_path)
+    assert "right for 40.0000 %, it says 90.0000 %" in problem
+
+
+def test_a_sealed_forgery_of_the_recipe_shows(tmp_path: Path, add_row: Any) -> None:
+    path = add_row("a", 0, RIGHT).path
+    recipe = json.loads(path.read_text())["recipe"]
+    rewrite(path, recipe={**recipe, "seed": 7})
+    assert any("its id should be" in problem for problem in found(tmp_path))
+
+
+def test_a_value_outside_its_interval(tmp_path: Path, add_row: Any) -> None:
+    rewrite(add_row("a", 0, RIGHT).path, metrics={"top1": {"value": 40.0, "n": 100, "low": 41.0, "high": 45.0}})
+    assert any("outside its interval" in problem for problem in found(tmp_path))
+
+
+def test_schema(tmp_path: Path, add_row: Any) -> None:
+    row = add_row("a", 0, RIGHT)
+    rewrite(row.path, flags="labels", surprise=1, weights={"sha256": "x", "loaded_percent": 100.0})
+    problems = " ".join(found(tmp_path))
+    assert "flags is 'labels', not of type array" in problems and "unknown key 'surprise'" in problems
+    assert "weights.sha256 is 'x'" in problems
+    row.path.write_text('{"schema": 1}')
+    assert any("has no 'metrics'" in problem for problem in found(tmp_path))
+    row.path.write_text("not JSON")
+    assert any("not JSON" in problem for problem in found(tmp_path))
+
+
+def test_schema_is_that_of_the_rows() -> None:
+    assert schema()["properties"]["schema"]["const"] == SCHEMA
+    assert set(schema()["required"]) == set(schema()["properties"]) - {"warnings"}  # rows made before it have none
+
+
+def test_booleans_and_nan_are_no_numbers() -> None:
+    assert list(violations(True, {"type": "integer"})) and list(violations(float("nan"), {"type": "number"}))
+    assert not list(violations(3, {"type": ["number", "null"], "minimum": 3}))
+    assert list(violations([1, "x"], {"items": {"type": "integer"}})) == ["[1] is 'x', not of type integer"]
+
+
+def test_predictions_of_another_size_or_missing(tmp_path: Path, add_row: Any) -> None:
+    file = add_row("a", 0, RIGHT).path.with_suffix(".npy")
+    np.save(file, np.packbits(RIGHT[:50]))
+    assert any("not the predictions of 100 images" in problem for problem in found(tmp_path))
+    file.write_bytes(b"\x80\x04junk")
+    assert any("not the predictions of 100 images" in problem for problem in found(tmp_path))
+    file.unlink()
+    assert any("are missing" in problem for problem in found(tmp_path))
+
+
+def test_predictions_elsewhere(tmp_path: Path, add_row: Any) -> None:
+    np.save(tmp_path / "x.npy", np.packbits(RIGHT))
+    rewrite(add_row("a", 0, RIGHT).path, predictions="../x.npy")
+    assert any("its predictions are named '../x.npy'" in problem for problem in found(tmp_path))
+
+
+def test_predictions_of_no_row(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, RIGHT)
+    np.save(tmp_path / "rows" / "left.npy", np.packbits(RIGHT))
+    assert found(tmp_path) == ["left.npy: predictions of no row"]
+
+
+def test_the_same_row_twice(tmp_path: Path, add_row: Any) -> None:
+    path = add_row("a", 0, RIGHT, "fewshot", predictions=None).path
+    shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    assert any(f"has the id of copy-{path.name}" in problem for problem in found(tmp_path))
+
+
+def test_versions_mixed(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, RIGHT)
+    add_row("b", 0, RIGHT, evaluation={"version": 2})
+    (problem,) = [p for p in found(tmp_path) if "several versions" in p]
+    assert problem.startswith("linear on shapes") and "version 2" in problem
+
+
+def test_stale_rows_are_named_but_not_wrong(tmp_path: Path, add_row: Any) -> None:
+    add_row("mae", 0, RIGHT, code={"method_source": "0" * 16})
+    lines: list[str] = []
+    assert check(tmp_path, show=lines.append) == []
+    assert any("made by another version of its source" in line for line in lines) and "1 stale" in lines[-1]
+
+
+def test_a_leaderboard_that_is_out_of_date(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, RIGHT)
+    leaderboard(tmp_path, formats=["md", "csv"], show=lambda _: None)
+    assert found(tmp_path) == []
+    add_row("b", 0, ~RIGHT)
+    assert [problem.split()[0] for problem in found(tmp_path)] == ["LEADERBOARD.md", "leaderboard.csv"]
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows"):
+        check(tmp_path)

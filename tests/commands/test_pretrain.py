@@ -1,0 +1,175 @@
+"""Pre-training end to end: the same seed, a killed run, a diverged loss, the file it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from ssl_bench.checkpoints.encoder_file import load_encoder
+from ssl_bench.commands.pretrain import run, run_folder
+from ssl_bench.config.recipe import Recipe, load_recipe
+from ssl_bench.data.datasets import Splits
+from ssl_bench.data.images import pack
+from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.training import callbacks, monitor
+from ssl_bench.utils.errors import RunError, UserError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+HEAD = {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8, "n_local": 2}
+SMALL: dict[str, dict[str, object]] = {
+    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "moco_v3": {"hidden_dim": 16, "out_dim": 8},
+    "supervised": {},
+    "dino": HEAD,
+    "ibot": HEAD,
+    "mpp": {},
+    "beit": {"tokenizer": f"dvae:{RECIPES / 'dvae.yaml'}", "codebook_size": 64, "stride": 4, "min_block": 1},
+    "eva": {"teacher": f"clip:{RECIPES / 'clip.yaml'}", "min_block": 1},
+}
+
+
+def recipe(method: str, **values: object) -> Recipe:
+    layer = {"backbone": "vit_nano_patch4_16", "batch_size": 8, "warmup_epochs": 1, "base_lr": 1e-2, "epochs": 2}
+    return load_recipe(method, None, {**layer, **SMALL.get(method, {}), **values})
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_same_seed_same_weights_and_another_seed_others(method: str, tiny_data: Splits, tmp_path: Path) -> None:
+    a = weights(run(recipe(method), tiny_data, tmp_path / "a"))
+    b = weights(run(recipe(method), tiny_data, tmp_path / "b"))
+    c = weights(run(recipe(method, seed=1), tiny_data, tmp_path / "c"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize(("method", "step"), [("mae", 1), ("mae", 7), *((method, 5) for method in SMALL)])
+def test_killed_run_resumes_bit_for_bit(
+    method: str, step: int, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(run(recipe(method), tiny_data, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+
+        def save_then_die(self: callbacks.Resume, trainer: object, *_: object) -> None:
+            if trainer.global_step == step:  # type: ignore[attr-defined]
+                self.save(trainer)  # type: ignore[arg-type]
+            if trainer.global_step == step + 2:  # type: ignore[attr-defined]
+                raise Killed
+
+        patch.setattr(callbacks.Resume, "on_train_batch_end", save_then_die)
+        with pytest.raises(Killed):
+            run(recipe(method), tiny_data, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "encoder.pt").exists()
+    resumed = weights(run(recipe(method), tiny_data, tmp_path / "killed"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and max(steps) == 12 - 2 * (method == "supervised")
+
+
+def test_encoder_file_says_how_it_was_made_and_loads_into_timm(tiny_data: Splits, tmp_path: Path) -> None:
+    path = run(recipe("mae"), tiny_data, tmp_path / "r")
+    checkpoint = load_encoder(path)
+    made = checkpoint.about["pretraining"]
+    assert made["images_seen"] == 96 and made["patches_per_image"] == 4 and made["patches_encoded"] == 384
+    assert made["flops"] > 0 and made["wall_seconds"] > 0 and made["peak_memory_bytes"] > 1e6
+    assert checkpoint.about["recipe"] == recipe("mae").as_dict()
+    plain = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, num_classes=0
+    ).eval()
+    plain.load_state_dict(weights(path), strict=True)
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(plain.forward_features(x)[:, 0], checkpoint.encoder(x).cls)
+
+
+def test_patches_of_the_momentum_encoder_are_counted_apart(tiny_data: Splits, tmp_path: Path) -> None:
+    made = load_encoder(run(recipe("moco_v3"), tiny_data, tmp_path / "r")).about["pretraining"]
+    assert made["patches_per_image"] == 32 and made["patches_encoded_without_gradient"] == 32 * made["images_seen"]
+
+
+def test_target_networks_are_trained_first_once_and_told_in_the_file(tiny_data: Splits, tmp_path: Path) -> None:
+    made = load_encoder(run(recipe("beit"), tiny_data, tmp_path / "a")).about
+    (target,) = made["pretraining"]["teachers"].values()
+    assert target["method"] == "dvae" and target["flops"] > 0 and 2 <= target["facts"]["codes_used"] <= 64
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == sorted(["a", target["run"]])
+    changed = (tmp_path / target["run"] / "encoder.pt").stat().st_mtime_ns
+    run(recipe("beit", seed=1), tiny_data, tmp_path / "b")
+    assert (tmp_path / target["run"] / "encoder.pt").stat().st_mtime_ns == changed
+    assert recipe("beit").as_dict()["teachers"]["tokenizer"]["settings"]["codebook_size"] == 64
+    assert load_encoder(run(recipe("eva"), tiny_data, tmp_path / "c")).about["flags"] == ["labels"]
+
+
+def test_a_tokenizer_is_no_encoder_to_judge(tiny_data: Splits, tmp_path: Path) -> None:
+    path = run(load_recipe("dvae", str(RECIPES / "dvae.yaml"), {"backbone": "vit_nano_patch4_16"}), tiny_data, tmp_path)
+    with pytest.raises(UserError, match="a Tokenizer has no features"):
+        FrozenEncoder(load_encoder(path).encoder)
+
+
+def test_labels_of_dev_images_stay_unseen(tiny_data: Splits, tmp_path: Path) -> None:
+    about = load_encoder(run(recipe("supervised"), tiny_data, tmp_path / "r")).about
+    assert about["flags"] == ["labels"] and about["pretraining"]["images"] < len(tiny_data.train)
+
+
+def test_diverged_loss_is_an_error_and_leaves_no_encoder(tiny_data: Splits, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="smaller base_lr"):
+        run(recipe("mae", base_lr=1e30, warmup_epochs=0), tiny_data, tmp_path / "r")
+    assert not (tmp_path / "r" / "encoder.pt").exists()
+
+
+def test_batch_larger_than_the_data(tiny_data: Splits, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 64 is larger than the 48"):
+        run(recipe("mae", batch_size=64), tiny_data, tmp_path / "r")
+
+
+def test_full_disk_while_saving(tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    monkeypatch.setattr(callbacks.Resume, "__init__", _eager(callbacks.Resume.__init__))
+    with pytest.raises(RunError, match=r"last\.ckpt: No space left"):
+        run(recipe("mae"), tiny_data, tmp_path / "r")
+    assert [p.name for p in (tmp_path / "r").glob("[!.]*")] == ["log.jsonl"]
+
+
+def _eager(original):  # type: ignore[no-untyped-def]
+    def init(self, path, at_least_every=0.0):  # type: ignore[no-untyped-def]
+        original(self, path, at_least_every)
+
+    return init
+
+
+def test_folder_depends_on_recipe_and_images(tiny_data: Splits) -> None:
+    one = run_folder(recipe("mae"), tiny_data)
+    assert one == run_folder(recipe("mae"), tiny_data) != run_folder(recipe("mae", seed=1), tiny_data)
+    assert one.name.startswith("mae-blobs-0-")
+
+
+def test_collapse_meters() -> None:
+    spread = monitor.collapse_meters(torch.randn(512, 16, generator=torch.Generator().manual_seed(0)))
+    assert spread["feature_std"] == pytest.approx(1, abs=0.05) and spread["effective_rank"] > 14
+    line = monitor.collapse_meters(torch.randn(512, 1) * torch.ones(16))
+    assert line["effective_rank"] == pytest.approx(1, abs=0.1)
+
+
+def test_images_of_several_sizes_train_and_are_monitored(tiny_data: Splits, tmp_path: Path) -> None:
+    train = tiny_data.train
+    assert train.decoded is not None
+    ragged = [image[:, : 16 - i % 3] for i, image in enumerate(train.decoded)]
+    packed = replace(train, images=pack(ragged))
+    assert packed.decoded is None
+    run(recipe("mae"), Splits(packed, tiny_data.test), tmp_path / "r")
+    assert '"knn"' in (tmp_path / "r" / "log.jsonl").read_text()

@@ -1,0 +1,175 @@
+"""Figures: what is drawn from which rows, what is left out and named, the same bytes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.results.leaderboard import figures
+from ssl_bench.results.leaderboard.curves import training_curves
+from ssl_bench.results.leaderboard.plotting import COLOURS, STYLE, cliques, look, pareto
+from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.rows.row import read_rows
+from ssl_bench.utils.errors import UserError
+
+
+def right(percent: int) -> np.ndarray[Any, Any]:
+    return np.arange(100) < percent
+
+
+def number(value: float) -> dict[str, Any]:
+    return {"value": value, "n": 100, "low": value - 2, "high": value + 2}
+
+
+def log(folder: Path, run: str) -> None:
+    """A run that is being written: the last line is cut."""
+    (folder / run).mkdir(parents=True)
+    lines = [{"step": 1, "loss": 4.0}, {"step": 5, "knn": 20.0}, {"step": 10, "loss": 2.0}, {"step": 10, "knn": 30.0}]
+    (folder / run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 11, "lo')
+
+
+@pytest.fixture
+def everything(tmp_path: Path, add_row: Any) -> Path:
+    """Rows for every figure, of methods with names that look like mathematics."""
+    for at, (method, flops) in enumerate((("$a_b^$", 1e9), ("b", 4e9), ("c", 2e9))):
+        spent = {"pretraining": {"flops": flops}}
+        add_row(method, 0, right(40 + 10 * at), **spent)
+        ks = {f"top1@k={k},T=0.07": number(30 + k / 10) for k in (1, 5, 20)}
+        chosen = {"chosen": {"headline_temperature": 0.07}}
+        add_row(method, 0, right(35), "knn", metrics=ks, evaluation=chosen, **spent)
+        add_row(method, 0, right(70 - 5 * at), "finetune-mae", evaluation={"evaluator": "finetune"}, **spent)
+        shares = {f"top1@{s}%": number(20.0 + s) for s in (1, 10)}
+        add_row(method, 0, right(21), "lowshot", metrics=shares, predictions=None, **spent)
+        probes = {"hue/r2": number(50.0), "shape/top1": number(60.0 + at)}
+        add_row(method, 0, right(55), "factors", metrics=probes, predictions=None, **spent)
+    return tmp_path
+
+
+def test_all_of_them_and_the_same_bytes(everything: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(everything / "runs", "mae-shapes-0-abc")
+    said: list[str] = []
+    options: dict[str, Any] = {"formats": [], "figures": True, "runs": everything / "runs"}
+    files = leaderboard(everything, show=said.append, **options)
+    names = {*figures.FIGURES, "training"}
+    assert {file.name for file in files} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert not any(line.startswith("no figure") for line in said)
+    first = {file: file.read_bytes() for file in files}
+    assert not any(b"<dc:date>" in content for content in first.values())
+    monkeypatch.setattr(figures, "FIGURES", {"ranks": figures.ranks})
+    again = leaderboard(everything, show=said.append, **options)
+    assert len(again) == 4 and all(file.read_bytes() == first[file] for file in again)
+
+
+def test_what_has_no_data_is_named(tmp_path: Path, add_row: Any) -> None:
+    add_row("a", 0, right(40), pretraining={"flops": 0})
+    said: list[str] = []
+    assert figures.draw(build(read_rows(tmp_path)), tmp_path, None, said.append) == []
+    assert {line.split(":")[0].removeprefix("no figure ") for line in said} == {*figures.FIGURES, "training"}
+
+
+def test_front_leaves_labels_out(everything: Path, add_row: Any) -> None:
+    add_row("supervised", 0, right(99), flags=["labels"], pretraining={"flops": 5e8})
+    figure = figures.compute(build(read_rows(everything))[0])
+    assert not isinstance(figure, str)
+    (front,) = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("Pareto")]
+    assert list(front.get_ydata())[:2] == [40, 60] and list(front.get_xdata())[:2] == [1e9, 2e9]
+
+
+def test_groups_are_those_of_the_tests(everything: Path) -> None:
+    figure = figures.ranks(build(read_rows(everything))[0])
+    assert not isinstance(figure, str)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert [label.split()[0] for label in labels] == ["1", "2", "3"]  # c, b, a differ by 10 images in one direction
+
+
+def test_groups_and_fronts_of_small_cases() -> None:
+    same = np.ones((3, 3), bool)
+    assert cliques([0, 1, 2], same.tolist()) == [(0, 2)]
+    assert cliques([0, 1, 2], np.eye(3, dtype=bool).tolist()) == []
+    assert pareto([(1, 5), (1, 6), (2, 6), (3, 7)]) == [(1, 6), (3, 7)]
+
+
+def test_several_tables_have_names_of_their_own(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", {"ranks": figures.ranks})
+    for data in ("shapes", "../../else where"):
+        for name, percent in (("a", 40), ("b", 60)):
+            add_row(name, 0, right(percent), evaluation={"data": data, "fingerprints": {"test": data}})
+    files = figures.draw(build(read_rows(tmp_path)), tmp_path / "figures", None, lambda _: None)
+    assert {file.parent for file in files} == {tmp_path / "figures"}
+    assert any(file.name.startswith("ranks-1-else-where") for file in files)
+
+
+def test_curves_need_a_folder_with_logs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder of runs"):
+        training_curves(tmp_path / "none")
+    assert "no log.jsonl" in str(training_curves(tmp_path))
+
+
+def test_fine_tuning_against_the_linear_probe(everything: Path) -> None:
+    """Under the protocols that most methods share: not those that only one was judged by."""
+    figure = figures.finetuning(build(read_rows(everything))[0])
+    assert not isinstance(figure, str)
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("linear top1, %", "finetune-mae top1, %")
+    assert len(figure.axes[0].containers) == 3
+
+
+def test_fine_tuning_needs_two_methods_under_one_protocol(tmp_path: Path, add_row: Any) -> None:
+    for at, method in enumerate("ab"):
+        add_row(method, 0, right(40))
+        add_row(method, 0, right(60), f"finetune-{at}", evaluation={"evaluator": "finetune"})
+    assert "fewer than two methods" in str(figures.finetuning(build(read_rows(tmp_path))[0]))
+
+
+def test_two_low_shot_protocols_never_share_a_curve(everything: Path, add_row: Any) -> None:
+    shares = {f"top1@{share}%": number(50.0) for share in (1, 3, 10, 100)}
+    for method in "bc":
+        add_row(method, 0, right(21), "label-efficiency", metrics=shares, predictions=None,
+                evaluation={"evaluator": "lowshot"}, pretraining={"flops": 4e9 if method == "b" else 2e9})  # fmt: skip
+    figure = figures.label_efficiency(build(read_rows(everything))[0])
+    assert not isinstance(figure, str)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[50.0] * 4] * 2
+    assert figure.axes[0].get_ylabel() == "label-efficiency accuracy, %"
+
+
+@pytest.mark.parametrize("count", [2, 24])
+def test_a_legend_covers_nothing_and_no_two_entries_look_alike(tmp_path: Path, add_row: Any, count: int) -> None:
+    for at in range(count):
+        add_row(f"a method with a long name, number {at}", 0, right(40 + at), pretraining={"flops": 1e9 * (1 + at)})
+    with matplotlib.rc_context(STYLE):
+        figure = figures.compute(build(read_rows(tmp_path))[0])
+        assert not isinstance(figure, str)
+        figure.savefig(io.BytesIO(), format="png")
+    (legend,) = figure.legends
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.y0 <= box.y0 and box.y1 <= page.y1 and box.x1 <= page.x1
+    assert box.x0 >= figure.axes[0].get_window_extent().x1
+    assert figure.axes[0].get_window_extent().width > page.width / 3
+    texts = [text.get_window_extent() for text in legend.get_texts()]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(texts))
+    looks = [(look(at)["color"], look(at)["marker"]) for at in range(32)]
+    assert len(set(looks)) == 32 == len({(look(at)["color"], look(at)["linestyle"]) for at in range(32)})
+
+
+def test_losses_are_drawn_over_their_own_range(tmp_path: Path) -> None:
+    """A negative loss stays beside a positive one."""
+    log(tmp_path, "mae-shapes-0-abc")
+    (tmp_path / "eva-shapes-0-abc").mkdir()
+    lines = [{"step": 1, "loss": -0.5}, {"step": 2, "loss": -0.75}, {"step": 4, "loss": -1.0}]
+    (tmp_path / "eva-shapes-0-abc" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    figure = training_curves(tmp_path)
+    assert not isinstance(figure, str)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 0.5, 0], [1, 0]]
+
+
+def test_colours_are_okabe_and_ito_with_grey_for_yellow() -> None:
+    assert set(COLOURS) == {
+        "#000000", "#E69F00", "#56B4E9", "#009E73", "#8C8C8C", "#0072B2", "#D55E00", "#CC79A7",
+    }  # fmt: skip

@@ -1,0 +1,120 @@
+"""The page: self-contained, the same bytes from the same rows, and nothing in a row is markup or a command."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssl_bench.cli import make_parser
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.results.leaderboard.html import page, rerun
+from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.rows.row import read_rows
+
+RIGHT = np.arange(100) < 40
+EVIL = '</script><img src=x onerror="alert(1)">\x1b[2J'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of the two scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = re.findall(r"(?s)<script[^>]*>(.*?)</script>", text)
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def made(folder: Path) -> str:
+    return page(build(read_rows(folder)))
+
+
+def test_needs_nothing_else_and_runs_its_own_script_alone(tmp_path: Path, add_row: Any) -> None:
+    add_row("m", 0, RIGHT)
+    text = made(tmp_path)
+    parsed = Page(text)
+    assert not re.search(r"https?:|//[a-z]+\.", re.sub(r"(?s)<pre>.*?</pre>", "", text))
+    assert not [tag for tag, values in parsed.tags if {"src", "href", "style", "onclick"} & set(values)]
+    digest = base64.b64encode(hashlib.sha256(parsed.scripts[-1].encode()).digest()).decode()
+    (policy,) = [v["content"] for t, v in parsed.tags if t == "meta" and "http-equiv" in v]
+    assert policy is not None and policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
+
+
+def test_names_are_never_markup(tmp_path: Path, add_row: Any) -> None:
+    add_row(
+        EVIL,
+        0,
+        RIGHT,
+        EVIL,
+        evaluation={"evaluator": "linear"},
+        category=EVIL,
+        deviations=[EVIL],
+        suite=EVIL,
+        backbone={"name": EVIL},
+    )
+    add_row("m", 0, RIGHT, evaluation={"data": EVIL}, recipe={"settings": {EVIL: EVIL}}, made={"time": EVIL})
+    text = made(tmp_path)
+    tags = [tag for tag, _ in Page(text).tags]
+    assert "img" not in tags and tags.count("script") == 2 and "\x1b" not in text
+    data = json.loads(Page(text).scripts[0])
+    assert any("onerror" in line["label"] for table in data["tables"] for line in table["lines"])  # shown as text
+
+
+def test_what_a_template_mark_in_a_name_becomes(tmp_path: Path, add_row: Any) -> None:
+    add_row("@SCRIPT@ @DATA@", 0, RIGHT)
+    text = made(tmp_path)
+    assert text.count('"use strict"') == 1 and "@SCRIPT@ @DATA@</th>" not in text
+    assert '<th scope="row" class="text" data-sort="@SCRIPT@ @DATA@"' in text
+
+
+def test_same_bytes(tmp_path: Path, add_row: Any) -> None:
+    add_row("m", 0, RIGHT)
+    add_row("n", 0, ~RIGHT)
+    (file,) = leaderboard(tmp_path, formats=["html"], show=lambda _: None)
+    first = file.read_bytes()
+    assert leaderboard(tmp_path, formats=["html"], show=lambda _: None)[0].read_bytes() == first
+
+
+def test_a_number_opens_its_rows(tmp_path: Path, add_row: Any) -> None:
+    for seed in (1, 0):
+        add_row("m", seed, RIGHT)
+    parsed = Page(made(tmp_path))
+    ((_, button),) = [(t, v) for t, v in parsed.tags if t == "button" and "value" in v]
+    assert button["value"] == "0 0 0" and "linear, m: 40.0" in str(button["aria-label"])
+    cell = json.loads(parsed.scripts[0])["tables"][0]["lines"][0]["cells"][0]
+    assert [row["title"] for row in cell["rows"]] == ["Seed 0: top1 40.00", "Seed 1: top1 40.00"]
+    assert any(name == "weights" and value == "c" * 64 for name, value in cell["rows"][0]["facts"])
+
+
+def test_headers_sort_by_button(tmp_path: Path, add_row: Any) -> None:
+    add_row("m", 0, RIGHT)
+    heads = [values for tag, values in Page(made(tmp_path)).tags if tag == "th" and values.get("scope") == "col"]
+    assert all(head["aria-sort"] == "none" and head["data-first"] in ("ascending", "descending") for head in heads)
+
+
+def test_the_commands_can_be_run(tmp_path: Path, add_row: Any) -> None:
+    row = add_row("m", 3, RIGHT, recipe={"settings": {"mask_ratio": 0.5, "note": "a; rm -rf /", "off": None}})
+    first, second = rerun(row)
+    parsed = make_parser().parse_args(shlex.split(first)[1:])
+    assert (parsed.method, parsed.seed, parsed.epochs, parsed.data) == ("m", 3, 2.0, "shapes")
+    assert parsed.backbone == "vit_micro_patch8_32"
+    assert parsed.set == ["drop_path=0.0", "mask_ratio=0.5", "note=a; rm -rf /"]
+    assert make_parser().parse_args(shlex.split(second)[1:]).evaluations == ["linear"]
+
+
+def test_weights_from_elsewhere_have_no_recipe(tmp_path: Path, add_row: Any) -> None:
+    row = add_row("m", 0, RIGHT, recipe=None, pretraining={"data": "unknown"})
+    (command,) = rerun(row)
+    assert command.startswith("ssl-bench evaluate CHECKPOINT --backbone vit_micro_patch8_32")
+    assert "weights from elsewhere" in made(tmp_path)

@@ -1,0 +1,166 @@
+"""Tables from rows: grouping, intervals, refusals, the same bytes from the same rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.results.leaderboard.table import build, summarise
+from ssl_bench.results.rows.row import Row, expected_id, read_rows
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.files import content_hash
+
+
+def write(folder: Path, method: str, seed: int, value: float, **changes: Any) -> Row:
+    """A row with just what tables read."""
+    recipe = {"method": method, "backbone": {"name": "vit"}, "seed": seed, "training": {}, "settings": {}}
+    cost = {
+        "images_seen": 100,
+        "epochs": 2.0,
+        "patches_per_image": 4.0,
+        "patches_encoded_without_gradient": 0,
+        "flops": 1e9,
+    }
+    values = {
+        "schema": 1,
+        "method": method,
+        "category": "contrastive",
+        "backbone": {"name": "vit"},
+        "recipe": recipe,
+        "views": "2x32",
+        "pretraining": {**cost, "wall_seconds": 5.0, "peak_memory_bytes": 10**8, "device": "cpu", "fingerprint": "f"},
+        "evaluation": {
+            "name": "knn",
+            "evaluator": "knn",
+            "version": 1,
+            "settings": {},
+            "pooling": "mean",
+            "data": "shapes",
+            "fingerprints": {"train": "a", "test": "b"},
+            "images": {"train": 10, "dev": 1, "test": 100},
+        },
+        "metrics": {"top1": {"value": value, "n": 100, "low": value - 3, "high": value + 3}},
+        "headline": "top1",
+        "flags": [],
+        "deviations": [],
+        "code": {"method_source": None, "evaluator_source": None},
+    }
+    for key, change in changes.items():
+        values[key] = {**values[key], **change} if isinstance(change, dict) else change
+    values["recipe"]["backbone"] = values["backbone"]
+    values["id"] = expected_id(values)
+    values["checksum"] = content_hash(values)[:16]
+    path = folder / "rows" / f"{method}-{seed}-{values['id']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+    return Row.read(path)
+
+
+def test_mean_and_interval_over_seeds(tmp_path: Path) -> None:
+    values = [40.0, 44.0, 42.0]
+    cell = summarise([write(tmp_path, "m", seed, value) for seed, value in enumerate(values)])
+    seeds = stats.t.interval(0.95, 2, loc=42, scale=stats.sem(values))[1] - 42
+    assert cell.mean == 42 and cell.seeds == 3
+    assert cell.half == pytest.approx(math.hypot(seeds, 3))
+    assert summarise([write(tmp_path, "m", 0, 40.0)]).half == 3
+
+
+def test_sorted_with_difference_from_untrained(tmp_path: Path) -> None:
+    write(tmp_path, "untrained", 0, 30.0)
+    write(tmp_path, "good", 0, 50.0)
+    write(tmp_path, "close", 0, 33.0)
+    write(tmp_path, "bad", 0, 20.0)
+    (table,) = build(read_rows(tmp_path))
+    cells = {row[0].rstrip("²"): row[2] for row in table.cells()[1]}
+    assert list(cells) == ["good", "close", "untrained", "bad"]
+    assert cells["good"].startswith("50.0 ± 3.0 (+20.0▲)") and cells["bad"].startswith("20.0 ± 3.0 (-10.0▼)")
+    assert cells["close"].startswith("33.0 ± 3.0 (+3.0)") and cells["untrained"].startswith("30.0 ± 3.0 mean")
+
+
+def test_other_data_and_backbones_never_share_a_table(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    write(tmp_path, "m", 1, 50.0, evaluation={"fingerprints": {"train": "a", "test": "other"}})
+    write(tmp_path, "m", 2, 60.0, backbone={"name": "vit_large"})
+    assert len(build(read_rows(tmp_path))) == 3
+
+
+def test_other_versions_of_an_evaluation_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    write(tmp_path, "n", 0, 50.0, evaluation={"version": 2})
+    with pytest.raises(UserError, match="different versions or settings"):
+        build(read_rows(tmp_path))
+
+
+def test_two_recipes_of_a_method_are_two_lines_and_missing_cells_stay_empty(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    write(tmp_path, "m", 0, 50.0, recipe={"settings": {"mask_ratio": 0.5}})
+    write(tmp_path, "n", 0, 60.0, evaluation={"name": "linear", "evaluator": "linear"})
+    (table,) = build(read_rows(tmp_path))
+    assert len(table.aggregates) == 3 and len({line.label for line in table.aggregates}) == 3
+    row = next(row for row in table.cells()[1] if row[0].startswith("n"))
+    assert row[2] == "–" and row[3].startswith("60.0")
+
+
+def test_same_rows_same_bytes_and_marks(tmp_path: Path) -> None:
+    write(tmp_path, "a|b", 0, 40.0, flags=["labels"], deviations=["half of the views"])
+    files = leaderboard(tmp_path, formats=["md", "csv"], show=lambda _: None)
+    first = [file.read_bytes() for file in files]
+    assert [file.read_bytes() for file in leaderboard(tmp_path, formats=["md", "csv"], show=lambda _: None)] == first
+    text = first[0].decode()
+    assert "a\\|b¹" in text and "half of the views" in text and "trained with labels" in text
+
+
+def test_spreadsheet_formulas_are_text(tmp_path: Path) -> None:
+    write(tmp_path, "=cmd()", 0, 40.0)
+    leaderboard(tmp_path, formats=["csv"], show=lambda _: None)
+    assert ",'=cmd()" in (tmp_path / "leaderboard.csv").read_text()
+
+
+def test_nothing_to_rank(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows"):
+        leaderboard(tmp_path)
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(UserError, match="no rows"):
+        leaderboard(tmp_path)
+    (tmp_path / "rows" / "x.json").write_text("{}")
+    with pytest.raises(UserError, match=r"x\.json is not a row"):
+        leaderboard(tmp_path)
+
+
+def test_unknown_sort_and_format(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    with pytest.raises(UserError, match="unknown evaluation to sort by 'x'"):
+        leaderboard(tmp_path, sort="x")
+    with pytest.raises(UserError, match="unknown format 'pdf'"):
+        leaderboard(tmp_path, formats=["pdf"])
+
+
+def test_pretrained_elsewhere_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0, pretraining={"data": "cifar10"})
+    write(tmp_path, "untrained", 0, 30.0, pretraining={"data": "cifar10", "images_seen": 0})
+    (table,) = build(read_rows(tmp_path))
+    assert table.title == "shapes (10 train, 100 test images), vit, pre-trained on cifar10"
+    assert table.title in table.terminal() and [line.label for line in table.aggregates] == ["m", "untrained"]
+    write(tmp_path, "n", 0, 50.0, pretraining={"data": "shapes"})
+    write(tmp_path, "o", 0, 20.0, pretraining={"data": "unknown"})
+    (table,) = build(read_rows(tmp_path))
+    assert table.title == "shapes (10 train, 100 test images), vit"
+    assert [line.label for line in table.aggregates] == ["n", "m, pre-trained on cifar10", "untrained", "o"]
+
+
+def test_more_evaluations_than_a_page_holds_become_lines(tmp_path: Path) -> None:
+    for number in range(8):
+        write(tmp_path, "m", 0, 40.0 + number, evaluation={"name": f"e{number}", "evaluator": "knn"})
+        write(tmp_path, "n", 0, 30.0, evaluation={"name": f"e{number}", "evaluator": "knn"})
+    leaderboard(tmp_path, formats=["md", "latex"], show=lambda _: None)
+    lines = (tmp_path / "LEADERBOARD.md").read_text().splitlines()
+    assert "| method | m² | n² |" in lines or "| method | m | n |" in lines
+    (line,) = [line for line in lines if line.startswith("| e7 |")]
+    assert [cell.strip()[:4] for cell in line.split("|")[2:4]] == ["47.0", "30.0"]
+    assert r"e7 & \textbf{47.0}" in (tmp_path / "leaderboard.tex").read_text()

@@ -1,0 +1,113 @@
+"""Published numbers: the file is valid, what is wrong is named, sources that disagree are both kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.methods import METHODS
+from ssl_bench.results.papers.published import COLUMNS, conflicts, published, read_numbers, same_value, select
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.shipped import shipped
+
+FILE = shipped("results") / "published.csv"
+
+
+def one(**wanted: str) -> float:
+    (number,) = select(published(), wanted)
+    return float(number)
+
+
+def changed(tmp_path: Path, **values: str) -> Path:
+    """The first number of the shipped file with other values."""
+    number = replace(published()[0], **values)
+    path = tmp_path / "numbers.csv"
+    path.write_text(",".join(COLUMNS) + "\n" + ",".join(f'"{getattr(number, name)}"' for name in COLUMNS) + "\n")
+    return path
+
+
+def test_counts() -> None:
+    numbers = published()
+    assert len(numbers) == 1906
+    assert len({n.method for n in numbers}) == 82 and len({n.source for n in numbers}) == 42
+    assert sum(n.weak == "yes" for n in numbers) == 87
+    kinds = Counter(n.source_kind for n in numbers)
+    assert kinds == {"paper": 449, "paper_other": 434, "authors": 351, "repository": 600, "survey": 35, "notes": 37}
+    assert {"mae", "moco_v3", "dino", "ibot", "beit", "eva", "mpp", "igpt", "moby", "esvit", "eva02", "hiera"} <= {
+        n.method for n in numbers
+    }
+
+
+def test_numbers_of_the_method_cards() -> None:
+    """What each method's paper says on ImageNet, read again from the papers' tables."""
+    plain = {"eval_dataset": "imagenet1k", "metric": "top1", "setting": "", "source_kind": "paper"}
+    assert one(method="mae", backbone="ViT-B/16", protocol="linear", epochs="1600", **plain) == 68.0
+    assert one(method="mae", backbone="ViT-L/16", protocol="finetune", epochs="1600", **plain) == 85.9
+    assert one(method="dino", backbone="ViT-S/16", protocol="knn", place="Table 2", **plain) == 74.5
+    assert one(method="ibot", backbone="ViT-B/16", protocol="linear", place="Table 1", **plain) == 79.5
+    assert one(method="moco_v3", backbone="ViT-S/16", protocol="linear", place="Table 4", **plain) == 72.5
+    assert one(method="beit", backbone="ViT-L/16", protocol="linear", place="Table 9", **plain) == 73.5
+
+
+def test_names_of_ours_are_registered_names() -> None:
+    ours = {n.method for n in published()}
+    assert "supervised" not in ours  # ours is a yardstick, none of the published ones
+    assert {"mae", "moco_v3"} <= ours & set(METHODS)
+
+
+def test_conflicts_name_both_sources() -> None:
+    wanted = {"method": "mae", "backbone": "ViT-B/16", "protocol": "linear", "source_kind": "paper"}
+    (number,) = select(published(), wanted)
+    assert [(o.value, o.source) for o in conflicts(number, published())] == [("67.8", "facebookresearch/mae")]
+    survey = select(published(), {"method": "ibot", "protocol": "linear", "value": "79.8", "source_kind": "survey"})[0]
+    assert {o.value for o in conflicts(survey, published(), epochs="300")} == {"81.0"}
+    assert conflicts(survey, published(), epochs="50") == []
+
+
+@pytest.mark.parametrize(("a", "b", "same"), [("83.6", "83.664", True), ("76.5", "76.6", False), ("68.0", "68", True)])
+def test_same_value(a: str, b: str, same: bool) -> None:
+    assert same_value(a, b) is same is same_value(b, a)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"value": "about 80"}, "line 2: value is 'about 80'"),
+        ({"value": "nan"}, "line 2: value is 'nan'"),
+        ({"value": "799"}, "line 2: value is 799 percent"),
+        ({"source": ""}, "line 2: source is empty"),
+        ({"method": "MAE v2"}, "line 2: method is 'MAE v2'"),
+        ({"source_kind": "blog"}, "unknown source_kind 'blog'.*Choose from: authors, notes"),
+        ({"weak": "maybe"}, "unknown weak 'maybe'"),
+        ({"epochs": "-1"}, "line 2: epochs is '-1'"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path: Path, values: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_numbers(changed(tmp_path, **values))
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    lines = FILE.read_text().splitlines()
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([lines[0].replace("metric", "score"), lines[1]]))
+    with pytest.raises(UserError, match="line 1: expected the columns method,name"):
+        read_numbers(path)
+    path = tmp_path / "b.csv"
+    path.write_text("\n".join([lines[0], lines[1], lines[1].rpartition(",")[0] + ",another note"]))
+    with pytest.raises(UserError, match="line 3: the same number as line 2, from the same source"):
+        read_numbers(path)
+    path = tmp_path / "c.csv"
+    path.write_text("\n".join([lines[0], lines[1] + ",more"]))
+    with pytest.raises(UserError, match=f"line 2: {len(COLUMNS) + 1} fields"):
+        read_numbers(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_numbers(tmp_path / "none.csv")
+
+
+def test_unknown_column() -> None:
+    with pytest.raises(UserError, match=r"unknown column of published\.csv 'metod': did you mean 'method'"):
+        select(published(), {"metod": "mae"})

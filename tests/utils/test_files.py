@@ -1,0 +1,41 @@
+"""Atomic writes and hashes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.files import content_hash, write_atomic
+from ssl_bench.utils.shipped import find_yaml
+
+
+def test_write_atomic(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "deep" / "a.txt", "old")
+    write_atomic(path, b"new")
+    assert path.read_text() == "new" and os.listdir(path.parent) == ["a.txt"]
+
+
+def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_atomic(tmp_path / "a.txt", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"cannot write .*a\.txt: No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_content_hash_is_sensitive() -> None:
+    assert content_hash({"a": 1}) != content_hash({"a": 1.5}) != content_hash({"a": "1"})
+
+
+def test_unknown_names_list_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match="unknown suite 'quik': did you mean 'quick'"):
+        find_yaml("results", "quik", "{}/suite.yaml")
+    with pytest.raises(UserError, match=r"unknown evaluation 'kn': did you mean 'knn'.*knn-lightly.*linear"):
+        find_yaml("evaluations", "kn")
