@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ssl_bench.results.rows.predictions import encode
 
+from ssl_bench.results.rows.predictions import encode
 from ssl_bench.results.rows.row import Row, expected_id
 from ssl_bench.utils.files import content_hash
 

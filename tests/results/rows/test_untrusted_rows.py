@@ -21,8 +21,8 @@ from ssl_bench.commands.check import check
 from ssl_bench.commands.compare import compare
 from ssl_bench.commands.leaderboard import FORMATS, leaderboard
 from ssl_bench.commands.table import table
-from ssl_bench.results import rows as module
 from ssl_bench.results.leaderboard import figures
+from ssl_bench.results.rows import row as module
 from ssl_bench.results.rows.row import SCHEMA, Row, checksum_of, expected_id
 from ssl_bench.utils.errors import UserError
 
