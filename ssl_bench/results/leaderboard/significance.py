@@ -26,7 +26,7 @@ Rank: 1 + the number of methods that are significantly better, so methods that c
 a third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds,
 with the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5
 % after Holm's correction for all pairs of an evaluation. Where an image is asked several times (episodes, draws of
-labels, corruptions) its share of right predictions counts, and the variance over draws is added. In evaluations marked ~
+labels, corruptions) its share of right ones counts, and the variance over draws is added. In evaluations marked ~
 some row has no answer for each image; there the 95 % intervals are compared as independent. Diagnostics aren't ranked.
 Mean rank: over the evaluations, only for methods that have all of them."""
 

@@ -1,4 +1,4 @@
-"""The probe on random crops: the papers' literals, torch's own layers and optimisers, known predictions, its protocol."""
+"""The probe on random crops: the papers' literals, torch's own layers and optimisers, known results, its protocol."""
 
 from __future__ import annotations
 
