@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,8 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from ssl_bench.views.image_ops import COLOUR, blur_one, drop_colour, gaussian_blur, resampling, resize_lanczos, solarize
+from ssl_bench.views.view import FILTERS, View
 
-if TYPE_CHECKING:
-    from ssl_bench.views.view import View
-
-FILTERS = {
-    "bilinear": tv.InterpolationMode.BILINEAR,
-    "bicubic": tv.InterpolationMode.BICUBIC,
-    "lanczos": tv.InterpolationMode.LANCZOS,
-}
 TRIES = 10  # boxes torchvision's RandomResizedCrop draws before it falls back to a centre crop
 # Bytes of crops worked on at once. On CPU a chunk and its temporaries should stay in cache.
 CHUNK = {"cpu": 2**20, "cuda": 2**29}

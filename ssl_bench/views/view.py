@@ -1,4 +1,4 @@
-"""Views: the random crops a method learns from, as data, and the two ways to draw them.
+"""Views: the random crops a method learns from, as data. `views/make.py` has the two ways to draw them.
 
 `make_views` cuts all views of a batch at once on the device that holds it, with an independent draw for every image;
 `view_image` cuts the views of one image of any size, for the worker processes of a loader. Both draw from the same
@@ -19,13 +19,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from ssl_bench.utils.errors import UserError, unknown
-from ssl_bench.views.execution import (
-    FILTERS,
-)
 
+FILTERS = {
+    "bilinear": tv.InterpolationMode.BILINEAR,
+    "bicubic": tv.InterpolationMode.BICUBIC,
+    "lanczos": tv.InterpolationMode.LANCZOS,
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
