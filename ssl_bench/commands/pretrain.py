@@ -130,7 +130,7 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Method:
     known = {"num_classes": len(classes), "class_names": tuple(classes)}
     wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
     method = recipe.cls(Backbone(**recipe.backbone), **wanted, **recipe.settings)
-    method.plan, method.seed = recipe.training, recipe.seed
+    method.training_config, method.seed = recipe.training, recipe.seed
     return method
 
 

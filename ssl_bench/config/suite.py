@@ -62,19 +62,19 @@ def load_suite(name: str) -> Suite:
 
 
 def resolve(
-    plan: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
+    suite: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
 ) -> list[Recipe]:
     """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
     recipes = []
     for method in dict.fromkeys([*BASELINES, *methods]):
         name, cls = resolve_method(method)
-        brings_recipe = plan.recipe in recipe_names(name)
-        fallback = {} if brings_recipe or not cls.trains else plan.training
-        own = plan.seeds_of.get(name, plan.seeds) if seeds is None else seeds
+        brings_recipe = suite.recipe in recipe_names(name)
+        fallback = {} if brings_recipe or not cls.trains else suite.training
+        own = suite.seeds_of.get(name, suite.seeds) if seeds is None else seeds
         for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
-            layer = {**fallback, "backbone": plan.backbone, "data": data, "seed": seed}
-            named = plan.recipe if brings_recipe else None
-            recipe = load_recipe(method, named, layer, origin=f"suite {plan.name}")
+            layer = {**fallback, "backbone": suite.backbone, "data": data, "seed": seed}
+            named = suite.recipe if brings_recipe else None
+            recipe = load_recipe(method, named, layer, origin=f"suite {suite.name}")
             recipes.append(scaled(recipe, budget))
     return recipes
 

@@ -57,7 +57,7 @@ class Method(LightningModule):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.plan = self.defaults
+        self.training_config = self.defaults
         self.seed = 0
         self.progress = 0.0
         self.epoch = 0.0
@@ -155,13 +155,14 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""
-        return build_optimizer(self.param_groups(self.plan.weight_decay), self.plan, self.plan.lr)
+        config = self.training_config
+        return build_optimizer(self.param_groups(config.weight_decay), config, config.lr)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Place this step in the schedules, and make its randomness a function of (seed, step) alone."""
         step, steps = batch["step"], self.trainer.max_steps
         self.progress = step / steps
-        self.epoch = step * self.plan.epochs / steps  # in this order, whole epochs come out whole
+        self.epoch = step * self.training_config.epochs / steps  # in this order, whole epochs come out whole
         self._step, self._draws = step, 0
         seed = step_seed(self.seed, step, self.global_rank)
         torch.default_generator.manual_seed(seed)
@@ -169,12 +170,14 @@ class Method(LightningModule):
             self.device.type == "cuda"
         ):  # torch.manual_seed on a CPU would queue a call and a stack trace for CUDA each time
             torch.cuda.manual_seed(seed)
-        plan = self.plan
-        lr = warmup_cosine(self.epoch, plan.lr, min(plan.warmup_epochs, plan.epochs), plan.epochs, plan.min_lr)
+        config = self.training_config
+        lr = warmup_cosine(
+            self.epoch, config.lr, min(config.warmup_epochs, config.epochs), config.epochs, config.min_lr
+        )
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = lr * group.get("lr_scale", 1.0)
-            if plan.final_weight_decay is not None and group["weight_decay"]:
-                group["weight_decay"] = cosine(self.progress, plan.weight_decay, plan.final_weight_decay)
+            if config.final_weight_decay is not None and group["weight_decay"]:
+                group["weight_decay"] = cosine(self.progress, config.weight_decay, config.final_weight_decay)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Views, then the loss. Batches carry uint8 images (views are drawn here) or ready views."""
@@ -195,12 +198,12 @@ class Method(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """The recipe's clipping: of the global norm, or of each tensor's."""
-        if self.plan.clip_grad is None:
+        if self.training_config.clip_grad is None:
             return
-        if self.plan.clip_per_tensor:
-            clip_each(self.parameters(), self.plan.clip_grad)
+        if self.training_config.clip_per_tensor:
+            clip_each(self.parameters(), self.training_config.clip_grad)
         else:
-            nn.utils.clip_grad_norm_(self.parameters(), self.plan.clip_grad)
+            nn.utils.clip_grad_norm_(self.parameters(), self.training_config.clip_grad)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update, then whatever the method updates last; a checkpoint always sees both."""

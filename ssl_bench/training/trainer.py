@@ -30,7 +30,7 @@ def train(
     *,
     monitored: tuple[ImageSet, ImageSet] | None = None,
 ) -> dict[str, Any]:
-    """Fit a method by its ``plan`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
+    """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
     Args:
         method: Trained in place; it ends up on the training device.
@@ -46,14 +46,14 @@ def train(
         UserError: The batch is larger than the data.
         RunError: The loss diverged or the disk is full.
     """
-    plan = method.plan
-    per_epoch = len(images) // plan.batch_size
+    config = method.training_config
+    per_epoch = len(images) // config.batch_size
     if per_epoch == 0:
         raise UserError(
-            f"batch_size {plan.batch_size} is larger than the {len(images)} training images of {images.name}"
+            f"batch_size {config.batch_size} is larger than the {len(images)} training images of {images.name}"
         )
-    steps = max(1, round(plan.epochs * per_epoch))
-    precision = best_precision(plan.precision)
+    steps = max(1, round(config.epochs * per_epoch))
+    precision = best_precision(config.precision)
     folder.mkdir(parents=True, exist_ok=True)
     resume, report = Resume(folder / "last.ckpt"), Report(folder / "log.jsonl", title)
     _quiet()
@@ -76,7 +76,7 @@ def train(
     loader = Loader(
         images,
         method.views,
-        batch_size=plan.batch_size,
+        batch_size=config.batch_size,
         steps=steps,
         seed=method.seed,
         rank=trainer.global_rank,
@@ -91,11 +91,11 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, interrupt)
-    seen = steps * plan.batch_size
+    seen = steps * config.batch_size
     return {
-        "epochs": plan.epochs,
+        "epochs": config.epochs,
         "steps": steps,
-        "batch_size": plan.batch_size,
+        "batch_size": config.batch_size,
         "images_seen": seen,
         "patches_encoded": round(cost["patches"] * seen),
         "patches_encoded_without_gradient": round(cost["patches_without_gradient"] * seen),

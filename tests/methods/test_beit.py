@@ -147,6 +147,10 @@ def test_blocks_that_cannot_fit_are_refused() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    plan = BEiT.defaults
-    assert plan.lr == pytest.approx(1.5e-3) and (plan.min_lr, plan.clip_grad, plan.weight_decay) == (1e-5, 3.0, 0.05)
+    config = BEiT.defaults
+    assert config.lr == pytest.approx(1.5e-3) and (config.min_lr, config.clip_grad, config.weight_decay) == (
+        1e-5,
+        3.0,
+        0.05,
+    )
     assert math.isclose(BEiT.backbone_options["layer_scale"], 0.1) and BEiT.teachers == ("tokenizer",)

@@ -374,6 +374,10 @@ def test_evaluators_see_the_teacher_and_its_names_are_timms() -> None:
 
 
 def test_defaults_are_the_100_epoch_recipe() -> None:
-    plan = DINO.defaults
-    assert plan.lr == pytest.approx(1e-3) and (plan.min_lr, plan.clip_grad, plan.clip_per_tensor) == (1e-6, 3.0, True)
-    assert (plan.weight_decay, plan.final_weight_decay, plan.betas, plan.eps) == (0.04, 0.4, (0.9, 0.999), 1e-8)
+    config = DINO.defaults
+    assert config.lr == pytest.approx(1e-3) and (config.min_lr, config.clip_grad, config.clip_per_tensor) == (
+        1e-6,
+        3.0,
+        True,
+    )
+    assert (config.weight_decay, config.final_weight_decay, config.betas, config.eps) == (0.04, 0.4, (0.9, 0.999), 1e-8)

@@ -381,5 +381,6 @@ def test_views_and_defaults_are_the_released_vit_s() -> None:
     assert describe(ibot.views) == "2x224 + 10x96"
     assert [v.scale for v in ibot.views] == [(0.25, 1.0), (0.25, 1.0), (0.05, 0.25)]
     assert [v.blur for v in ibot.views] == [1.0, 0.1, 0.5] and [v.solarize for v in ibot.views] == [0, 0.2, 0]
-    assert ibot.plan.lr == pytest.approx(2e-3) and (ibot.plan.epochs, ibot.plan.clip_grad) == (800, 3.0)
+    config = ibot.training_config
+    assert config.lr == pytest.approx(2e-3) and (config.epochs, config.clip_grad) == (800, 3.0)
     assert ibot.encoder is ibot.teacher.backbone

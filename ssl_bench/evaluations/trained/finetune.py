@@ -157,7 +157,7 @@ class FineTune(Evaluator):
             raise unknown("erasing mode", erasing_mode, ("pixel", "rand", "const"))
         if interpolation not in ("bicubic", "bilinear"):
             raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
-        self._plan(self.base_lr[0], batch_size), self._view((32, 32))
+        self._training_config(self.base_lr[0], batch_size), self._view((32, 32))
 
     def run(self, encoder: Encoder, data: Data) -> Result:
         """Choose the learning rate on dev if there are several, train on all training images, score test once.
@@ -254,14 +254,14 @@ class FineTune(Evaluator):
         mixed = (self.mixup, self.cutmix, self.mixup_p, self.switch_p, self.smoothing)
         mix = mixing(classes, *mixed, self.erasing, self.erasing_mode)
         method = Classifier(backbone, self.pooling, self._view(network.image_size), mix, self.layer_decay, self.ema)
-        method.plan, method.seed = self._plan(base_lr, len(images)), seed
+        method.training_config, method.seed = self._training_config(base_lr, len(images)), seed
         return method
 
     def _view(self, size: tuple[int, int]) -> View:
         looks = (self.crop_min, self.interpolation, self.randaugment, self.color_jitter)
         return training_view(size, *looks, self.repeated_augmentation)
 
-    def _plan(self, base_lr: float, images: int) -> Training:
+    def _training_config(self, base_lr: float, images: int) -> Training:
         """The training on so many images; with repeated augmentation a step has fewer of them, and an epoch more."""
         repeats = self.repeated_augmentation
         batch_size = min(self.batch_size // repeats, images)

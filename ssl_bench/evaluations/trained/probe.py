@@ -118,7 +118,7 @@ class Probe(Evaluator):
         """The crop that heads learn from."""
         return View(size, scale=self.crop_scale, interpolation=self.interpolation, flip=self.flip)
 
-    def plan(self, n: int) -> Training:
+    def training_config(self, n: int) -> Training:
         """The training on N images; its learning rate is that of base_lr 1."""
         return Training(
             epochs=self.epochs,
@@ -165,7 +165,7 @@ class Probe(Evaluator):
             reporting=reporting,
             grid=grid,
             is_fit=fit_images(data),
-            plan=self.plan(len(data.train)),
+            training_config=self.training_config(len(data.train)),
             view=self.view(network.image_size),
             by_epoch=self.schedule == "epoch",
             seed=self.seed,
@@ -189,11 +189,11 @@ class Probe(Evaluator):
         chosen: dict[str, object] = {
             "pooling": pooling,
             "base_lr": lr,
-            "lr": lr * probing.plan.lr,
+            "lr": lr * probing.training_config.lr,
             "weight_decay": decay,
             **found,
             "lr_at_edge": at_edge(lr, self.base_lr),
-            "batch_size": probing.plan.batch_size,
+            "batch_size": probing.training_config.batch_size,
             "steps": cost["steps"],
         }
         return Result(metrics, "top1", correct, chosen, pooling, cost, selected=n_heads > 1)

@@ -31,7 +31,7 @@ class Probing(Method):
         reporting: Pooling -> the heads that learn from all training images.
         grid: Multiple of the learning rate, and weight decay, of each head of a bank.
         is_fit: (N,) bool, which training images are fit images.
-        plan: The training.
+        training_config: The training.
         view: The crop.
         by_epoch: Hold the learning rate through an epoch.
         seed: Seed of the order of images and the crops.
@@ -51,7 +51,7 @@ class Probing(Method):
         reporting: Mapping[str, Bank],
         grid: Sequence[tuple[float, float]],
         is_fit: Tensor,
-        plan: Training,
+        training_config: Training,
         view: View,
         by_epoch: bool,
         seed: int,
@@ -59,7 +59,7 @@ class Probing(Method):
         super().__init__(network.requires_grad_(False))
         self.choosing, self.reporting = nn.ModuleDict(choosing), nn.ModuleDict(reporting)
         self.parts, self.grid, self.view = parts, grid, view
-        self.plan, self.by_epoch, self.seed = plan, by_epoch, seed
+        self.training_config, self.by_epoch, self.seed = training_config, by_epoch, seed
         self.register_buffer("is_fit", is_fit, persistent=False)
         self.fit_rows: Tensor | slice = slice(None)  # of the batch; all of them while the cost is measured
 
@@ -108,7 +108,8 @@ class Probing(Method):
         super().on_train_batch_start(batch, batch_idx)
         self.fit_rows = self.is_fit[batch["index"]]
         if self.by_epoch:
-            lr = warmup_cosine(int(self.epoch), self.plan.lr, self.plan.warmup_epochs, self.plan.epochs)
+            config = self.training_config
+            lr = warmup_cosine(int(self.epoch), config.lr, config.warmup_epochs, config.epochs)
             for group in self.optimizers().param_groups:  # type: ignore[union-attr]
                 group["lr"] = lr * group["lr_scale"]
 

@@ -121,9 +121,9 @@ def test_final_norm_and_head_learn_at_the_full_rate(pooling: str, nano: Backbone
 
 def test_rates_follow_the_card_step_by_step(nano: Backbone, tmp_path: Path) -> None:
     """L2: blr 5e-4 at batch 1024, 5 warm-up epochs of 100, min 1e-6, each step."""
-    plan = FineTune()._plan(5e-4, 1_281_167)
-    assert plan.lr == pytest.approx(2e-3)
-    assert (plan.batch_size, plan.epochs, plan.warmup_epochs, plan.min_lr) == (1024, 100, 5, 1e-6)
+    config = FineTune()._training_config(5e-4, 1_281_167)
+    assert config.lr == pytest.approx(2e-3)
+    assert (config.batch_size, config.epochs, config.warmup_epochs, config.min_lr) == (1024, 100, 5, 1e-6)
     evaluator = FineTune(**{**QUICK, "base_lr": 0.016, "warmup_epochs": 1, "min_lr": 1e-4, "layer_decay": 0.5})
     evaluator.run(frozen(nano, tmp_path), problem(32, 3))
     (log,) = tmp_path.glob("*/log.jsonl")
@@ -326,10 +326,10 @@ def test_views_with_an_augment_are_cut_in_workers_reproducibly() -> None:
 
 def test_repeated_augmentation_is_a_batch_of_several_crops(nano: Backbone) -> None:
     evaluator = FineTune(**{**QUICK, "epochs": 300, "warmup_epochs": 6, "batch_size": 48, "repeated_augmentation": 3})
-    plan = evaluator._plan(0.1, 1000)
-    assert (plan.batch_size, plan.epochs, plan.warmup_epochs) == (16, 100, 2)
-    assert plan.lr == pytest.approx(0.1 * 48 / 256)
-    assert evaluator._plan(0.1, 10).lr == pytest.approx(0.1 * 30 / 256)
+    config = evaluator._training_config(0.1, 1000)
+    assert (config.batch_size, config.epochs, config.warmup_epochs) == (16, 100, 2)
+    assert config.lr == pytest.approx(0.1 * 48 / 256)
+    assert evaluator._training_config(0.1, 10).lr == pytest.approx(0.1 * 30 / 256)
     made = method(nano, batch_size=48, repeated_augmentation=3)
     assert made.views[0].count == 3
     made.labels = torch.tensor([0, 1])
@@ -410,7 +410,7 @@ def test_interrupted_equals_uninterrupted(nano: Backbone, tmp_path: Path, monkey
     real = finetune.train
 
     def counted(made: Any, *args: Any) -> Any:
-        trained.append(made.plan.base_lr)
+        trained.append(made.training_config.base_lr)
         return real(made, *args)
 
     monkeypatch.setattr(finetune, "train", counted)
@@ -597,9 +597,9 @@ def test_the_batch_of_deit_is_what_its_file_says(name: str) -> None:
     """342 images three times: an even number of crops, none of which mixup drops."""
     evaluator = load_evaluator(name)
     assert isinstance(evaluator, FineTune)
-    plan = evaluator._plan(evaluator.base_lr[0], 1_281_167)
-    assert (plan.batch_size, evaluator.batch_size) == (342, 1026)
-    assert plan.lr == pytest.approx(5e-4 * 1026 / 512)
+    config = evaluator._training_config(evaluator.base_lr[0], 1_281_167)
+    assert (config.batch_size, evaluator.batch_size) == (342, 1026)
+    assert config.lr == pytest.approx(5e-4 * 1026 / 512)
 
 
 PROTOCOLS = [path.stem for path in shipped("evaluations").glob("*finetune*.yaml")]

@@ -87,7 +87,7 @@ def untrained(protocol: Probe, data: Data, dim: int = 2, classes: int = 2) -> Pr
         reporting={"mean": protocol.bank(dim, classes, len(grid))},
         grid=grid,
         is_fit=probe.fit_images(data),
-        plan=protocol.plan(protocol.batch_size),
+        training_config=protocol.training_config(protocol.batch_size),
         view=protocol.view(16),
         by_epoch=protocol.schedule == "epoch",
         seed=0,
@@ -114,7 +114,7 @@ def test_lars_numbers(data: Data) -> None:
         bank.biases[0].data = torch.tensor([0.5, -0.5])
     optimizer = module.configure_optimizers()
     for group in optimizer.param_groups:
-        group["lr"] = module.plan.lr * group["lr_scale"]
+        group["lr"] = module.training_config.lr * group["lr_scale"]
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([6.4, 6.4, 12.8, 12.8])
     steps = [
         ([[0.985127744, 2.0049574187], [1.9900851626, -0.0049574187]], [-0.14, 0.78]),
