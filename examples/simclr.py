@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
-from ssl_bench.methods.method import Method
-from ssl_bench.nn.heads import mlp
-from ssl_bench.views.view import View
+from ssl_bench import Backbone, Method, View
+from ssl_bench.nn import mlp
 
 
 class SimCLR(Method):
