@@ -16,8 +16,8 @@ SURFACE = """
     accuracy_metric bench compare convert evaluate leaderboard load_data pretrain reproduce show table
 """
 NN = """
-    LARS BatchNorm1d Center DINOHead EMATeacher IBOTHead WeightNormLinear all_mean block_masking cosine ema_update gather
-    masked_mean mlp no_decay_on_vectors process random_masking temperature_at warmup_cosine
+    LARS BatchNorm1d Center DINOHead EMATeacher IBOTHead WeightNormLinear all_mean block_masking cosine ema_update
+    gather masked_mean mlp no_decay_on_vectors process random_masking temperature_at warmup_cosine
 """
 
 
