@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ssl_bench.utils.errors import RunError
 
@@ -87,6 +87,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` that refuses NaN and Infinity, which Python reads although JSON has neither.
+
+    Raises:
+        ValueError: Not JSON.
+    """
+    return json.loads(text, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def source_hash(*paths: str | Path) -> str:

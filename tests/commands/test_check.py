@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from ssl_bench.commands.check import check
 from ssl_bench.commands.leaderboard import leaderboard
@@ -93,8 +94,34 @@ def test_schema_is_that_of_the_rows() -> None:
 
 def test_booleans_and_nan_are_no_numbers() -> None:
     assert list(violations(True, {"type": "integer"})) and list(violations(float("nan"), {"type": "number"}))
+    assert list(violations(1.0, {"type": "integer"})) == ["the row is 1.0, not of type integer"]
+    assert list(violations({"a": [{"b": float("inf")}]}, {})) == ["a[0].b is inf, not a finite number"]
     assert not list(violations(3, {"type": ["number", "null"], "minimum": 3}))
     assert list(violations([1, "x"], {"items": {"type": "integer"}})) == ["[1] is 'x', not of type integer"]
+
+
+def test_schema_is_a_valid_one() -> None:
+    Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"flops": 1000000000.0', '"flops": NaN', "NaN is not a number in JSON"),
+        ('"flops": 1000000000.0', '"flops": 1e39', "pretraining.flops is 1e+39; it must be at most 1e+30"),
+        ('"flops": 1000000000.0', '"flops": -1', "pretraining.flops is -1; it must be at least 0"),
+        ('"epochs": 2.0, "images_seen"', '"epochs": 1e999, "images_seen"', "pretraining.epochs is inf; it must be"),
+        ('"images_seen": 1000', '"images_seen": 1' + "0" * 400, "it must be at most 1e+18"),
+        ('"n": 100', '"n": 100.0', "metrics.top1.n is 100.0, not of type integer"),
+        ('"chosen": {}', '"chosen": {"k": 1e999}', "evaluation.chosen.k is inf, not a finite number"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path: Path, add_row: Any, old: str, new: str, message: str) -> None:
+    path = add_row("a", 0, RIGHT).path
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert any(message in problem for problem in found(tmp_path)), found(tmp_path)
 
 
 def test_predictions_of_another_size_or_missing(tmp_path: Path, add_row: Any) -> None:

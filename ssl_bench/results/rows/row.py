@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import PACKAGE, content_hash, source_files, source_hash
+from ssl_bench.utils.files import PACKAGE, content_hash, parse_json, source_files, source_hash
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -41,7 +40,7 @@ class Row:
             UserError: Not a row, changed since it was written, or of a newer schema.
         """
         try:
-            stored = json.loads(path.read_text())
+            stored = parse_json(path.read_text())
             values = migrated(stored)
             ok = stored["checksum"] == checksum_of(stored)
             wrong = contradiction(values)
