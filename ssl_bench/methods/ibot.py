@@ -31,7 +31,7 @@ class IBOT(Method):
         out_dim: Outputs K of both last layers (section 4).
         hidden_dim: Width of the head's MLP.
         bottleneck_dim: Channels in front of the last layers.
-        batch_norm: Batch norm in the head (``main_ibot.py``, --norm_in_head; off), over cls tokens and patches apart.
+        batch_norm: Batch norm in the head (``main_ibot.py``, --norm_in_head; off), over all tokens of equal crops.
         norm_last_layer: Freeze the magnitudes of the last layers at 1 (off in the released ViT-S).
         shared_head: The student has one last layer for cls tokens and patches (appendix E; all released models).
         shared_head_teacher: So has the teacher.
@@ -126,13 +126,13 @@ class IBOT(Method):
         batch, images = len(views[0]), torch.cat(views[:2])
         mask = self.masks(batch)
         tokens = self.backbone(images, mask=mask)
-        local = [self.backbone(torch.cat(views[2:])).cls] if views[2:] else []
-        cls = self.head(torch.cat([tokens.cls, *local])).unflatten(0, (-1, batch))
-        patches = self.head.last_layer2(self.head.project(tokens.patches[mask]))  # the others have no loss
+        cls, patches = self.head.of_image_and_masked(tokens.cls, tokens.patches, mask)
+        local = [self.head.of_image(*self.backbone(torch.cat(views[2:])))] if views[2:] else []
+        cls = torch.cat([cls, *local]).unflatten(0, (-1, batch))
         with torch.no_grad():
-            head, tokens = self.teacher.head, self.teacher.backbone(images)
-            teacher = head(tokens.cls).unflatten(0, (2, batch))
-            projected = head.project(tokens.patches)
+            head = self.teacher.head
+            projected = head.project_all(*self.teacher.backbone(images))
+            teacher, projected = head.last_layer(projected[:, 0]).unflatten(0, (2, batch)), projected[:, 1:]
             teacher_patches = head.last_layer2(projected[mask])
             with torch.autocast(images.device.type, enabled=False):  # the last layer is linear: the mean of all logits
                 mean_patch = head.last_layer2(projected.mean(dim=(0, 1), keepdim=True))
@@ -159,9 +159,9 @@ class IBOT(Method):
 
         grid = self.backbone.grid_size
         which, place = uniform(2).unbind(1)
-        table = torch.tensor([self.pred_ratio, self.pred_ratio_var], device=which.device)
+        table = torch.tensor([self.pred_ratio, self.pred_ratio_var], dtype=torch.float64, device=which.device)
         ratio, var = table[:, (which * len(self.pred_ratio)).long()]
-        cells = (ratio + (2 * place - 1) * var) * (grid[0] * grid[1]) * (self.epoch >= self.pred_start_epoch)
+        cells = (ratio + (2 * place - 1) * var) * grid[0] * grid[1] * (self.epoch >= self.pred_start_epoch)
         if self.pred_shape == "rand":
             return uniform(grid[0] * grid[1]).argsort(dim=1).argsort(dim=1) < cells.floor()[:, None]
         return block_masking(cells, grid, (min(grid) // 3) ** 2, uniform).flatten(1)

@@ -9,22 +9,33 @@ from ssl_bench.utils.distributed import Sum, process
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """Batch norm over the joint batch of all processes, on any device (torch's synchronised one needs a GPU)."""
+    """Batch norm over the joint rows of all processes, on any device (torch's synchronised one needs a GPU).
+
+    Processes may hold different numbers of rows, also none: every row counts the same. A single row in all has a
+    variance of 0, so that its output is the bias; torch refuses it.
+
+    Example:
+        >>> BatchNorm1d(2)(torch.tensor([[3.0, -1.0]])).tolist()
+        [[0.0, 0.0]]
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
+        """(N, D) -> (N, D) of the same dtype; computed in float32."""
         _, world = process()
-        if not self.training or world == 1:
+        if not self.training or (world == 1 and len(x) > 1):
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with torch.autocast(x.device.type, enabled=False):
             y = x.float()
-            mean = Sum.apply(y.mean(dim=0)) / world
-            var = Sum.apply((y - mean).square().mean(dim=0)) / world
+            add = Sum.apply if world > 1 else torch.clone
+            rows = add(torch.full((), float(len(y)), device=y.device))
+            mean = add(y.sum(dim=0)) / rows.clamp(min=1)
+            var = add((y - mean).square().sum(dim=0)) / rows.clamp(min=1)
             with torch.no_grad():
-                n = len(y) * world
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum or 0.0)
-                self.running_var.lerp_(var * n / (n - 1), self.momentum or 0.0)
+                moved = (self.momentum or 0.0) * (rows > 0)  # without a row there is nothing to follow
+                self.num_batches_tracked += rows > 0
+                self.running_mean.lerp_(mean, moved)
+                self.running_var.lerp_(var * rows / (rows - 1).clamp(min=1), moved)
             y = (y - mean) * (var + self.eps).rsqrt()
-            return torch.addcmul(self.bias, y, self.weight) if self.affine else y
+            y = torch.addcmul(self.bias, y, self.weight) if self.affine else y
+            return y.to(x.dtype)

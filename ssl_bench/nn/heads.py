@@ -107,7 +107,11 @@ class DINOHead(nn.Module):
 
 
 class IBOTHead(DINOHead):
-    """DINO's head with a second last layer, for patches; when shared it is the first. The MLP always serves both."""
+    """DINO's head with a second last layer, for patches; when shared it is the first. The MLP always serves both.
+
+    With ``batch_norm`` both layers of the MLP have the same batch norm, module and running statistics, as in the
+    official head (``models/head.py``), which builds one.
+    """
 
     def __init__(
         self,
@@ -120,5 +124,40 @@ class IBOTHead(DINOHead):
         batch_norm: bool = False,
     ) -> None:
         super().__init__(in_dim, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, batch_norm)
+        self.batch_norm = batch_norm
+        if batch_norm:
+            self.mlp[4] = self.mlp[1]
         own = WeightNormLinear(bottleneck_dim, out_dim, train_norm=not norm_last_layer)
         self.last_layer2 = self.last_layer if shared else own
+
+    def of_image(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Logits of the cls tokens. Without batch norm the patches don't matter to them and are left out.
+
+        Args:
+            cls: (N, D).
+            patches: (N, L, D) of the same images: the statistics of a batch norm are those of all tokens.
+
+        Returns:
+            (N, K).
+        """
+        return self.last_layer(self.project_all(cls, patches)[:, 0]) if self.batch_norm else self(cls)
+
+    def of_image_and_masked(self, cls: Tensor, patches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the cls tokens, and of the masked patches alone, because the others have no loss.
+
+        Args:
+            cls: (N, D).
+            patches: (N, L, D) of the same images.
+            mask: (N, L) bool with M True.
+
+        Returns:
+            (N, K) and (M, K), image by image.
+        """
+        if not self.batch_norm:
+            return self(cls), self.last_layer2(self.project(patches[mask]))
+        tokens = self.project_all(cls, patches)
+        return self.last_layer(tokens[:, 0]), self.last_layer2(tokens[:, 1:][mask])
+
+    def project_all(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """(N, D) and (N, L, D) -> (N, 1 + L, C) float32 unit vectors."""
+        return self.project(torch.cat([cls[:, None], patches], dim=1))

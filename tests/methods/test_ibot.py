@@ -13,6 +13,7 @@ from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.dino import dino_loss
 from ssl_bench.methods.ibot import IBOT, patch_loss
+from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import describe
@@ -63,10 +64,16 @@ class _Says(nn.Module):
         return Tokens(self.cls, self.patches)
 
 
-class _Head(nn.Identity):
+class _Head(IBOTHead):
     """A head that changes nothing."""
 
-    last_layer2 = project = nn.Identity.forward
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.batch_norm, self.last_layer = False, nn.Identity()  # type: ignore[assignment]
+        self.last_layer2 = self.last_layer
+
+    def project(self, x: Tensor) -> Tensor:
+        return x
 
 
 def worked(monkeypatch: pytest.MonkeyPatch, mask: Tensor = MASK, **settings: object) -> IBOT:
@@ -253,6 +260,12 @@ def test_random_masks_have_the_exact_count(ratio: float, cells: int) -> None:
         assert len(mask.unique(dim=0)) == 100 and mask.float().mean(dim=0).std() < 0.1
 
 
+def test_a_fixed_ratio_is_rounded_down_as_a_double() -> None:
+    """0.57 * 10 * 10 is 56.99... in double, as in ``loader.py``; in single precision it is 57."""
+    ibot = make("vit_nano_patch4_40", pred_shape="rand", pred_ratio=[0.57], pred_ratio_var=[0.0])
+    assert (ibot.masks(2).sum(dim=1) == 56).all()
+
+
 def test_random_masks_of_the_released_models() -> None:
     ibot = make("vit_nano_patch16_224", pred_shape="rand", pred_ratio=[0.0, 0.7], pred_ratio_var=[0.0, 0.05])
     count = ibot.masks(500).sum(dim=1)
@@ -306,6 +319,39 @@ def test_heads() -> None:
     assert own.teacher.head.last_layer2 is not own.teacher.head.last_layer
     with pytest.raises(UserError, match="shared_head_teacher"):
         make(shared_head=True, shared_head_teacher=False)
+
+
+def test_batch_norm_numbers_of_the_official_head() -> None:
+    """``models/head.py`` with norm "bn": one batch norm in two places, over all tokens of the images."""
+    head = IBOTHead(3, 5, 2, 4, norm_last_layer=False, shared=True, batch_norm=True)
+    for k, p in enumerate(p for n, p in head.named_parameters() if "weight_g" not in n):
+        p.data = (torch.arange(p.numel()).double() * (k + 1 + (k == 8)) * 0.7).sin().view_as(p).float()
+    tokens = (torch.arange(30) * 1.3).cos().view(2, 5, 3)
+    cls, patches, mask = tokens[:, 0], tokens[:, 1:], torch.zeros(2, 4, dtype=torch.bool)
+    mask[0, 2] = mask[0, 0] = True
+    logits, masked = head.of_image_and_masked(cls, patches, mask)
+    expected = [[-0.811557, -0.970024, 0.373431, 0.990004], [-0.871849, -0.936733, 0.474905, 0.968000]]
+    torch.testing.assert_close(logits, torch.tensor(expected), rtol=0, atol=1e-5)
+    expected = [[0.268243, 0.909059, 0.288385, -0.860913], [-0.999316, -0.673050, 0.824720, 0.746165]]
+    torch.testing.assert_close(masked, torch.tensor(expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(head.of_image(cls, patches), logits)
+    norm = head.mlp[1]
+    mean = [-0.137215, 0.107427, 0.385128, -0.142061, -0.456300]  # after two calls, four updates
+    torch.testing.assert_close(norm.running_mean, torch.tensor(mean), rtol=0, atol=1e-5)
+    var = [0.817796, 0.865823, 0.837347, 0.836539, 0.869157]
+    torch.testing.assert_close(norm.running_var, torch.tensor(var), rtol=0, atol=1e-5)
+    assert sum(k.endswith("running_mean") for k in head.state_dict()) == 2  # as in the official state dict
+
+
+@pytest.mark.parametrize("masked", [0, 1, 5])
+def test_batch_norm_with_few_masked_patches(masked: int) -> None:
+    ibot = make(batch_norm=True)
+    mask = torch.arange(8 * 16).view(8, 16) < masked
+    ibot.masks = lambda batch: mask  # type: ignore[method-assign]
+    scalars = ibot.loss(crops())
+    scalars["loss"].backward()
+    assert torch.isfinite(scalars["loss"]) and (scalars["patch_loss"].item() == 0) == (masked == 0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ibot.parameters())
 
 
 @pytest.mark.parametrize(("shared", "shared_teacher"), [(True, True), (False, True), (False, False)])
