@@ -44,6 +44,7 @@ class BEiT(Method):
         base_lr=1.875e-4,
         min_lr=1e-5,
         warmup_epochs=10,
+        schedule="step_inclusive",
         weight_decay=0.05,
         clip_grad=3.0,
     )
@@ -156,14 +157,14 @@ class BEiT(Method):
         assert self.frozen, "no tokenizer yet: set_teacher comes first"
         return self.frozen[0].to(pixels.device).tokens(pixels)
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """No weight decay on vectors and the cls token (``optim_factory.py``); the mask token has it."""
         decay: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for name, p in self.named_parameters():
             if p.requires_grad:
                 (plain if p.ndim <= 1 or name.endswith(("cls_token", "pos_embed")) else decay).append(p)
-        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def masked_prediction(logits: Tensor, codes: Tensor) -> dict[str, Tensor]:

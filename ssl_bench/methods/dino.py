@@ -52,13 +52,13 @@ class DINO(Method):
         base_lr=5e-4,
         min_lr=1e-6,
         warmup_epochs=10,
+        schedule="step_inclusive",
         weight_decay=0.04,
         final_weight_decay=0.4,
         clip_grad=3.0,
         clip_per_tensor=True,
     )
     backbone_options = {"pos_embed": "learned", "init": "dino", "drop_path": 0.1}
-    deviations = ("the warm-up of the learning rate reaches its peak one step later than in main_dino.py",)
 
     def __init__(
         self,

@@ -134,9 +134,9 @@ class DVAE(Method):
         """The tokenizer at the moving average."""
         return self.average
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Weight decay on every tensor (appendix A.2)."""
-        return [{"params": list(self.tokenizer.parameters()), "weight_decay": weight_decay}]
+        return [{"params": list(self.tokenizer.parameters())}]
 
     @torch.no_grad()
     def finish(self, images: ImageSet) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class EVA(Method):
         base_lr=6.25e-5,
         min_lr=1e-5,
         warmup_epochs=2,
+        schedule="step_inclusive",
         weight_decay=0.05,
         betas=(0.9, 0.98),
         eps=1e-6,
@@ -124,14 +125,14 @@ class EVA(Method):
         prediction = self.head(self.backbone(student_view, mask=mask).patches)
         return {"loss": cosine_loss(prediction, target, mask)}
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """No weight decay on vectors, positions and the cls token; the mask token is decayed (``optim_factory.py``)."""
         spared = {
             n: p for n, p in self.named_parameters() if n.endswith(("pos_embed", "cls_token")) and p.requires_grad
         }
         others = ((n, p) for n, p in self.named_parameters() if n not in spared)
         tokens = {"params": list(spared.values()), "weight_decay": 0.0}
-        return [*no_decay_on_vectors(others, weight_decay), tokens]
+        return [*no_decay_on_vectors(others), tokens]
 
     def finish(self, images: ImageSet) -> dict[str, Any]:
         """Which teacher, and that it saw other images where it did."""

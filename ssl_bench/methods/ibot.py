@@ -60,7 +60,6 @@ class IBOT(Method):
     category = "self-distillation"
     defaults = replace(DINO.defaults, epochs=800, batch_size=1024)  # the released ViT-S
     backbone_options = {"pos_embed": "learned", "init": "dino", "drop_path": 0.1, "mask_token": True}
-    deviations = ("the warm-up of the learning rate reaches its peak one step later than in main_ibot.py",)
 
     def __init__(
         self,

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_bench.backbones.vit import Backbone
-from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors
-from ssl_bench.nn.schedules import cosine, warmup_cosine
+from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.utils.distributed import process
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import View
@@ -116,9 +115,18 @@ class Method(LightningModule):
         """What evaluators see: the backbone unless the paper evaluates another branch (DINO: the teacher)."""
         return self.backbone
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups; by default no weight decay on vectors, which is timm's and MAE's rule."""
-        return no_decay_on_vectors(self.named_parameters(), weight_decay)
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups; by default no weight decay on vectors, which is timm's and MAE's rule.
+
+        Returns:
+            Groups as torch's optimisers take them. One with a ``weight_decay`` keeps it, 0.0 being exempt; one without
+            follows the recipe's. ``lr_scale`` multiplies a group's learning rate.
+        """
+        return no_decay_on_vectors(self.named_parameters())
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of the step after ``step`` of ``steps``: by default the recipe's schedule."""
+        return self.training_config.lr_at(step, steps)
 
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """The method's own picture, if it has one.
@@ -156,7 +164,7 @@ class Method(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""
         config = self.training_config
-        return build_optimizer(self.param_groups(config.weight_decay), config, config.lr)
+        return build_optimizer(self.param_groups(), config, config.lr)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Place this step in the schedules, and make its randomness a function of (seed, step) alone."""
@@ -170,14 +178,12 @@ class Method(LightningModule):
             self.device.type == "cuda"
         ):  # torch.manual_seed on a CPU would queue a call and a stack trace for CUDA each time
             torch.cuda.manual_seed(seed)
-        config = self.training_config
-        lr = warmup_cosine(
-            self.epoch, config.lr, min(config.warmup_epochs, config.epochs), config.epochs, config.min_lr
-        )
-        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+        optimizer: Any = self.optimizers()
+        lr = self.learning_rate(step, steps)
+        for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-            if config.final_weight_decay is not None and group["weight_decay"]:
-                group["weight_decay"] = cosine(self.progress, config.weight_decay, config.final_weight_decay)
+        if self.training_config.final_weight_decay is not None:
+            set_weight_decay(optimizer, self.training_config.weight_decay_at(step, steps))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Views, then the loss. Batches carry uint8 images (views are drawn here) or ready views."""
@@ -198,7 +204,7 @@ class Method(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """The recipe's clipping: of the global norm, or of each tensor's."""
-        if self.training_config.clip_grad is None:
+        if not self.training_config.clip_grad:
             return
         if self.training_config.clip_per_tensor:
             clip_each(self.parameters(), self.training_config.clip_grad)

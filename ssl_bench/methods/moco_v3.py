@@ -103,9 +103,9 @@ class MoCoV3(Method):
         """Cosine from ``momentum`` to 1 over the training (``main_moco.py``, --moco-m-cos)."""
         return cosine(self.progress, self.momentum, 1.0)
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """Weight decay on every trainable tensor, biases, norms and cls token included (``main_moco.py``)."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "weight_decay": weight_decay}]
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
 def contrastive_loss(q: Tensor, k: Tensor, temperature: float, rank: int = 0) -> Tensor:

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ssl_bench.nn.schedules import Schedule, cosine, learning_rate
 from ssl_bench.utils.errors import UserError
+
+_OPTIONAL = ("final_weight_decay", "clip_grad")
+_AT_LEAST_0 = ("epochs", "warmup_epochs", "warmup_lr", "base_lr", "min_lr", "weight_decay", *_OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,14 @@ class Training:
         optimizer: AdamW (Loshchilov and Hutter 2019), SGD with momentum, or LARS (You et al. 2017).
         base_lr: Learning rate for a batch of 256; the step uses base_lr * batch_size / 256.
         min_lr: Learning rate at the end, already scaled (absolute).
-        warmup_epochs: Linear rise of the learning rate from 0.
+        warmup_epochs: Linear rise of the learning rate from ``warmup_lr``.
+        warmup_lr: Learning rate of the first step of a warm-up (absolute).
+        schedule: Where the warm-up ends and how often the rate changes: step (MAE, MoCo v3), step_inclusive (DINO,
+            iBOT, BEiT, EVA) or epoch (DeiT); ``nn.schedules.learning_rate`` has the details.
         weight_decay: Weight decay at the start.
         final_weight_decay: Weight decay at the end, reached by a cosine; constant when left out.
         betas: Adam's; SGD and LARS take the first as momentum.
-        clip_grad: Largest global gradient norm; none when left out.
+        clip_grad: Largest global gradient norm; no limit when left out or 0.
         clip_per_tensor: Apply ``clip_grad`` to the gradient of every tensor on its own (DINO's rule).
         eps: Adam's.
         precision: auto (bf16 where the hardware computes in it, otherwise 32 bit), bf16-mixed, 16-mixed or 32.
@@ -40,6 +47,8 @@ class Training:
     base_lr: float = 1.5e-4
     min_lr: float = 0.0
     warmup_epochs: float = 10
+    warmup_lr: float = 0.0
+    schedule: Schedule = "step"
     weight_decay: float = 0.05
     final_weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
@@ -49,8 +58,10 @@ class Training:
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "warmup_epochs", "base_lr", "min_lr", "weight_decay"):
+        for name in _AT_LEAST_0:
             value = getattr(self, name)
+            if name in _OPTIONAL and value is None:
+                continue
             if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
         if self.batch_size < 1:
@@ -61,26 +72,77 @@ class Training:
         """Peak learning rate: base_lr * batch_size / 256 (Goyal et al. 2017)."""
         return self.base_lr * self.batch_size / 256
 
+    def lr_at(self, step: int, steps: int) -> float:
+        """Learning rate of the step after ``step`` of ``steps`` (``nn.schedules.learning_rate``)."""
+        return learning_rate(
+            step,
+            steps,
+            peak=self.lr,
+            end=self.min_lr,
+            epochs=self.epochs,
+            warmup=self.warmup_epochs,
+            start=self.warmup_lr,
+            schedule=self.schedule,
+        )
 
-def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: weight decay on matrices and tokens, none on vectors (biases, norms). The timm rule."""
+    def weight_decay_at(self, step: int, steps: int) -> float:
+        """Weight decay of the step after ``step`` of ``steps``."""
+        if self.final_weight_decay is None:
+            return self.weight_decay
+        return cosine(step / steps, self.weight_decay, self.final_weight_decay)
+
+
+def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Two parameter groups: the recipe's weight decay on matrices and tokens, none on vectors. The timm rule.
+
+    Vectors are biases, norms and what else has one dimension.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> [sorted(group) for group in no_decay_on_vectors(net.named_parameters())]
+        [['params'], ['params', 'weight_decay']]
+    """
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.requires_grad:
             (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float) -> Optimizer:
-    """The recipe's optimiser over a method's parameter groups. A group's ``lr_scale`` multiplies its rate."""
+    """The recipe's optimiser over a method's parameter groups.
+
+    Args:
+        groups: A group's ``lr_scale`` multiplies its rate. A group with a ``weight_decay`` of its own keeps it; one
+            without takes the recipe's, and follows it where it changes (``set_weight_decay``).
+        training: The recipe's.
+        lr: Learning rate until the first step sets another.
+    """
+    groups = [{**group, "own_weight_decay": "weight_decay" in group} for group in groups]
+    common: dict[str, Any] = {"lr": lr, "weight_decay": training.weight_decay}
     if training.optimizer == "adamw":
         fused = training.precision != "16-mixed"  # the fused one unscales inside, after the gradients are clipped
-        return torch.optim.AdamW(groups, lr=lr, betas=training.betas, eps=training.eps, fused=fused)
+        return torch.optim.AdamW(groups, **common, betas=training.betas, eps=training.eps, fused=fused)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=training.betas[0])
-    return LARS(groups, lr=lr, momentum=training.betas[0])
+        return torch.optim.SGD(groups, **common, momentum=training.betas[0])
+    return LARS(groups, **common, momentum=training.betas[0])
+
+
+def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:
+    """Change the weight decay of the groups that have none of their own.
+
+    Example:
+        >>> w, b = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+        >>> optimizer = build_optimizer([{"params": [w]}, {"params": [b], "weight_decay": 0.0}], Training(), 0.1)
+        >>> set_weight_decay(optimizer, 0.4)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.4, 0.0]
+    """
+    for group in optimizer.param_groups:
+        if not group["own_weight_decay"]:
+            group["weight_decay"] = weight_decay
 
 
 @torch.no_grad()

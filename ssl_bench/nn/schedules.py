@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+Schedule = Literal["step", "step_inclusive", "epoch"]
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -25,3 +28,56 @@ def warmup_cosine(epoch: float, peak: float, warmup: float, epochs: float, end: 
     if epoch < warmup:
         return peak * epoch / warmup
     return cosine((epoch - warmup) / (epochs - warmup), peak, end) if epochs > warmup else peak
+
+
+def learning_rate(
+    step: int,
+    steps: int,
+    *,
+    peak: float,
+    epochs: float,
+    warmup: float,
+    end: float = 0.0,
+    start: float = 0.0,
+    schedule: Schedule = "step",
+) -> float:
+    """Learning rate of one optimiser step, by one of the three schedules that the official scripts have.
+
+    Args:
+        step: Steps done before this one, 0 to steps - 1.
+        steps: Of the whole training.
+        peak: Highest rate.
+        epochs: Length of the training.
+        warmup: Epochs of linear rise from ``start`` to ``peak``.
+        end: Rate at the end.
+        start: Rate of the first step, where there is a warm-up.
+        schedule: "step": the first step after the warm-up has the peak (MAE, MoCo v3). "step_inclusive": the last step
+            of the warm-up has it as well, as numpy.linspace gives it (DINO, iBOT, BEiT, EVA). "epoch": one rate an
+            epoch, as DeiT's ``main.py`` steps timm's scheduler: after the first epoch that of epoch 0 again, and the
+            cosine counts from the first epoch, not from the end of the warm-up.
+
+    Example:
+        DINO at 4 epochs of 3 steps, and DeiT's epochs 0, 1, 2, 6 and 299:
+
+        >>> [round(learning_rate(i, 12, peak=2e-3, end=1e-6, epochs=4, warmup=1, schedule="step_inclusive"), 8)
+        ...  for i in range(5)]
+        [0.0, 0.001, 0.002, 0.002, 0.00193972]
+        >>> deit = dict(peak=1e-3, end=1e-5, start=1e-6, epochs=300, warmup=5, schedule="epoch")
+        >>> [round(learning_rate(i, 300, **deit), 8) for i in (0, 1, 2, 6, 299)]
+        [1e-06, 1e-06, 0.0002008, 0.00099932, 1.011e-05]
+    """
+    warmup = min(warmup, epochs)
+    if schedule == "epoch":
+        epoch = max(0, int(step * epochs / steps) - 1)
+        if epoch < warmup:
+            return start + (peak - start) * epoch / warmup
+        return cosine(epoch / epochs, peak, end)
+    if schedule == "step_inclusive":
+        rising = round(warmup * steps / epochs)
+        if step < rising:
+            return start + (peak - start) * step / max(1, rising - 1)
+        return cosine((step - rising) / (steps - rising), peak, end)
+    at = step * epochs / steps  # in this order, whole epochs come out whole
+    if at < warmup:
+        return start + (peak - start) * at / warmup
+    return warmup_cosine(at, peak, warmup, epochs, end)

@@ -93,7 +93,7 @@ def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> N
 def test_loss_falls_on_a_fixed_batch(name: str) -> None:
     method = make(name, **STILL.get(name, {}))
     views = batch(method)
-    optimizer = torch.optim.AdamW(method.param_groups(0.0), lr=3e-3)
+    optimizer = torch.optim.AdamW(method.param_groups(), lr=3e-3, weight_decay=0.0)
     losses = []
     for _ in range(40):
         torch.manual_seed(0)  # the same masks
@@ -214,7 +214,7 @@ def _two_steps(name: str, rank: int = 0, world: int = 1) -> tuple[list[float], d
     if name in MASKED:
         method.masks = lambda batch: MASKED[name].chunk(world, dim=1)[rank].flatten(0, 1)  # type: ignore[assignment]
     method.seed = 3
-    optimizer = torch.optim.SGD(method.param_groups(0.1), lr=0.01)
+    optimizer = torch.optim.SGD(method.param_groups(), lr=0.01, weight_decay=0.1)
     losses = []
     for step in range(2):
         method._step, method._draws, method.progress, method.epoch = step, 0, step / 2, float(step)

@@ -170,7 +170,7 @@ def test_the_average_is_what_others_use(dvae: DVAE) -> None:
     torch.testing.assert_close(dvae.average.state_dict()[key], before + 1 - dvae.momentum)
     assert dvae.encoder is dvae.average
     assert not any(p.requires_grad for p in dvae.average.parameters())
-    (group,) = dvae.param_groups(1e-4)
+    (group,) = dvae.param_groups()
     assert len(group["params"]) == sum(1 for _ in dvae.tokenizer.parameters())
 
 

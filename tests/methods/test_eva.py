@@ -155,7 +155,7 @@ def test_masked_pixels_do_not_reach_the_student(eva: EVA, monkeypatch: pytest.Mo
 def test_teacher_gets_no_gradient_and_is_no_part_of_the_method(eva: EVA) -> None:
     before = weights_hash(eva.teacher.network.state_dict())
     eva.train()
-    optimizer = torch.optim.AdamW(eva.param_groups(0.05), lr=0.1)
+    optimizer = torch.optim.AdamW(eva.param_groups(), lr=0.1, weight_decay=0.05)
     eva.loss([torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)])["loss"].backward()
     optimizer.step()
     assert weights_hash(eva.teacher.network.state_dict()) == before and not eva.teacher.training
@@ -201,14 +201,14 @@ def test_a_saved_method_loads_without_its_teacher(eva: EVA) -> None:
 
 def test_weight_decay_spares_vectors_positions_and_cls(eva: EVA) -> None:
     names = {id(p): n for n, p in eva.named_parameters()}
-    groups = eva.param_groups(0.05)
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
-    spared = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    groups = eva.param_groups()
+    decayed = {names[id(p)] for group in groups if "weight_decay" not in group for p in group["params"]}
+    spared = {names[id(p)] for group in groups if group.get("weight_decay") == 0 for p in group["params"]}
     assert {"head.weight", "backbone.mask_token", "backbone.patch_embed.proj.weight"} <= decayed
     assert {"backbone.pos_embed", "backbone.cls_token", "head.bias", "backbone.norm.weight"} <= spared
     assert sorted(decayed | spared) == sorted(names.values()) and not decayed & spared
     fixed = EVA(Backbone("vit_nano_patch4_16", pos_embed="sincos_xy", mask_token=True), min_block=2)
-    assert all(p.requires_grad for group in fixed.param_groups(0.05) for p in group["params"])
+    assert all(p.requires_grad for group in fixed.param_groups() for p in group["params"])
 
 
 def test_flags_and_facts_name_the_teacher(eva: EVA, tmp_path: Path, nano: Backbone, tiny_data: Splits) -> None:

@@ -102,14 +102,14 @@ def test_momentum_encoder_starts_equal_and_never_gets_a_gradient(moco: MoCoV3) -
 def test_patch_projection_and_positions_stay_as_they_are(moco: MoCoV3) -> None:
     frozen = [*moco.backbone.patch_embed.parameters(), moco.backbone.pos_embed]
     before = copy.deepcopy([p.data for p in frozen])
-    optimizer = torch.optim.AdamW(moco.param_groups(0.1), lr=0.1)
+    optimizer = torch.optim.AdamW(moco.param_groups(), lr=0.1, weight_decay=0.1)
     moco.loss([torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)])["loss"].backward()
     optimizer.step()
     assert all(p.grad is None and torch.equal(p.data, old) for p, old in zip(frozen, before, strict=True))
 
 
 def test_weight_decay_covers_everything(moco: MoCoV3) -> None:
-    (group,) = moco.param_groups(0.1)
+    (group,) = moco.param_groups()
     assert len(group["params"]) == sum(p.requires_grad for p in moco.parameters())
 
 

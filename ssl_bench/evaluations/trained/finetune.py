@@ -28,6 +28,7 @@ from ssl_bench.evaluations.trained.finetuning import Classifier, Logits, mixing,
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.schedules import Schedule
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, write_atomic
@@ -40,9 +41,9 @@ POOLINGS = ("mean", "cls")
 class FineTune(Evaluator):
     """Accuracy of the encoder after it was trained on the labels. The weights after the last epoch are evaluated.
 
-    AdamW with layer-wise decay of the learning rate (`Classifier.param_groups`), per-step linear warm-up and
-    cosine. With several `base_lr` each is trained on fit and compared on dev, and the winner's settings are trained
-    afresh on all training images; with one nothing is chosen, dev labels are training labels, and there is one run.
+    AdamW with layer-wise decay of the learning rate (`Classifier.param_groups`), linear warm-up and cosine. With
+    several `base_lr` each is trained on fit and compared on dev, and the winner's settings are trained afresh on all
+    training images; with one nothing is chosen, dev labels are training labels, and there is one run.
     The positions are trained too, fixed sine-cosine ones included, as in the fine-tuning code of MAE and DeiT.
 
     Args:
@@ -51,10 +52,12 @@ class FineTune(Evaluator):
             number of crops.
         base_lr: Learning rates per 256 crops to compare on dev, or the one to use: lr = base_lr x batch_size / 256.
         min_lr: Learning rate at the end, absolute.
-        warmup_epochs: Linear rise of the learning rate from 0.
+        warmup_epochs: Linear rise of the learning rate from ``warmup_lr``.
+        warmup_lr: Learning rate of the first step, absolute.
+        schedule: "step" (MAE), "step_inclusive" (BEiT, iBOT, EVA) or "epoch" (DeiT), as of a recipe.
         weight_decay: None on biases, norms, positions and the cls token.
         betas: Adam's.
-        clip_grad: Largest global gradient norm; none when null.
+        clip_grad: Largest global gradient norm; no limit when null or 0.
         layer_decay: Factor on the learning rate for every block further from the head; 1 is off.
         drop_path: Stochastic depth of the last block, rising linearly from 0; frozen blocks are never dropped.
         mixup: Alpha of mixup; 0 is off.
@@ -99,6 +102,8 @@ class FineTune(Evaluator):
         base_lr: float | tuple[float, ...] = 5e-4,
         min_lr: float = 1e-6,
         warmup_epochs: float = 5,
+        warmup_lr: float = 0.0,
+        schedule: Schedule = "step",
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.999),
         clip_grad: float | None = None,
@@ -127,6 +132,7 @@ class FineTune(Evaluator):
     ) -> None:
         self.epochs, self.batch_size, self.min_lr, self.warmup_epochs = epochs, batch_size, min_lr, warmup_epochs
         self.base_lr = (base_lr,) if isinstance(base_lr, int | float) else tuple(base_lr)
+        self.warmup_lr, self.schedule = warmup_lr, schedule
         self.weight_decay, self.betas, self.clip_grad = weight_decay, (betas[0], betas[1]), clip_grad
         self.layer_decay, self.drop_path, self.smoothing = layer_decay, drop_path, smoothing
         self.mixup, self.cutmix, self.mixup_p, self.switch_p = mixup, cutmix, mixup_p, switch_p
@@ -145,7 +151,7 @@ class FineTune(Evaluator):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _check(epochs > 0, "epochs", epochs, "must be above 0")
         _check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "must lie in [0, 1)")
-        _check(clip_grad is None or clip_grad > 0, "clip_grad", clip_grad, "must be null or above 0")
+        _check(clip_grad is None or clip_grad >= 0, "clip_grad", clip_grad, "must be null or at least 0")
         _check(ema is None or 0 <= ema < 1, "ema", ema, "must be null or lie in [0, 1)")
         _check(blocks is None or blocks >= 0, "blocks", blocks, "must be null or at least 0")
         _check(min(self.base_lr, default=0) > 0, "base_lr", base_lr, "must be above 0")
@@ -274,6 +280,8 @@ class FineTune(Evaluator):
             base_lr=base_lr * repeats,
             min_lr=self.min_lr,
             warmup_epochs=self.warmup_epochs / repeats,
+            warmup_lr=self.warmup_lr,
+            schedule=self.schedule,
             weight_decay=self.weight_decay,
             betas=self.betas,
             clip_grad=self.clip_grad,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,10 +88,16 @@ class Classifier(Method):
         embeddings = r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
         return {"embeddings": embeddings, "blocks": r"^backbone\.blocks\.(\d+)"}
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """One or two groups a layer, with lr_scale = layer_decay^(depth + 1 - layer)."""
         undecayed = [f"backbone.{name}" for name in self.backbone.no_weight_decay()]
+        weight_decay = self.training_config.weight_decay
         return param_groups_layer_decay(self, weight_decay, undecayed, layer_decay=self.layer_decay)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """With repeated augmentation the protocol counts an epoch as so many crops as without, so of fewer images."""
+        config, n = self.training_config, self.view.count
+        return replace(config, epochs=config.epochs * n, warmup_epochs=config.warmup_epochs * n).lr_at(step, steps)
 
 
 def with_head(

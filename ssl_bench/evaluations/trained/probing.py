@@ -94,7 +94,7 @@ class Probing(Method):
         found = [network.features(piece, names) for piece in images.split(FORWARD)]
         return join({name: torch.cat([piece[name] for piece in found]) for name in names}, self.parts)
 
-    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[dict[str, Any]]:
         """The weights and the biases of each setting of the grid."""
         banks: list[Any] = [*self.choosing.values(), *self.reporting.values()]
         groups: list[dict[str, Any]] = []
@@ -103,15 +103,17 @@ class Probing(Method):
             groups.append({"params": [b.biases[head] for b in banks], "lr_scale": lr, "weight_decay": 0.0})
         return groups
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Held through an epoch where the protocol does."""
+        if not self.by_epoch:
+            return super().learning_rate(step, steps)
+        config = self.training_config
+        return warmup_cosine(int(step * config.epochs / steps), config.lr, config.warmup_epochs, config.epochs)
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Find the fit images of the batch; hold the learning rate through an epoch where the protocol does."""
+        """Find the fit images of the batch."""
         super().on_train_batch_start(batch, batch_idx)
         self.fit_rows = self.is_fit[batch["index"]]
-        if self.by_epoch:
-            config = self.training_config
-            lr = warmup_cosine(int(self.epoch), config.lr, config.warmup_epochs, config.epochs)
-            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
-                group["lr"] = lr * group["lr_scale"]
 
     def train(self, mode: bool = True) -> Probing:
         """The encoder stays in eval mode: no drop path."""

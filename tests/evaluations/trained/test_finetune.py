@@ -93,7 +93,7 @@ def same(a: Result, b: Result) -> bool:
 )
 def test_layer_scales_of_the_card(depth: int, decay: float, scales: dict[int, float]) -> None:
     made = method(deep(depth), layer_decay=decay)
-    groups = made.param_groups(0.05)
+    groups = made.param_groups()
     found = {id(p): g for g in groups for p in g["params"]}
     names = dict(made.backbone.named_parameters())
     assert len(found) == len(names)
@@ -113,7 +113,7 @@ def test_layer_scales_of_the_card(depth: int, decay: float, scales: dict[int, fl
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_final_norm_and_head_learn_at_the_full_rate(pooling: str, nano: Backbone) -> None:
     made = method(nano, pooling=pooling, layer_decay=0.5)
-    (last,) = [g for g in made.param_groups(0.05) if g["lr_scale"] == 1.0 and g["weight_decay"] == 0.0]
+    (last,) = [g for g in made.param_groups() if g["lr_scale"] == 1.0 and g["weight_decay"] == 0.0]
     norm: Any = made.backbone.fc_norm if pooling == "mean" else made.backbone.norm
     head: Any = made.backbone.head
     assert {id(p) for p in last["params"]} == {id(norm.weight), id(norm.bias), id(head.bias)}
@@ -339,6 +339,41 @@ def test_repeated_augmentation_is_a_batch_of_several_crops(nano: Backbone) -> No
     whole = made.loss(crops)["loss"]
     each = torch.stack([made.loss([crop])["loss"] for crop in crops])
     torch.testing.assert_close(whole, each.mean())
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("finetune-deit", 300), ("finetune-mocov3", 150)])
+def test_deit_changes_the_rate_once_an_epoch_of_its_own_count(name: str, epochs: int, nano: Backbone) -> None:
+    """timm's scheduler as DeiT's main.py steps it: 1e-6 twice, then a line to the cosine of epoch 5 at epoch 6."""
+    evaluator = load_evaluator(name)
+    assert isinstance(evaluator, FineTune)
+    made = evaluator._classifier(nano, blobs(342, 0), evaluator.base_lr[0], 0)
+    peak, per_epoch = 2.5e-4 * 1026 / 256, 10  # steps; 30 a pass over the images, three passes of theirs in one of ours
+    steps = round(made.training_config.epochs * 30)
+    assert steps == epochs * per_epoch
+    rates = [made.learning_rate(step, steps) for step in range(steps)]
+    assert all(len(set(rates[e * per_epoch : (e + 1) * per_epoch])) == 1 for e in range(epochs))
+    assert rates[::per_epoch][:3] == pytest.approx([1e-6, 1e-6, 1e-6 + (peak - 1e-6) / 5])
+    at_five = 1e-5 + (peak - 1e-5) * 0.5 * (1 + math.cos(math.pi * 5 / epochs))
+    assert rates[6 * per_epoch] == pytest.approx(at_five)
+
+
+@pytest.mark.parametrize("name", ["beit", "beit-large", "ibot", "ibot-small", "ibot-large", "eva"])
+def test_warmup_of_beit_and_its_heirs_ends_at_the_peak(name: str) -> None:
+    evaluator = load_evaluator(f"finetune-{name}")
+    assert isinstance(evaluator, FineTune)
+    config = evaluator._training_config(evaluator.base_lr[0], 1_281_167)
+    steps = int(config.epochs) * 1251
+    rising = int(config.warmup_epochs) * 1251
+    assert config.lr_at(rising - 1, steps) == config.lr_at(rising, steps) == config.lr > config.lr_at(rising + 1, steps)
+
+
+@pytest.mark.parametrize("largest", [0.0, None])
+def test_no_limit_of_the_gradients(largest: float | None, nano: Backbone) -> None:
+    made = method(nano, clip_grad=largest)
+    for p in made.parameters():
+        p.grad = torch.full_like(p, 7.0)
+    made.configure_gradient_clipping(torch.optim.SGD(made.parameters()))
+    assert all(bool((p.grad == 7).all()) for p in made.parameters() if p.grad is not None)
 
 
 # The protocol ------------------------------------------------------------------------------------------------------
