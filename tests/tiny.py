@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from ssl_bench.backbones.vit import SIZES
+from ssl_bench.config.method_facts import method_facts
+from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import ImageSet
 
 SIZES["vit_nano"] = (24, 2, 2)  # for tests alone
@@ -20,3 +29,22 @@ def blobs(n: int, split: str, seed: int) -> ImageSet:
     for i, (y, x) in enumerate(at):
         images[i, labels[i], y : y + 8, x : x + 8] = 220
     return ImageSet("blobs", split, labels, ("red", "green", "blue"), f"{seed + n:064x}", images)
+
+
+def tiny_settings(method: str) -> dict[str, Any]:
+    """The recipe keys that make a method small, its teachers' recipes included."""
+    settings = {key: value for key, value in method_facts(method).tiny.items() if key not in FROM_DATA}
+    cls = resolve_method(method)[1]
+    for keyword in cls.teachers:
+        teacher = inspect.signature(cls).parameters[keyword].default.split(":")[0]
+        settings[keyword] = f"{teacher}:{tiny_recipe(teacher)}"
+    return settings
+
+
+@cache
+def tiny_recipe(teacher: str) -> str:
+    """The file of a recipe that trains a teacher in seconds."""
+    path = Path(tempfile.mkdtemp()) / f"{teacher}.yaml"
+    training = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0, "base_lr": 1e-3}
+    path.write_text(json.dumps(tiny_settings(teacher) | training))
+    return str(path)

@@ -6,8 +6,9 @@ import argparse
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,32 +18,30 @@ from torch import Tensor
 from ssl_bench.utils.errors import UserError, unknown
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """What a method's released files hold.
 
     Args:
         branch: The one that the paper evaluates; "model" where the file holds just one network.
-        own: Regular expression of the tensors beside the backbone that belong to the method, not to the encoder.
-        positions: Position tables found in some of its files, besides that of the method's backbone.
+        not_encoder: Names of the tensors beside the backbone that belong to the method, not to the encoder; shell
+            patterns: ``decoder_*``.
+        rename: Parts of names, from dot to dot: theirs -> ours.
+        positions: Kinds of position tables found in some of its files, besides that of the method's backbone.
         flags: What a reader must know of the released weights to compare fairly.
+        mean: Of the input that the weights were trained with, per channel, on the scale [0, 1]; ImageNet's if left out.
+        std: Per channel.
     """
 
     branch: str = "model"
-    own: str = ""
-    positions: tuple[str, ...] = ()
+    not_encoder: tuple[str, ...] = ()
+    rename: dict[str, str] = field(default_factory=dict)
+    positions: tuple[Literal["learned", "sincos_xy", "sincos_yx", "none"], ...] = ()
     flags: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
-LAYOUTS = {
-    "mpp": Layout(own=r"mask_token|head\..*"),  # no official file; ours
-    "moco_v3": Layout("base_encoder", r"head\.\d+\..*"),  # the projector; main_lincls.py, convert_to_deit.py
-    "dino": Layout("teacher"),  # eval_knn.py
-    "ibot": Layout("teacher"),
-    "beit": Layout(own=r"mask_token|lm_head\..*", flags=("external teacher",)),  # modeling_pretrain.py; DALL-E's dVAE
-    "mae": Layout(own=r"mask_token|decoder_\w+(\..*)?"),  # models_mae.py
-    # modeling_pretrain.py; CLIP. The EVA-L files have MAE's positions.
-    "eva": Layout(own=r"mask_token|lm_head\..*", positions=("sincos_xy",), flags=("external teacher",)),
-}
 RELATIVE = "rel_pos_bias.relative_position_bias_table"
 CLASSIFIER = r"head\.(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
 DERIVED = r"masked_embed|(.*\.)?relative_position_index"  # iBOT's mask token; indices into a table
@@ -112,8 +111,12 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def branches(content: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
+def branches(content: Mapping[Any, Any], rename: Mapping[str, str] | None = None) -> dict[str, dict[str, Tensor]]:
     """Every backbone in a file, by branch, each with all tensors at its level.
+
+    Args:
+        content: Of the file.
+        rename: Parts of names, from dot to dot: theirs -> ours.
 
     Example:
         >>> weight = torch.zeros(8, 3, 4, 4)
@@ -121,7 +124,7 @@ def branches(content: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:
         >>> branches(file | {"teacher": {"backbone.patch_embed.proj.weight": weight}}).keys()
         dict_keys(['student', 'teacher'])
     """
-    tensors = dict(_flatten(content))
+    tensors = {_renamed(name, rename or {}): value for name, value in _flatten(content)}
     found: dict[str, dict[str, Tensor]] = {}
     for prefix in dict.fromkeys(match[1] for name in tensors if (match := ANCHOR.fullmatch(name))):
         weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -155,11 +158,10 @@ def choose(found: Mapping[str, Any], layout: Layout, method: str, branch: str | 
 def translate(weights: Mapping[str, Tensor], layout: Layout) -> Released:
     """A branch under our names."""
     classifier = "" if "mask_token" in weights else CLASSIFIER  # a head beside a mask token is for pre-training
-    ignored = re.compile("|".join(filter(None, (layout.own, classifier, DERIVED))))
-    names = {name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name) for name in weights if not ignored.fullmatch(name)}
-    own = {new: weights[name].float() for name, new in names.items()}
-    left = [name for name in weights if name not in names]
-    labels = any(re.fullmatch(classifier, name) and not re.fullmatch(layout.own, name) for name in left)
+    ignored = re.compile("|".join(filter(None, (classifier, DERIVED))))
+    left = [name for name in weights if ignored.fullmatch(name) or _of_method(name, layout)]
+    own = {name: value.float() for name, value in weights.items() if name not in left}
+    labels = any(re.fullmatch(classifier, name) and not _of_method(name, layout) for name in left)
     released = Released(own, left, labels)
     for at in [name.removesuffix("q_bias") for name in own if name.endswith(".attn.q_bias")]:
         if f"{at}v_bias" in own:  # BEiT and EVA have no k bias: softmax would cancel it
@@ -176,6 +178,16 @@ def translate(weights: Mapping[str, Tensor], layout: Layout) -> Released:
         own |= {f"norm.{name}": weights[f"fc_norm.{name}"].float() for name in ("weight", "bias")}
         released.notes.append("fine-tuned weights: the norm after the mean of the patches is applied before it")
     return released
+
+
+def _renamed(name: str, rename: Mapping[str, str]) -> str:
+    for theirs, ours in rename.items():
+        name = re.sub(rf"(?<![^.]){re.escape(theirs)}(?![^.])", ours, name)
+    return name
+
+
+def _of_method(name: str, layout: Layout) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in layout.not_encoder)
 
 
 def _flatten(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:

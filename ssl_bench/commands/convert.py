@@ -19,7 +19,8 @@ from torch import Tensor
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
 from ssl_bench.backbones.vit import Backbone, parse_name
 from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
-from ssl_bench.checkpoints.official import LAYOUTS, RELATIVE, Layout, Released, branches, choose, read, translate
+from ssl_bench.checkpoints.official import RELATIVE, Layout, Released, branches, choose, read, translate
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
 from ssl_bench.methods import TEACHERS
 from ssl_bench.utils.errors import UserError, unknown
@@ -101,8 +102,8 @@ def convert(
     name, cls = resolve_method(method)
     if not cls.trains or name in TEACHERS:
         raise UserError(f"method {name!r} has no pre-trained backbone to convert")
-    layout = LAYOUTS.get(name, Layout())
-    found = branches(content)
+    layout = method_facts(name).checkpoint
+    found = branches(content, layout.rename)
     chosen = choose(found, layout, name, branch, source)
     released = translate(found[chosen], layout)
     paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,14 @@ def parse_class(cls: type, values: Mapping[str, Any], origin: str) -> Namespace:
     Raises:
         UserError: As of ``parse_values``.
     """
+    return parse_values(_parser(cls), {key: (value, origin) for key, value in values.items()})
+
+
+@cache
+def _parser(cls: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(cls)
-    return parse_values(parser, {key: (value, origin) for key, value in values.items()})
+    return parser
 
 
 def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) -> Namespace:

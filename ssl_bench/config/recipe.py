@@ -22,7 +22,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import content_hash
-from ssl_bench.utils.shipped import find_yaml, shipped
+from ssl_bench.utils.shipped import FACTS, find_yaml, shipped
 
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
@@ -109,7 +109,7 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
 
 def recipe_names(method: str) -> list[str]:
     """Names of the shipped recipes of a method."""
-    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml"))
+    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml") if p.name != FACTS)
 
 
 def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], origin: str = "--set") -> Recipe:

@@ -7,6 +7,8 @@ from pathlib import Path
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import PACKAGE
 
+FACTS = "method.yaml"  # lies among the recipes of a method and is none
+
 
 def shipped(kind: str) -> Path:
     """The folder of recipes ("methods"), protocols ("evaluations") or suites ("results").
@@ -35,8 +37,9 @@ def find_yaml(kind: str, name: str, filename: str = "{}.yaml") -> Path:
         return path
     folder = shipped(kind)
     path = folder / filename.format(name)
-    if not path.is_file():
+    if not path.is_file() or path.name == FACTS:
         before, after = filename.split("{}")
-        names = [str(p.relative_to(folder))[len(before) : -len(after)] for p in folder.glob(filename.format("*"))]
+        found = [p for p in folder.glob(filename.format("*")) if p.name != FACTS]
+        names = [str(p.relative_to(folder))[len(before) : -len(after)] for p in found]
         raise unknown({"evaluations": "evaluation", "results": "suite"}.get(kind, f"recipe of {kind}"), name, names)
     return path

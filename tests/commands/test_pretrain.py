@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from tiny import tiny_recipe, tiny_settings
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.pretrain import run, run_folder
@@ -16,33 +17,23 @@ from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.data.images import pack
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.methods import METHODS
 from ssl_bench.training import callbacks, monitor
 from ssl_bench.utils.errors import RunError, UserError
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-HEAD = {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8, "n_local": 2}
-SMALL: dict[str, dict[str, object]] = {
-    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
-    "moco_v3": {"hidden_dim": 16, "out_dim": 8},
-    "supervised": {},
-    "dino": HEAD,
-    "ibot": HEAD,
-    "mpp": {},
-    "beit": {"tokenizer": f"dvae:{RECIPES / 'dvae.yaml'}", "codebook_size": 64, "stride": 4, "min_block": 1},
-    "eva": {"teacher": f"clip:{RECIPES / 'clip.yaml'}", "min_block": 1},
-}
+TRAINED = [name for name, cls in METHODS.items() if cls.trains]
 
 
 def recipe(method: str, **values: object) -> Recipe:
     layer = {"backbone": "vit_nano_patch4_16", "batch_size": 8, "warmup_epochs": 1, "base_lr": 1e-2, "epochs": 2}
-    return load_recipe(method, None, {**layer, **SMALL.get(method, {}), **values})
+    return load_recipe(method, None, {**layer, **tiny_settings(method), **values})
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", TRAINED)
 def test_same_seed_same_weights_and_another_seed_others(method: str, tiny_data: Splits, tmp_path: Path) -> None:
     a = weights(run(recipe(method), tiny_data, tmp_path / "a"))
     b = weights(run(recipe(method), tiny_data, tmp_path / "b"))
@@ -55,7 +46,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize(("method", "step"), [("mae", 1), ("mae", 7), *((method, 5) for method in SMALL)])
+@pytest.mark.parametrize(("method", "step"), [("mae", 1), ("mae", 7), *((method, 5) for method in TRAINED)])
 def test_killed_run_resumes_bit_for_bit(
     method: str, step: int, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +103,7 @@ def test_target_networks_are_trained_first_once_and_told_in_the_file(tiny_data: 
 
 
 def test_a_tokenizer_is_no_encoder_to_judge(tiny_data: Splits, tmp_path: Path) -> None:
-    path = run(load_recipe("dvae", str(RECIPES / "dvae.yaml"), {"backbone": "vit_nano_patch4_16"}), tiny_data, tmp_path)
+    path = run(load_recipe("dvae", tiny_recipe("dvae"), {"backbone": "vit_nano_patch4_16"}), tiny_data, tmp_path)
     with pytest.raises(UserError, match="a Tokenizer has no features"):
         FrozenEncoder(load_encoder(path).encoder)
 

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import resolve_method
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
@@ -24,22 +25,6 @@ from ssl_bench.views.make import make_views
 
 ROOT = Path(__file__).parents[2]
 EXTERNAL = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
-# Small heads, for speed alone.
-SMALL: dict[str, dict[str, Any]] = {
-    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
-    "moco_v3": {"hidden_dim": 16, "out_dim": 8},
-    "supervised": {"num_classes": 3},
-    "dino": {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8, "n_local": 2},
-    "ibot": {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8, "n_local": 2},
-    "mpp": {},
-    "beit": {"codebook_size": 16, "stride": 4, "min_block": 1},
-    "eva": {"min_block": 1},
-    "dvae": {"codebook_size": 16, "stride": 4, "width": 8, "blocks": 1},
-    "clip": {"class_names": ("red", "green", "blue"), "out_dim": 8, "text_dim": 16, "text_depth": 1, "text_heads": 2},
-    EXTERNAL: {"hidden_dim": 16},
-}
-# A fixed batch has fixed targets only where teacher and centre stand still.
-STILL: dict[str, dict[str, Any]] = {name: {"momentum": 1.0, "center_momentum": 1.0} for name in ("dino", "ibot")}
 # Run in two processes too; MASKED says which patches of 2 crops x 8 images are masked.
 BATCH_NORM = {f"{name} with batch norm": name for name in ("dino", "ibot")}
 MASKED = {
@@ -52,11 +37,16 @@ IN_TWO = dict.fromkeys(MASKED, "ibot") | BATCH_NORM
 TRAINED = [*(name for name, cls in (METHODS | TEACHERS).items() if cls.trains), EXTERNAL]
 
 
+def tiny(name: str) -> dict[str, Any]:
+    """Small heads, for speed alone."""
+    return {"hidden_dim": 16} if name == EXTERNAL else dict(method_facts(name).tiny)
+
+
 def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywords: Any) -> Method:
     torch.manual_seed(seed)
     cls = resolve_method(name)[1]
     options = {**cls.backbone_options, **({"drop_path": keywords.pop("drop_path")} if "drop_path" in keywords else {})}
-    method = cls(Backbone(backbone, **options), **SMALL[name], **keywords)
+    method = cls(Backbone(backbone, **options), **{**tiny(name), **keywords})
     for keyword in cls.teachers:
         method.set_teacher(keyword, make(keyword_default(cls, keyword), backbone, seed=5).encoder)
     return method
@@ -91,7 +81,7 @@ def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> N
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_loss_falls_on_a_fixed_batch(name: str) -> None:
-    method = make(name, **STILL.get(name, {}))
+    method = make(name, **method_facts(name).tiny_fixed_targets)
     views = batch(method)
     optimizer = torch.optim.AdamW(method.param_groups(), lr=3e-3, weight_decay=0.0)
     losses = []

@@ -1,0 +1,130 @@
+"""What is known of a method beside its code: ``methods/NAME/method.yaml``, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssl_bench.checkpoints.official import Layout
+from ssl_bench.config.parsing import parse_class, read_yaml
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.shipped import FACTS, shipped
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A checkpoint that the authors published.
+
+    Args:
+        file: Its name.
+        backbone: Our name of its backbone.
+        data: What it was pre-trained on.
+        epochs: Of its pre-training.
+        branch: The one it holds, where that isn't the one that the paper evaluates.
+        mean: Of its input, where it differs from the layout's.
+        std: Per channel.
+    """
+
+    file: str = ""
+    backbone: str = ""
+    data: str = ""
+    epochs: float = 0.0
+    branch: str | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """The content of a ``method.yaml``; all of it may be left out.
+
+    Args:
+        checkpoint: The layout of the method's released files.
+        releases: These files.
+        protocols: The protocol behind each published number: what a table shows (linear, knn, finetune) -> our
+            protocol, or where its values depend on the size of the backbone, size -> our protocol.
+        tiny: Keywords of the constructor that make a network small enough for tests.
+        tiny_fixed_targets: Keywords with which the targets of a fixed batch stay the same from step to step.
+    """
+
+    checkpoint: Layout = field(default_factory=Layout)
+    releases: tuple[Release, ...] = ()
+    protocols: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_fixed_targets: Mapping[str, Any] = field(default_factory=dict)
+
+    def release(self, backbone: str, data: str) -> Release | None:
+        """The file that holds a backbone pre-trained on some data; None where the authors published none."""
+        return next((r for r in self.releases if (r.backbone, r.data) == (backbone, data)), None)
+
+
+@cache
+def method_facts(method: str) -> MethodFacts:
+    """The facts of a method of this package; none of one that comes from outside.
+
+    Args:
+        method: Its registered name.
+
+    Raises:
+        UserError: See ``read_method_facts``.
+    """
+    path = shipped("methods") / method / FACTS
+    return read_method_facts(path) if path.is_file() else MethodFacts()
+
+
+def read_method_facts(path: Path) -> MethodFacts:
+    """Read a ``method.yaml``.
+
+    Raises:
+        UserError: An unknown key, a missing one or a value of the wrong type; one line that names the file.
+    """
+    values = read_yaml(path)
+    sections = tuple(MethodFacts.__dataclass_fields__)
+    for key in values:
+        if key not in sections:
+            raise UserError(f"{path}: {unknown('key', key, sections)}")
+    releases = values.get("releases", [])
+    if not isinstance(releases, list):
+        raise UserError(f"{path}: releases must be a list, found {releases!r}")
+    return MethodFacts(
+        _typed(Layout, values.get("checkpoint", {}), f"{path}: checkpoint"),
+        tuple(_release(values, f"{path}: release {i}") for i, values in enumerate(releases, start=1)),
+        _protocols(values.get("protocols", {}), f"{path}: protocols"),
+        *(_mapping(values.get(key, {}), f"{path}: {key}") for key in ("tiny", "tiny_fixed_targets")),
+    )
+
+
+def _release(values: Any, origin: str) -> Release:
+    release = _typed(Release, values, origin)
+    for key in ("file", "backbone", "data", "epochs"):
+        if not getattr(release, key):
+            raise UserError(f"{origin}: the key {key!r} is missing")
+    return release
+
+
+def _typed(cls: type[T], values: Any, origin: str) -> T:
+    given = _mapping(values, origin)
+    typed = parse_class(cls, given, origin)
+    for key, value in given.items():
+        if isinstance(typed[key], str) and not isinstance(value, str):
+            raise UserError(f"{origin}: {key} is {value!r}; it must be a text")
+    return cls(**{key: typed[key] for key in given})
+
+
+def _protocols(values: Any, origin: str) -> dict[str, str | dict[str, str]]:
+    for shown, protocol in _mapping(values, origin).items():
+        by_size = protocol if isinstance(protocol, dict) else {"": protocol}
+        if not by_size or not all(isinstance(text, str) for text in (*by_size, *by_size.values())):
+            raise UserError(f"{origin}: {shown} is {protocol!r}; it must be a protocol, or size: protocol")
+    return dict(values)
+
+
+def _mapping(values: Any, origin: str) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{origin}: expected keys and values, found {values!r}")
+    return values

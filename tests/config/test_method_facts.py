@@ -1,0 +1,92 @@
+"""What is known of a method beside its code: every shipped file is read, wrong ones are refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from ssl_bench.backbones.vit import parse_name
+from ssl_bench.config.method_facts import MethodFacts, method_facts, read_method_facts
+from ssl_bench.config.recipe import FROM_DATA, load_recipe, recipe_names
+from ssl_bench.methods import METHODS, TEACHERS
+from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.shipped import FACTS, shipped
+
+
+@pytest.mark.parametrize("name", METHODS | TEACHERS)
+def test_every_method_has_its_facts(name: str) -> None:
+    folder = shipped("methods") / name
+    assert (folder / FACTS).is_file() and (folder / "README.md").is_file()
+    facts = method_facts(name)
+    cls = (METHODS | TEACHERS)[name]
+    settings = {key: value for key, value in facts.tiny.items() if key not in FROM_DATA}
+    layer = {"backbone": "vit_nano_patch4_16"}
+    if cls.trains:
+        load_recipe(name, None, layer | settings, origin=FACTS)
+        load_recipe(name, None, layer | dict(facts.tiny_fixed_targets), origin=FACTS)
+    for release in facts.releases:
+        parse_name(release.backbone)
+        assert release.epochs > 0 and (release.mean is None) == (release.std is None)
+    assert (facts.checkpoint.mean is None) == (facts.checkpoint.std is None)
+    for protocol in facts.protocols.values():
+        for file in [protocol] if isinstance(protocol, str) else protocol.values():
+            assert (shipped("evaluations") / f"{file}.yaml").is_file()
+
+
+def test_the_facts_are_no_recipe() -> None:
+    assert Path(FACTS).stem not in recipe_names("mae")
+    with pytest.raises(UserError, match=r"unknown recipe of methods/mae 'method'.*quick"):
+        load_recipe("mae", "method")
+
+
+def test_a_method_from_outside_has_none() -> None:
+    assert method_facts("SimCLR") == MethodFacts()
+
+
+def test_everything_in_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / FACTS).write_text("""
+checkpoint: {branch: teacher, not_encoder: [a_*], rename: {b: c}, positions: [none], flags: [labels],
+             mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}
+releases: [{file: f.pth, backbone: vit_small_patch16_224, data: cifar10, epochs: 3, branch: student}]
+protocols: {linear: linear, finetune: {base: finetune}}
+tiny: {width: 2}
+tiny_fixed_targets: {momentum: 1.0}
+""")
+    facts = read_method_facts(tmp_path / FACTS)
+    empty = MethodFacts()
+    assert all(getattr(facts, f.name) != getattr(empty, f.name) for f in fields(MethodFacts))
+    assert all(getattr(facts.checkpoint, f.name) != f.default for f in fields(facts.checkpoint))
+    assert facts.checkpoint.mean == (0.1, 0.2, 0.3) and facts.checkpoint.rename == {"b": "c"}
+    release = facts.release("vit_small_patch16_224", "cifar10")
+    assert release is not None and release.epochs == 3 and release.branch == "student"
+    assert facts.release("vit_small_patch16_224", "cifar100") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tinny: {}", "unknown key 'tinny': did you mean 'tiny'"),
+        ("checkpoint: {brunch: x}", "checkpoint: unknown key 'brunch': did you mean 'branch'"),
+        ("checkpoint: {branch: [x]}", r"checkpoint: branch is \['x'\]; it must be a text"),
+        ("checkpoint: {not_encoder: x}", "checkpoint: not_encoder is x; it must be of type tuple"),
+        ("checkpoint: {mean: [0.5, 0.5]}", r"checkpoint: mean is \[0\.5, 0\.5\]; it must be"),
+        ("checkpoint: {positions: [sincos]}", r"checkpoint: positions is \[.sincos.\]; it must be"),
+        ("checkpoint: x", "checkpoint: expected keys and values, found 'x'"),
+        ("releases: {}", r"releases must be a list, found \{\}"),
+        ("releases: [{file: f, backbone: b, data: d}]", "release 1: the key 'epochs' is missing"),
+        ("releases: [{file: f, backbone: b, data: d, epochs: many}]", "release 1: epochs is many; it must be of"),
+        ("releases: [{file: f, url: u}]", "release 1: unknown key 'url'"),
+        ("protocols: {linear: 3}", "protocols: linear is 3; it must be a protocol, or size: protocol"),
+        ("protocols: {linear: {base: [x]}}", "protocols: linear is .* it must be a protocol"),
+        ("tiny: [1]", r"tiny: expected keys and values, found \[1\]"),
+        ("tiny: {1: 2}", r"tiny: expected keys and values, found \{1: 2\}"),
+        ("tiny: {", "not valid YAML"),
+    ],
+)
+def test_wrong_files(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / FACTS).write_text(text)
+    with pytest.raises(UserError, match=f"{FACTS}.*{words}") as error:
+        read_method_facts(tmp_path / FACTS)
+    assert "\n" not in str(error.value)
