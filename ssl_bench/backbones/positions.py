@@ -1,4 +1,4 @@
-"""Position tables: sine-cosine ones, and resampling to another grid."""
+"""Position tables: sine-cosine ones, and those of another grid by each paper's rule."""
 
 from __future__ import annotations
 
@@ -34,21 +34,40 @@ def sincos_position_embedding(dim: int, grid: tuple[int, int], first: str = "x")
     return torch.cat([torch.zeros(1, dim), table.float()])
 
 
-def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
-    """Bicubic interpolation of a position table to another grid; the prefix rows (cls, registers) stay.
-
-    As in DINO (``vision_transformer.py``) the sampling follows the scale (new + 0.1) / old, where the 0.1 keeps the
-    size from being rounded down; no antialiasing.
+def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int, rule: str) -> Tensor:
+    """A position table for another grid; the prefix rows (cls, registers) stay.
 
     Args:
         table: (1, prefix + old rows * old columns, D).
         old: The grid of the table.
         new: The grid wanted.
         prefix: Rows that belong to no patch.
+        rule: "size" or "dino", a learned table interpolated as ``to_size`` or ``to_dino_scale`` say; "sincos_xy" or
+            "sincos_yx", the fixed table computed for the new grid.
+
+    Returns:
+        (1, prefix + new rows * new columns, D), of the table's dtype.
     """
     if old == new:
         return table
-    scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
-    patches = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
-    patches = F.interpolate(patches.float(), scale_factor=scale, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :prefix], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+    if rule.startswith("sincos"):
+        patches = sincos_position_embedding(table.shape[2], new, first=rule[-2])[None, 1:].to(table)
+    else:
+        cells = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2).float()
+        patches = {"size": to_size, "dino": to_dino_scale}[rule](cells, new).flatten(2).transpose(1, 2)
+    return torch.cat([table[:, :prefix], patches.to(table.dtype)], dim=1)
+
+
+def to_size(cells: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation to a size, without antialiasing (MAE, ``util/pos_embed.py``; EVA): (1, D, H, W)."""
+    return F.interpolate(cells, size=grid, mode="bicubic", align_corners=False)
+
+
+def to_dino_scale(cells: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation by the scale (new + 0.1) / old, without antialiasing: (1, D, H, W).
+
+    The 0.1 keeps the size from being rounded down, and moves every sample a little (DINO and iBOT,
+    ``vision_transformer.py``).
+    """
+    scale = ((grid[0] + 0.1) / cells.shape[2], (grid[1] + 0.1) / cells.shape[3])
+    return F.interpolate(cells, scale_factor=scale, mode="bicubic", align_corners=False)

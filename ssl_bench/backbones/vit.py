@@ -46,6 +46,8 @@ class Backbone(VisionTransformer):
         drop_path: Stochastic depth of the last block, rising linearly from 0.
         registers: Register tokens (Darcet et al. 2024).
         mask_token: Own a learnable mask token, for ``forward(mask=...)``.
+        resample: How learned positions are interpolated for images of another size: bicubic to that size (MAE, EVA),
+            or by DINO's scale, which is a little larger. Sine-cosine ones are computed for it.
 
     Raises:
         UserError: Unknown size, or a patch size that doesn't divide the image.
@@ -68,6 +70,7 @@ class Backbone(VisionTransformer):
         drop_path: float = 0.0,
         registers: int = 0,
         mask_token: bool = False,
+        resample: Literal["size", "dino"] = "size",
     ) -> None:
         size, patch, (height, width) = parse_name(name)
         dim, depth, heads = SIZES[size]
@@ -93,6 +96,7 @@ class Backbone(VisionTransformer):
         self.grid_size: tuple[int, int] = (height // patch, width // patch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
         self.rel_pos_bias = RelativePositionBias(self.grid_size, heads) if relative_positions else None
+        self.resample: str = pos_embed if pos_embed.startswith("sincos") else resample
         if pos_embed.startswith("sincos"):
             table = sincos_position_embedding(dim, self.grid_size, first=pos_embed[-2])
             assert self.pos_embed is not None
@@ -167,7 +171,7 @@ class Backbone(VisionTransformer):
         cls: Tensor = self.cls_token
         if self.pos_embed is not None:
             rows = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]  # prefix rows in the table: 1 or 0
-            positions = resample_positions(self.pos_embed, self.grid_size, grid, rows)
+            positions = resample_positions(self.pos_embed, self.grid_size, grid, rows, self.resample)
             x = x + positions[:, rows:]
             cls = cls + positions[:, :1] if rows else cls
         if keep is not None:

@@ -177,7 +177,7 @@ def fill(encoder: Backbone, released: Released) -> Report:
         if name not in own:
             report.unexpected.append(name)
             continue
-        fitting = resize(name, value, own[name].shape, encoder.grid_size)
+        fitting = resize(name, value, own[name].shape, encoder.grid_size, encoder.resample)
         if fitting.shape != own[name].shape:
             report.misshaped.append(name)
             continue
@@ -201,16 +201,17 @@ def fill(encoder: Backbone, released: Released) -> Report:
     return report
 
 
-def resize(name: str, value: Tensor, shape: torch.Size, grid: tuple[int, int]) -> Tensor:
+def resize(name: str, value: Tensor, shape: torch.Size, grid: tuple[int, int], rule: str) -> Tensor:
     """Positions of a square grid on another grid; anything else as it is.
 
-    Absolute ones are interpolated by DINO's rule, relative ones by BEiT's (``run_class_finetuning.py``).
+    Absolute ones follow the backbone's rule, relative ones BEiT's (``run_class_finetuning.py``).
 
     Args:
         name: Of the tensor.
         value: As released: positions are (1, 1 + rows, D) or (rows + 3, heads).
         shape: What the encoder has.
         grid: The encoder's, rows and columns.
+        rule: Of the encoder's absolute positions (see ``resample_positions``).
     """
     if name not in ("pos_embed", RELATIVE) or value.ndim != len(shape) or value.shape[-1] != shape[-1]:
         return value
@@ -221,7 +222,7 @@ def resize(name: str, value: Tensor, shape: torch.Size, grid: tuple[int, int]) -
     if name == RELATIVE:
         with warnings.catch_warnings(action="ignore"):  # timm's, about its own indexing
             return resize_rel_pos_bias_table(value, grid, tuple(shape))
-    return resample_positions(value, (side, side), grid, prefix)
+    return resample_positions(value, (side, side), grid, prefix, rule)
 
 
 def timm_state_dict(path: str | Path, backbone: str | None = None) -> dict[str, Tensor]:

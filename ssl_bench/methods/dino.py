@@ -58,7 +58,7 @@ class DINO(Method):
         clip_grad=3.0,
         clip_per_tensor=True,
     )
-    backbone_options = {"pos_embed": "learned", "init": "dino", "drop_path": 0.1}
+    backbone_options = {"pos_embed": "learned", "init": "dino", "resample": "dino", "drop_path": 0.1}
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ class IBOT(Method):
     paper = "Zhou et al. 2022, arXiv 2111.07832"
     category = "self-distillation"
     defaults = replace(DINO.defaults, epochs=800, batch_size=1024)  # the released ViT-S
-    backbone_options = {"pos_embed": "learned", "init": "dino", "drop_path": 0.1, "mask_token": True}
+    backbone_options = DINO.backbone_options | {"mask_token": True}
 
     def __init__(
         self,

@@ -358,7 +358,7 @@ def test_positions_are_resized(tmp_path: Path) -> None:
     assert "resized       1  pos_embed" in report
     loaded = load_encoder(out)
     assert loaded.about["deviations"] == ["pos_embed resized from (1, 65, 24) to (1, 17, 24)"]
-    large = Backbone("vit_nano_patch4_32", pos_embed="learned", init="timm").eval()
+    large = Backbone("vit_nano_patch4_32", pos_embed="learned", init="timm", resample="dino").eval()
     large.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(loaded.encoder(x), large(x))  # as when small images are given to the large network

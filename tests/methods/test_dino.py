@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Tokens
-from ssl_bench.backbones.positions import resample_positions
 from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.dino import DINO, dino_loss, multicrop
 from ssl_bench.nn.centering import Center, temperature_at
@@ -232,14 +231,6 @@ def test_drop_path_is_the_students_alone() -> None:
     dropped = [m.drop_prob for m in dino.teacher.modules() if isinstance(m, DropPath)]
     assert dropped and not any(dropped)
     assert dino.teacher.training  # stays in train mode, which changes nothing
-
-
-def test_positions_of_local_crops_number() -> None:
-    """A 4 x 4 table brought to 2 x 2 by scale factors, as for a local crop of half the size."""
-    table = torch.arange(17 * 4.0).view(1, 17, 4)
-    patches = torch.tensor([11.248611, 19.604643, 44.672752, 53.028767])[:, None] + torch.arange(4.0)
-    expected = torch.cat([torch.arange(4.0)[None], patches])
-    torch.testing.assert_close(resample_positions(table, (4, 4), (2, 2), 1)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_centre_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
