@@ -8,11 +8,8 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from ssl_bench.utils.errors import unknown
-from ssl_bench.views.execution import (
-    FILTERS,
-    normaliser,
-)
-from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD, View
+from ssl_bench.views.execution import normaliser
+from ssl_bench.views.view import FILTERS, IMAGENET_MEAN, IMAGENET_STD, View
 
 
 def resize_crop(image: Tensor, size: int | tuple[int, int], interpolation: str = "bicubic") -> Tensor:
