@@ -62,6 +62,7 @@ def make_parser() -> Parser:
         return sub
 
     data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
+    logger_help = "learning curves: csv, tensorboard, wandb (default: csv,tensorboard)"
     method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
 
     sub = command("list", run_list, "Name what can be asked for.")
@@ -78,6 +79,7 @@ def make_parser() -> Parser:
     sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
     sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+    sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
     sub.add_argument("--keys", action="store_true", help="only print the keys of the method's recipe")
 
     sub = command("evaluate", run_evaluate, "Judge an encoder and write rows.")
@@ -96,6 +98,7 @@ def make_parser() -> Parser:
     sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
     sub.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the epochs of every recipe")
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
+    sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
 
     sub = command("table", run_table, "A paper's table: reported, measured, difference.")
@@ -190,6 +193,7 @@ def run_pretrain(a: argparse.Namespace) -> None:
         overrides=parse_overrides(a.set),
         out=a.out,
         skip_unreadable=a.skip_unreadable,
+        logger=a.logger,
     )
     if is_first():
         print(target)

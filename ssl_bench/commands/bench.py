@@ -21,6 +21,7 @@ from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
 from ssl_bench.results.rows.row import origin, row_id, row_path
+from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.files import write_atomic
 
@@ -62,6 +63,7 @@ def bench(
     out: str | Path | None = None,
     skip_unreadable: bool = False,
     jobs: int | None = None,
+    logger: Sequence[str] = DEFAULT,
     show: Callable[[str], None] = print,
 ) -> list[str]:
     """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
@@ -75,6 +77,7 @@ def bench(
         out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
         skip_unreadable: Leave unreadable images out and count them in the rows.
         jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
+        logger: Where the learning curves go: any of csv, tensorboard, wandb.
         show: What to do with the lines of the report.
 
     Returns:
@@ -83,6 +86,7 @@ def bench(
     Raises:
         UserError: The request is wrong; nothing has been run.
     """
+    check_loggers(logger)
     asked = load_suite(suite)
     named = [
         (data or asked.data, asked.evaluations),
@@ -105,19 +109,21 @@ def bench(
     show(f"{asked.name} on {places}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
     if jobs > 1:
-        arguments = (suite, list(methods or asked.methods), seeds, data or asked.data, budget, sets, folder)
+        arguments = (suite, list(methods or asked.methods), seeds, data or asked.data, budget, sets, folder, logger)
         failed = run_in_pool(_prepare, arguments, missing, jobs)
     else:
-        failed = [line for index in missing if (line := run_task(tasks[index], sets, folder, asked.name))]
+        failed = [line for index in missing if (line := run_task(tasks[index], sets, folder, asked.name, logger))]
     leaderboard(folder, show=show)
     return failed
 
 
-def run_task(task: Task, sets: Sequence[EvaluationSet], folder: Path, suite: str) -> str | None:
+def run_task(
+    task: Task, sets: Sequence[EvaluationSet], folder: Path, suite: str, logger: Sequence[str] = DEFAULT
+) -> str | None:
     """Pre-train and evaluate; a line that says why, if it failed."""
     start = time.monotonic()
     try:
-        encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder))
+        encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder, logger))
         for each in sets:
             run_evaluations(encoder, each.evaluators, each.splits, folder, suite)
     except (UserError, RunError) as error:
@@ -141,11 +147,12 @@ def _prepare(
     budget: float,
     sets: list[EvaluationSet],
     folder: Path,
+    logger: Sequence[str],
 ) -> Callable[[int], str | None]:
     """What runs a task of the suite by its index, made anew in each process of the pool."""
     asked = load_suite(suite)
     recipes = resolve(asked, methods, seeds, data, budget)
-    return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, asked.name)
+    return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, asked.name, logger)
 
 
 def make_evaluation_set(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> EvaluationSet:

@@ -16,6 +16,7 @@ from ssl_bench.checkpoints.encoder_file import Checkpoint, code_version, load_en
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.methods.method import Method
+from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
 from ssl_bench.utils.files import content_hash, locked, source_files, source_hash
@@ -33,17 +34,35 @@ def pretrain(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     skip_unreadable: bool = False,
+    logger: Sequence[str] = DEFAULT,
 ) -> Path:
     """Pre-train a method: the Python form of ``ssl-bench pretrain``.
 
+    Args:
+        method: A registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
+        recipe: Name of a shipped recipe or a YAML file; the class's defaults alone when left out.
+        data: Instead of the recipe's.
+        backbone: Instead of the recipe's.
+        epochs: Instead of the recipe's.
+        seed: Instead of the recipe's.
+        overrides: Other keys of the recipe.
+        out: Folder of the run; ``runs/...`` when left out.
+        skip_unreadable: Leave unreadable images out and count them in the rows.
+        logger: Where the learning curves go: any of csv, tensorboard, wandb.
+
     Returns:
         The encoder file.
+
+    Raises:
+        UserError: The request is wrong; nothing has been run.
+        RunError: The loss diverged or the disk is full.
     """
+    check_loggers(logger)
     given = {"data": data, "backbone": backbone, "epochs": epochs, "seed": seed}
     layers = {key: value for key, value in given.items() if value is not None} | dict(overrides or {})
     resolved = load_recipe(method, recipe, layers)
     images = load(resolved.data, skip_unreadable=skip_unreadable)
-    return run(resolved, images, Path(out) if out else run_folder(resolved, images))
+    return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger)
 
 
 def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
@@ -52,7 +71,7 @@ def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
     return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{key[:12]}"
 
 
-def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
+def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEFAULT) -> Path:
     """Train, or go on where ``last.ckpt`` in the folder left off, and write ``encoder.pt``; at once if it is there.
 
     Raises:
@@ -64,24 +83,27 @@ def run(recipe: Recipe, data: Splits, folder: Path) -> Path:
         return target
     with locked(folder) if is_first() else contextlib.nullcontext():
         if not target.exists():  # another process may have made it meanwhile
-            _make(recipe, data, folder, target)
+            _make(recipe, data, folder, target, loggers)
     if process()[1] > 1:
         torch.distributed.barrier()  # the file is there when any process goes on
     return target
 
 
-def _make(recipe: Recipe, data: Splits, folder: Path, target: Path) -> None:
+def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Sequence[str]) -> None:
     fit, dev = hold_out(data.train)
     images = fit if recipe.cls.uses_labels else data.train
     beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.teachers.items()}
-    networks = {keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword])) for keyword in beside}
+    networks = {
+        keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
+    }
     method = build(recipe, images.classes)
     for keyword in recipe.cls.teachers:
         found = networks.get(keyword)
         method.set_teacher(keyword, found.encoder.requires_grad_(False) if found else None)
     cost, facts = no_cost(), {}
     if recipe.cls.trains:
-        cost = train(method, images, folder, f"{recipe.method}, seed {recipe.seed}", monitored=(fit, dev))
+        title = f"{recipe.method}, seed {recipe.seed}"
+        cost = train(method, images, folder, title, monitored=(fit, dev), loggers=loggers)
         facts = method.finish(images)
     if not is_first():
         return

@@ -171,8 +171,13 @@ class IBOT(Method):
             self.head.freeze_last()
 
     def after_step(self) -> None:
-        """The teacher follows the student; a cosine takes the momentum to 1."""
-        self.teacher.follow(self.backbone, self.head, cosine(self.progress, self.momentum, 1.0))
+        """The teacher follows the student."""
+        self.teacher.follow(self.backbone, self.head, self.current_momentum)
+
+    @property
+    def current_momentum(self) -> float:
+        """Cosine from ``momentum`` to 1 over the training."""
+        return cosine(self.progress, self.momentum, 1.0)
 
     @property
     def encoder(self) -> nn.Module:

@@ -128,6 +128,11 @@ class Method(LightningModule):
         """The rate of the step after ``step`` of ``steps``: by default the recipe's schedule."""
         return self.training_config.lr_at(step, steps)
 
+    @property
+    def current_momentum(self) -> float | None:
+        """Momentum of this step's moving average, for the learning curves; None without one."""
+        return None
+
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """The method's own picture, if it has one.
 

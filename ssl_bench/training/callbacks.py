@@ -1,19 +1,22 @@
-"""What watches a training: progress and log, checkpoints for resuming, an online k-NN and collapse meters."""
+"""What watches a training: progress, learning curves, and checkpoints for resuming."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
+from ssl_bench.utils.distributed import all_mean
 from ssl_bench.utils.errors import RunError
-from ssl_bench.utils.progress import interactive
+from ssl_bench.utils.progress import INTERVAL, Progress
 
 
 class Resume(Callback):
@@ -69,72 +72,93 @@ class Resume(Callback):
 
 
 class Report(Callback):
-    """A progress bar on a terminal, a plain line every ten seconds elsewhere, and ``log.jsonl`` with a hundred points.
+    """Progress on standard error, and learning curves of a hundred points for the loggers.
 
-    Reading a scalar makes the host wait for the device, so it happens at the log points and nowhere else.
+    Under several processes a point is the mean over them, which is the value of the joint batch. Reading a scalar makes
+    the host wait for the device, so it happens at the log points, and every ten seconds for the progress.
+
+    Args:
+        title: In front of the progress.
+        points: Points of a curve.
     """
 
-    def __init__(self, path: Path, title: str, points: int = 100) -> None:
-        self.path, self.title, self.points = path, title, points
-        self.lines: list[str] = []
-        self.bar: Any = None
-        self.writes = True
+    def __init__(self, title: str, points: int = 100) -> None:
+        self.title, self.points = title, points
+        self.rows: list[dict[str, float]] = []  # everything logged so far: a run that goes on has it from last.ckpt
+        self.extra: dict[str, float] | None = None  # of another callback, for this step
+        self.loss = math.nan
+        self.progress: Progress | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points of the steps before."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The points of the steps before; what was logged after the checkpoint is done, and logged, again."""
+        self.rows = state_dict["rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the log of the steps before an interruption, drop what is done again."""
+        """Give the CSV logger, whose file begins anew, the points of the steps before."""
         self.every = max(1, trainer.max_steps // self.points)
-        self.started = self.shown = time.monotonic()
-        self.first = trainer.global_step
-        self.writes = trainer.is_global_zero
-        if self.path.exists():
-            kept = (line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n"))
-            self.lines = [line for line in kept if json.loads(line)["step"] <= self.first]
-        if self.writes:
-            self.path.write_text("".join(self.lines))
-        if interactive() and trainer.is_global_zero:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps,")
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task(self.title, total=trainer.max_steps, completed=self.first)
-            self.bar.start()
+        if trainer.is_global_zero:
+            self.progress = Progress(self.title, trainer.max_steps, trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                for row in self.rows:
+                    logger.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+                logger.save()
+        self.read_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show and log."""
-        step, now = trainer.global_step, time.monotonic()
-        if step % self.every == 0 or step == trainer.max_steps:
-            scalars = {key: float(value.detach()) for key, value in pl_module.scalars.items()}  # type: ignore[union-attr,operator]
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_line(step=step, lr=lr, **scalars)
-            if not math.isfinite(scalars["loss"]):
-                raise RunError(f"{self.title}: the loss is {scalars['loss']} at step {step}; try a smaller base_lr")
-            if self.bar:
-                self.bar.update(self.task, description=f"{self.title}  loss {scalars['loss']:.3f}")
-        if now - self.shown < (0.1 if self.bar else 10):
-            return
-        self.shown = now
-        if self.bar:
-            self.bar.update(self.task, completed=step)
-        elif trainer.is_global_zero:
-            left = (now - self.started) / (step - self.first) * (trainer.max_steps - step)
-            loss = float(outputs["loss"])
-            print(
-                f"{self.title}: step {step:,} of {trainer.max_steps:,}, loss {loss:.3f}, {left:.0f} s left",
-                file=sys.stderr,
-            )
-
-    def log_line(self, **values: float) -> None:
-        """Append one line to the log."""
-        if not self.writes:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """Log and show."""
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if due or self.extra is not None:
+            scalars = joint_means(pl_module.scalars) if due else {}  # type: ignore[arg-type]
+            row = {"step": step, **(_scheduled(trainer, pl_module) if due else {}), **scalars, **(self.extra or {})}
+            self.extra = None
+            self.rows.append(row)
+            values = {key: value for key, value in row.items() if key != "step"}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step)
+                logger.save()
+            if due:
+                self.loss, self.read_at = scalars["loss"], time.monotonic()
+                if not math.isfinite(self.loss):
+                    raise RunError(f"{self.title}: the loss is {self.loss} at step {step}; try a smaller base_lr")
+        if self.progress is not None and self.progress.due:
+            if math.isnan(self.loss) or time.monotonic() - self.read_at >= INTERVAL:
+                self.loss, self.read_at = float(outputs["loss"]), time.monotonic()
+            self.progress.show(step, f"loss {self.loss:.3f}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the bar away."""
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None
+
+
+def joint_means(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over the processes of what each has computed from its part of the batch, read from the device at once.
+
+    Example:
+        >>> joint_means({"loss": torch.tensor(2.5), "accuracy": torch.tensor(0.5)})
+        {'loss': 2.5, 'accuracy': 0.5}
+    """
+    device = scalars["loss"].device
+    values = torch.stack([value.detach().to(device, torch.float32) for value in scalars.values()])
+    return dict(zip(scalars, all_mean(values).tolist(), strict=True))
+
+
+def _scheduled(trainer: Trainer, method: Any) -> dict[str, float]:
+    """What the schedules gave for the step just done: the learning rate, and weight decay and momentum if any."""
+    done = trainer.global_step - 1
+    values = {"lr": method.learning_rate(done, trainer.max_steps)}
+    followed = [group for group in trainer.optimizers[0].param_groups if not group["own_weight_decay"]]
+    if followed:
+        values["weight_decay"] = followed[0]["weight_decay"]
+    if method.current_momentum is not None:
+        values["momentum"] = method.current_momentum
+    return values

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ssl_bench.data.loader import Loader
 from ssl_bench.methods.method import Method, step_seed
 from ssl_bench.training.callbacks import Report, Resume
 from ssl_bench.training.compute import best_precision, device_name, meter, peak_memory, reset_peak_memory
+from ssl_bench.training.loggers import make_loggers
 from ssl_bench.training.monitor import Monitor
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views, view_image
@@ -29,15 +31,17 @@ def train(
     title: str,
     *,
     monitored: tuple[ImageSet, ImageSet] | None = None,
+    loggers: Sequence[str] = ("csv",),
 ) -> dict[str, Any]:
     """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
     Args:
         method: Trained in place; it ends up on the training device.
         images: The training images.
-        folder: For ``last.ckpt`` and ``log.jsonl``.
+        folder: For ``last.ckpt`` and the learning curves.
         title: In front of the progress.
         monitored: Bank and queries of the online k-NN; without them there is none.
+        loggers: Of ``loggers.LOGGERS``.
 
     Returns:
         What it cost: the fields of a row's ``pretraining``.
@@ -55,15 +59,17 @@ def train(
     steps = max(1, round(config.epochs * per_epoch))
     precision = best_precision(config.precision)
     folder.mkdir(parents=True, exist_ok=True)
-    resume, report = Resume(folder / "last.ckpt"), Report(folder / "log.jsonl", title)
+    resume, report = Resume(folder / "last.ckpt"), Report(title)
+    last = resume.path if resume.path.exists() else None
     _quiet()
     trainer = Trainer(
         max_steps=steps,
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
         **_launched(),
-        callbacks=[report, *([Monitor(report, *monitored)] if monitored else []), resume],
-        logger=False,
+        callbacks=[*([Monitor(report, *monitored)] if monitored else []), report, resume],
+        logger=make_loggers(loggers, folder, _steps_done(last)),
+        enable_autolog_hparams=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -83,7 +89,6 @@ def train(
         world=trainer.world_size,
         device=device if device.type == "cuda" else None,
     )
-    last = resume.path if resume.path.exists() else None
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(method, loader, ckpt_path=last, weights_only=True if last else None)
@@ -105,8 +110,15 @@ def train(
         "peak_memory_bytes": peak_memory(device),
         "device": device_name(device),
         "precision": precision,
-        "final_loss": float(method.scalars["loss"].detach()),
+        "final_loss": report.loss,
     }
+
+
+def _steps_done(checkpoint: Path | None) -> int:
+    """Optimiser steps of a checkpoint."""
+    if checkpoint is None:
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _launched() -> dict[str, Any]:

@@ -6,18 +6,70 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 QUIET = 2.0  # seconds before anything is shown
 INTERVAL = 10.0  # seconds between two plain lines
+REDRAW = 0.1  # seconds between two drawings of a bar
+
+
+class Progress:
+    """How far something is, on standard error: a bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Nothing is shown for the first two seconds, so that what is short stays silent.
+
+    Args:
+        description: What is being done: "reading cifar10 train".
+        total: Number of items, if it is known.
+        first: Items that were done before, in an earlier process.
+    """
+
+    def __init__(self, description: str, total: int | None = None, first: int = 0) -> None:
+        self.description, self.total, self.first = description, total, first
+        self.started = time.monotonic()
+        self.bar: Any = None
+        self.drawn = interactive()
+        self.due_at = self.started + QUIET
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to show something: ask before working out a note."""
+        return time.monotonic() >= self.due_at
+
+    def show(self, done: int, note: str = "") -> None:
+        """Show that ``done`` items are done, those before included, with a few words behind."""
+        now = time.monotonic()
+        self.due_at = now + (REDRAW if self.drawn else INTERVAL)
+        if not self.drawn:
+            line = _line(self.description, done, self.total, now - self.started, self.first)
+            print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+            return
+        if self.bar is None:
+            self._start()
+        self.bar.update(self.task, completed=done, description=f"{self.description}  {note}".rstrip())
+
+    def _start(self) -> None:
+        # Imported here: plain output does not need it.
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+        times = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+        self.bar = rich.Progress(*columns, *times, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(self.description, total=self.total, completed=self.first)
+        self.bar.start()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` unchanged and say on standard error how far the loop is.
-
-    Nothing is shown for the first two seconds, so that short loops stay silent.
+    """Yield ``items`` unchanged and say on standard error how far the loop is (see ``Progress``).
 
     Args:
         items: What is looped over.
@@ -30,7 +82,14 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return _bar(items, description, total) if interactive() else _lines(items, description, total)
+    shown = Progress(description, total)
+    try:
+        for done, item in enumerate(items):
+            if shown.due:
+                shown.show(done)
+            yield item
+    finally:
+        shown.close()
 
 
 def interactive() -> bool:
@@ -38,53 +97,32 @@ def interactive() -> bool:
     return sys.stderr.isatty() and multiprocessing.parent_process() is None
 
 
-def _lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    start = time.monotonic()
-    shown = start + QUIET - INTERVAL
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if now - shown >= INTERVAL:
-            shown = now
-            print(_line(description, done, total, now - start), file=sys.stderr, flush=True)
-        yield item
-
-
-def _line(description: str, done: int, total: int | None, seconds: float) -> str:
+def _line(description: str, done: int, total: int | None, seconds: float, first: int = 0) -> str:
     """One plain line.
 
     Example:
         >>> _line("reading", 2500, 10000, 5.0)
         'reading: 2,500 of 10,000 (25 %), 15 s left'
+        >>> _line("mae, seed 0", 600, 1000, 3600.0, first=500)
+        'mae, seed 0: 600 of 1,000 (60 %), 4 h left'
     """
     if not total:
         return f"{description}: {done:,}"
-    left = f", {seconds / done * (total - done):.0f} s left" if done else ""
+    left = f", {duration(seconds / (done - first) * (total - done))} left" if done > first else ""
     return f"{description}: {done:,} of {total:,} ({100 * done // total} %){left}"
 
 
-def _bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    # Imported here: plain output does not need it.
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def duration(seconds: float) -> str:
+    """A length of time in words.
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task(description, total=total)
-    start = shown = time.monotonic()
-    try:
-        for done, item in enumerate(items):
-            now = time.monotonic()
-            if now - start >= QUIET and now - shown >= 0.1:
-                shown = now
-                bar.start()
-                bar.update(task, completed=done)
-            yield item
-    finally:
-        bar.stop()
+    Example:
+        >>> [duration(s) for s in (14.6, 600, 7380, 90000)]
+        ['15 s', '10 min', '2 h 3 min', '25 h']
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes and hours < 10 else f"{round(hours + minutes / 60)} h"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import timm
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_recipe, tiny_settings
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
-from ssl_bench.commands.pretrain import run, run_folder
+from ssl_bench.commands.bench import bench
+from ssl_bench.commands.pretrain import pretrain, run, run_folder
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.data.images import pack
@@ -65,8 +67,41 @@ def test_killed_run_resumes_bit_for_bit(
     assert not (tmp_path / "killed" / "encoder.pt").exists()
     resumed = weights(run(recipe(method), tiny_data, tmp_path / "killed"))
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps) and max(steps) == 12 - 2 * (method == "supervised")
+    curves = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*curves)
+    assert curves[0]["step"].tolist() == list(range(1, 13 - 2 * (method == "supervised")))
+    whole_events, killed_events = (events(tmp_path / name / "tensorboard") for name in ("whole", "killed"))
+    assert whole_events == killed_events and {"loss", "lr", "weight_decay", "knn", "effective_rank"} <= set(
+        whole_events
+    )
+    assert [step for step, _ in killed_events["loss"]] == curves[0]["step"].tolist()
+    assert ("momentum" in killed_events) == (method in ("moco_v3", "dino", "ibot"))
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: tag -> (step, value)."""
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("names", [(), ("csv",), ("tensorboard",)])
+def test_only_the_loggers_asked_for(names: tuple[str, ...], tiny_data: Splits, tmp_path: Path) -> None:
+    run(recipe("mae"), tiny_data, tmp_path / "r", names)
+    files = {path.name for path in (tmp_path / "r").glob("[!.]*")}
+    places = {"csv": "metrics.csv", "tensorboard": "tensorboard"}
+    assert files == {"encoder.pt", "method.pt", *(places[name] for name in names)}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("cvs",), "unknown logger 'cvs'.*csv, tensorboard, wandb"), (("wandb",), "'wandb' needs the package wandb")],
+)
+def test_wrong_loggers_are_named_at_once(names: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        pretrain("mae", data="not there", logger=names)
+    with pytest.raises(UserError, match=message):
+        bench("not there", logger=names)
 
 
 def test_encoder_file_says_how_it_was_made_and_loads_into_timm(tiny_data: Splits, tmp_path: Path) -> None:
@@ -133,7 +168,7 @@ def test_full_disk_while_saving(tiny_data: Splits, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(callbacks.Resume, "__init__", _eager(callbacks.Resume.__init__))
     with pytest.raises(RunError, match=r"last\.ckpt: No space left"):
         run(recipe("mae"), tiny_data, tmp_path / "r")
-    assert [p.name for p in (tmp_path / "r").glob("[!.]*")] == ["log.jsonl"]
+    assert {p.name for p in (tmp_path / "r").glob("[!.]*")} == {"metrics.csv", "tensorboard"}
 
 
 def _eager(original):  # type: ignore[no-untyped-def]
@@ -163,4 +198,4 @@ def test_images_of_several_sizes_train_and_are_monitored(tiny_data: Splits, tmp_
     packed = replace(train, images=pack(ragged))
     assert packed.decoded is None
     run(recipe("mae"), Splits(packed, tiny_data.test), tmp_path / "r")
-    assert '"knn"' in (tmp_path / "r" / "log.jsonl").read_text()
+    assert pd.read_csv(tmp_path / "r" / "metrics.csv")["knn"].count() == 4

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import math
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from ssl_bench.results.leaderboard.plotting import Drawn, add_legend, drawable, look
 from ssl_bench.results.text import plain
+from ssl_bench.training.loggers import METRICS
 from ssl_bench.utils.errors import UserError
 
 
@@ -24,10 +24,10 @@ def training_curves(runs: str | Path | None) -> Drawn:
         return "no folder of runs given"
     if not Path(runs).is_dir():
         raise UserError(f"no such folder of runs: {runs}")
-    logs = {path.parent.name: _log(path) for path in sorted(Path(runs).glob("*/log.jsonl"))}
+    logs = {path.parent.name: _log(path) for path in sorted(Path(runs).glob(f"*/{METRICS}"))}
     logs = {name: points for name, points in logs.items() if points}
     if not logs:
-        return f"no log.jsonl with points in {plain(str(runs))}/*"
+        return f"no {METRICS} with points in {plain(str(runs))}/*"
     kinds = list(dict.fromkeys(_method(name) for name in logs))
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -54,16 +54,23 @@ def _from_one_to_zero(curve: list[tuple[float, float]]) -> list[tuple[float, flo
     return [(x, (y - min(values)) / (spread or 1)) for x, y in curve]
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
+def _log(path: Path) -> list[dict[str, float]]:
+    """The points of Lightning's CSV logger; empty cells, and a last line that is being written, are left out."""
     points = []
-    for line in path.read_text().splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:  # the last line of a run that is being written
-            continue
-        if isinstance(point, dict) and isinstance(point.get("step"), int) and point["step"] > 0:
-            points.append(point)
+    with path.open(newline="", errors="replace") as file:
+        for row in csv.DictReader(file):
+            point = {key: value for key, text in row.items() if (value := _number(text)) is not None}
+            if point.get("step", 0) > 0:
+                points.append(point)
     return points
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(text) if isinstance(text, str) else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _method(run: str) -> str:

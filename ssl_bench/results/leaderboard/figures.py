@@ -43,7 +43,7 @@ def draw(
     Args:
         tables: Of ``build``; with several, the file names carry the data and the backbone.
         folder: Where to write.
-        runs: Folder of runs with ``log.jsonl``, for the training curves.
+        runs: Folder of runs with ``metrics.csv``, for the training curves.
         show: What to do with the lines about figures left out.
     """
     files = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ def number(value: float) -> dict[str, Any]:
 def log(folder: Path, run: str) -> None:
     """A run that is being written: the last line is cut."""
     (folder / run).mkdir(parents=True)
-    lines = [{"step": 1, "loss": 4.0}, {"step": 5, "knn": 20.0}, {"step": 10, "loss": 2.0}, {"step": 10, "knn": 30.0}]
-    (folder / run / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 11, "lo')
+    text = "knn,loss,lr,step\n,4.0,0.1,1\n20.0,,,5\n30.0,2.0,0.1,10\n,nan,0.1,"
+    (folder / run / "metrics.csv").write_text(text)
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_several_tables_have_names_of_their_own(tmp_path: Path, add_row: Any, mo
 def test_curves_need_a_folder_with_logs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder of runs"):
         training_curves(tmp_path / "none")
-    assert "no log.jsonl" in str(training_curves(tmp_path))
+    assert "no metrics.csv" in str(training_curves(tmp_path))
 
 
 def test_fine_tuning_against_the_linear_probe(everything: Path) -> None:
@@ -162,8 +161,7 @@ def test_losses_are_drawn_over_their_own_range(tmp_path: Path) -> None:
     """A negative loss stays beside a positive one."""
     log(tmp_path, "mae-shapes-0-abc")
     (tmp_path / "eva-shapes-0-abc").mkdir()
-    lines = [{"step": 1, "loss": -0.5}, {"step": 2, "loss": -0.75}, {"step": 4, "loss": -1.0}]
-    (tmp_path / "eva-shapes-0-abc" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "eva-shapes-0-abc" / "metrics.csv").write_text("loss,step\n-0.5,1\n-0.75,2\n-1.0,4\n")
     figure = training_curves(tmp_path)
     assert not isinstance(figure, str)
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 0.5, 0], [1, 0]]
