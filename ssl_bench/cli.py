@@ -260,7 +260,7 @@ def run_show(a: argparse.Namespace) -> None:
 def run_leaderboard(a: argparse.Namespace) -> None:
     """``ssl-bench leaderboard``."""
     from ssl_bench.commands.leaderboard import leaderboard
-    from ssl_bench.results.leaderboard.significance import Selection
+    from ssl_bench.results.leaderboard.selection import Selection
 
     selection = Selection(tuple(a.methods), tuple(a.evaluations), tuple(a.categories), a.max_flops, a.max_images)
     leaderboard(a.folder, formats=a.format, sort=a.sort, selection=selection, figures=a.figures, runs=a.runs)

@@ -1,4 +1,4 @@
-"""Whether the rows of a folder are what they say, and whether its leaderboard is theirs."""
+"""Whether the rows of a folder are valid, agree with their predictions, and make the leaderboard beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.commands.leaderboard import FORMATS, render
-from ssl_bench.results.leaderboard.aggregate import quick_hash
+from ssl_bench.results.frame import quick_hash
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.predictions import predictions_path, read_predictions
 from ssl_bench.results.rows.row import Row, checksum_of, contradiction, migrated
@@ -43,7 +43,7 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
             rows.append(row)
     problems += [*_together(rows), *_orphans(place, rows)]
     stale = [row.path.name for row in rows if row.stale]
-    notes += [f"{name}: made by another version of its source than the present one" for name in stale]
+    notes += [f"{name}: stale, made by another version of its source than the present one" for name in stale]
     notes += [f"{row.path.name}: WARNING: {text}" for row in rows for text in row.values.get("warnings", [])]
     if not problems:
         wrong, said = _generated(Path(folder), rows)
@@ -112,12 +112,12 @@ def _together(rows: Sequence[Row]) -> Iterator[str]:
     ids: dict[str, str] = {}
     kinds: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
-        judged = row["evaluation"]
+        stated = row["evaluation"]
         other = ids.setdefault(row["id"], row.path.name)
         if other != row.path.name:
             yield f"{row.path.name}: has the id of {other}"
-        column = (judged["name"], judged["data"], row["backbone"]["name"], *judged["fingerprints"].values())
-        kind = f"version {judged['version']}, settings {quick_hash(judged['settings'])[:6]}"
+        column = (stated["name"], stated["data"], row["backbone"]["name"], *stated["fingerprints"].values())
+        kind = f"version {stated['version']}, settings {quick_hash(stated['settings'])[:6]}"
         kinds.setdefault(column, {}).setdefault(kind, []).append(row.path.name)
     for column, found in kinds.items():
         if len(found) > 1:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_bench.results.leaderboard.aggregate import Aggregate, quick_hash, seed_values, summarise
+from ssl_bench.results.frame import quick_hash
+from ssl_bench.results.leaderboard.aggregate import Aggregate, aggregate_rows, seed_values, summarise
 from ssl_bench.results.leaderboard.significance import draws_variance, interval_p, paired_p
 from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.rows.predictions import Predictions, correctness
@@ -19,8 +20,8 @@ from ssl_bench.utils.errors import UserError, unknown
 
 PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made")
 NO_CLASSES = (
-    "Per class: rows keep whether (or how often) each image was right, not its class; --data names the data set "
-    "to take the classes from. Which wrong class was given can't be said: it isn't kept."
+    "Per class: rows store whether (or how often) the prediction of each image was right, not its class; --data names "
+    "the data set to take the classes from. Which wrong class was predicted is not stored."
 )
 
 
@@ -75,11 +76,12 @@ def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[
 
 
 def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Aggregate, Aggregate]]:
-    """Lines that can be compared, one pair for each table."""
+    """Aggregates that can be compared, one pair for each table."""
     if _are_files(a, b):
-        return [(Aggregate(a, [rows[0]]), Aggregate(b, [rows[1]]))]
+        (left,), (right,) = aggregate_rows(rows[:1]), aggregate_rows(rows[1:])
+        return [(left, right)]
     tables = build(rows)
-    labels = {line.label for table in tables for line in table.aggregates}
+    labels = {each.label for table in tables for each in table.aggregates}
     for name in (a, b):
         if not any(_named(table, name) for table in tables):
             raise unknown("method", name, map(plain, labels))
@@ -88,10 +90,10 @@ def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Aggregate, Aggrega
 
 
 def _named(table: Table, name: str) -> Aggregate | None:
-    """The line of a label, or the only one of a method."""
-    lines = [line for line in table.aggregates if line.label == name]
-    lines = lines or [line for line in table.aggregates if line.first["method"] == name]
-    return lines[0] if len(lines) == 1 else None
+    """The aggregate of a label, or the only one of a method."""
+    found = [each for each in table.aggregates if each.label == name]
+    found = found or [each for each in table.aggregates if each.method == name]
+    return found[0] if len(found) == 1 else None
 
 
 # What differs ---------------------------------------------------------------------------------------------------------
@@ -130,19 +132,19 @@ def _differences(title: str, a: Mapping[str, str], b: Mapping[str, str], names: 
 # Who is better --------------------------------------------------------------------------------------------------------
 
 
-def _evaluation(a: list[Row], b: list[Row], names: tuple[str, str], data: str | None) -> Iterator[str]:
-    judged, other = a[0]["evaluation"], b[0]["evaluation"]
-    yield plain(f"== {judged['name']} on {judged['data']}")
+def _evaluation(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str], data: str | None) -> Iterator[str]:
+    mine, other = a[0]["evaluation"], b[0]["evaluation"]
+    yield plain(f"== {mine['name']} on {mine['data']}")
     for name, rows in zip(names, (a, b), strict=True):
         values = [row["metrics"][row["headline"]]["value"] for row in rows]
         yield plain(f"{name}: {rows[0]['headline']} {np.mean(values):.2f} (by seed: {seed_values(rows)})")
     for key, what in (("fingerprints", "images"), ("version", "versions"), ("settings", "settings")):
-        if quick_hash(judged[key]) != quick_hash(other[key]):
+        if quick_hash(mine[key]) != quick_hash(other[key]):
             yield f"not comparable: other {what} of the evaluation"
             return
     left, right = correctness(a), correctness(b)
     if left is None or right is None:
-        yield f"{_by_intervals(a, b)} (no answer for each image: 95 % intervals compared as independent)"
+        yield f"{_by_intervals(a, b)} (no predictions for each image: 95 % intervals compared as independent)"
         return
     yield paired_text(left, right, names, [draws_variance(a, left), draws_variance(b, right)])
     yield _by_class(a[0], left, right, names, data) if data else NO_CLASSES
@@ -199,7 +201,7 @@ def ahead(a: Predictions, b: Predictions) -> tuple[float, float]:
     return float((by > 0).sum()), float((by < 0).sum())
 
 
-def _by_intervals(a: list[Row], b: list[Row]) -> str:
+def _by_intervals(a: Sequence[Row], b: Sequence[Row]) -> str:
     x, y = summarise(a), summarise(b)
     p = float(interval_p([x.mean, y.mean], [x.half, y.half])[0, 1])
     return f"difference {x.mean - y.mean:+.2f} ± {np.hypot(x.half, y.half):.2f}, p = {p:.2g}"
@@ -213,7 +215,7 @@ def _by_class(row: Row, a: Predictions, b: Predictions, names: tuple[str, str], 
         raise UserError(f"--data {data}: its test images are not those that {row.path.name} was measured on")
     labels = np.asarray(test.labels)
     if len(labels) != a.shape[1]:
-        return f"no table by class: only {a.shape[1]:,} of {len(labels):,} test images were asked"
+        return f"no table by class: only {a.shape[1]:,} of {len(labels):,} test images have a prediction"
     found: list[tuple[float, list[str]]] = []
     for index, name in enumerate(test.classes):
         of = labels == index

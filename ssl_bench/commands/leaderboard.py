@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ssl_bench.results.leaderboard import significance, warnings
-from ssl_bench.results.leaderboard.aggregate import Aggregate as Aggregate
-from ssl_bench.results.leaderboard.aggregate import Cell as Cell
-from ssl_bench.results.leaderboard.aggregate import aggregate_rows as aggregate_rows
-from ssl_bench.results.leaderboard.aggregate import summarise as summarise
-from ssl_bench.results.leaderboard.significance import Selection
-from ssl_bench.results.leaderboard.table import LEGEND, Table, build
+from ssl_bench.results.leaderboard import legends
+from ssl_bench.results.leaderboard.selection import Selection
+from ssl_bench.results.leaderboard.table import Table, build, to_csv
 from ssl_bench.results.rows.row import read_rows
 from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import escape, plain, terminal_table
@@ -67,15 +64,16 @@ def leaderboard(
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
     with explained(read_rows(folder)) as rows:
-        tables = [selection.best(table) for table in build(selection.rows(rows), sort)]
+        tables = build(selection.rows(rows), sort)
+        tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
         if not tables:
             raise UserError(f"no rows in {folder}")
         for table in tables:
             show(table.terminal())
             show(terminal_table("Ranks", *table.ranks(seeds=False)))
-            for text in [*table.teachers(), *(f"WARNING: {note}" for note in warnings.notes(table))]:
+            for text in [*table.teachers, *(f"WARNING: {text}" for text in table.warnings)]:
                 show(plain(text))
-        show(f"{LEGEND}\n{significance.LEGEND}")
+        show(f"{legends.TABLE}\n{legends.RANKS}")
         if selection.text():
             show(f"Only {plain(selection.text())}.")
         files = []
@@ -101,7 +99,7 @@ def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:
         selected: What is shown of the rows; everything when empty.
     """
     if kind == "csv":
-        return Table.csv(tables)
+        return to_csv(tables)
     if kind == "html":
         from ssl_bench.results.leaderboard.html import page
 
@@ -112,4 +110,4 @@ def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:
         return latex(tables, selected)
     only = f"Only {escape(selected)}.\n\n" if selected else ""
     text = "\n\n".join(table.markdown() for table in tables)
-    return f"# Leaderboard\n\n{only}{text}\n\n{LEGEND}\n\n{significance.LEGEND}\n"
+    return f"# Leaderboard\n\n{only}{text}\n\n{legends.TABLE}\n\n{legends.RANKS}\n"

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ssl_bench.metrics.metric import Metric, Z
+from ssl_bench.metrics.metric import Metric
+from ssl_bench.metrics.quantiles import Z
 
 GROUPS = 20  # of the jackknife: enough for a t quantile of 2.09, few enough to compute any statistic that often
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
-
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+from ssl_bench.metrics.quantiles import Z
 
 
 @dataclass(frozen=True)

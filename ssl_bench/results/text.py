@@ -1,9 +1,10 @@
-"""Tables as Markdown and for a terminal. Names come from files of others: nothing in them is markup."""
+"""Tables as Markdown and for a terminal. Names may come from other people's files: nothing in them is markup."""
 
 from __future__ import annotations
 
 import html
 import io
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -65,29 +66,41 @@ def note_markdown(text: str) -> str:
     return "".join(f"`{part}`" if i % 2 and i < len(parts) - 1 else _escape(part) for i, part in enumerate(parts))
 
 
-def turned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Lines as columns, for a table that has more columns than lines.
+def yaml_text(value: Any) -> str:
+    """A value as it stands behind KEY= on the command line.
 
     Example:
-        >>> turned(["method", "knn", "linear"], [["mae", "44.9", "47.1"]])
+        >>> yaml_text(800.0), yaml_text(0.0015), yaml_text(True), yaml_text("mean"), yaml_text([1, 2])
+        ('800', '0.0015', 'true', 'mean', '[1, 2]')
+    """
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def transposed(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table turned about its diagonal, for one that has more columns than lines.
+
+    Example:
+        >>> transposed(["method", "knn", "linear"], [["mae", "44.9", "47.1"]])
         (['method', 'mae'], [['knn', '44.9'], ['linear', '47.1']])
     """
-    first, *others = zip(header, *lines, strict=True)
+    first, *others = zip(header, *body, strict=True)
     return list(first), [list(other) for other in others]
 
 
 def markdown_table(
-    header: Sequence[str], lines: Sequence[Sequence[str]], left: int, small: Sequence[bool] | None = None
+    header: Sequence[str], body: Sequence[Sequence[str]], left: int, small: Sequence[bool] | None = None
 ) -> str:
     """A Markdown table of escaped text.
 
     Args:
         header: Column names.
-        lines: Cells of each line.
+        body: Cells of each line.
         left: Columns set to the left; the others are numbers.
         small: Lines set in small type.
     """
-    cells = [[escape(cell) for cell in line] for line in lines]
+    cells = [[escape(cell) for cell in line] for line in body]
     cells = [
         [f"<sub>{cell}</sub>" if dim and cell else cell for cell in line]
         for line, dim in zip(cells, small or [False] * len(cells), strict=True)
@@ -98,14 +111,14 @@ def markdown_table(
 
 
 def terminal_table(
-    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], left: int, width: int | None = None
+    title: str, header: Sequence[str], body: Sequence[Sequence[str]], left: int, width: int | None = None
 ) -> str:
     """A table for a terminal; at least 150 characters wide when ``width`` is left out."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(header):
         longest = max(map(len, name.split()), default=1)
         table.add_column(Text(plain(name)), justify="left" if at < left else "right", no_wrap=at < 2, min_width=longest)
-    for line in lines:
+    for line in body:
         table.add_row(*(Text(plain(cell)) for cell in line))
     console = Console(width=width or max(Console().width, 150), file=io.StringIO(), force_terminal=False)
     console.print(Text(plain(title), style="italic"))  # not the table's own title, which wraps at its width

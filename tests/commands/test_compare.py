@@ -58,7 +58,7 @@ def test_what_cannot_be_compared(tmp_path: Path, add_row: Any) -> None:
     assert "not comparable: other images" in said(str(one.path), str(other.path))
 
 
-def test_without_answers_intervals(tmp_path: Path, add_row: Any) -> None:
+def test_without_predictions_intervals(tmp_path: Path, add_row: Any) -> None:
     for name, right in (("a", A), ("b", B)):
         add_row(name, 0, right, "fewshot", predictions=None)
     assert "95 % intervals compared as independent" in said("a", "b", rows=tmp_path)

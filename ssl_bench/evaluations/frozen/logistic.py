@@ -19,7 +19,8 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at
 from ssl_bench.evaluations.frozen.linear import standardisation
 from ssl_bench.evaluations.solvers.lbfgs import minimise
 from ssl_bench.evaluations.solvers.neighbours import normalize
-from ssl_bench.metrics.metric import Metric, Z, accuracy_metric, true_class_rank
+from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
+from ssl_bench.metrics.quantiles import Z
 from ssl_bench.utils.errors import UserError, unknown
 
 INPUTS = ("standardised", "normalised", "raw")

@@ -6,12 +6,11 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 
-from ssl_bench.results.leaderboard.aggregate import spent_flops
+from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.curves import training_curves
 from ssl_bench.results.leaderboard.plotting import (
     STYLE,
@@ -22,17 +21,15 @@ from ssl_bench.results.leaderboard.plotting import (
     draw_curves,
     drawable,
     interval,
-    line_label,
     mark,
     new_axes,
     pareto,
+    short_label,
     slug,
 )
 from ssl_bench.results.leaderboard.significance import ALPHA
+from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    from ssl_bench.results.leaderboard.table import Table
 
 
 def draw(
@@ -75,16 +72,16 @@ def compute(table: Table) -> Drawn:
     """Accuracy against FLOPs of pre-training, with the Pareto front of the methods without labels."""
     evaluation = _main(table)
     points = [
-        (index, flops, line.cells[evaluation])
-        for index, line in enumerate(table.aggregates)
-        if evaluation in line.cells and (flops := spent_flops(line.first))
+        (index, flops, each.cells[evaluation])
+        for index, each in enumerate(table.aggregates)
+        if evaluation in each.cells and (flops := spent_on(each.first, "flops"))
     ]
     if not points:
         return "no row says what its pre-training cost"
     figure, axes = new_axes()
     for index, flops, cell in points:
         mark(axes, table, index, flops, cell.mean, yerr=cell.half)
-    front = pareto([(flops, cell.mean) for index, flops, cell in points if not table.aggregates[index].labelled])
+    front = pareto([(flops, cell.mean) for index, flops, cell in points if not table.aggregates[index].labels])
     if front:
         reach = [*front, (max(flops for _, flops, _ in points) * 1.05, front[-1][1])]
         axes.step(
@@ -95,22 +92,20 @@ def compute(table: Table) -> Drawn:
             zorder=0,
             label="Pareto front, no labels",
         )
-    for line in table.aggregates:
-        style = {"untrained": "--", "raw_pixels": ":"}.get(line.first["method"])
-        if style and evaluation in line.cells:
-            label = f"{line_label(line)} (free)"
-            axes.axhline(line.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
-    axes.set(
-        xscale="log", xlabel="FLOPs of pre-training, target networks included", ylabel=axis_label(table, evaluation)
-    )
+    for each in table.aggregates:
+        style = {"untrained": "--", "raw_pixels": ":"}.get(each.method)
+        if style and evaluation in each.cells:
+            label = f"{short_label(each)} (no training)"
+            axes.axhline(each.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
+    axes.set(xscale="log", xlabel="FLOPs of pre-training, teachers included", ylabel=axis_label(table, evaluation))
     return add_legend(figure, axes, table.title)
 
 
 def ranks(table: Table) -> Drawn:
-    """The main evaluation's means with 95 % intervals; bars on the right join methods that can't be told apart."""
+    """The main evaluation's means with 95 % intervals; bars on the right join methods that don't differ."""
     evaluation = _main(table)
     standing = table.standings.get(evaluation)
-    order = [i for i, line in enumerate(table.aggregates) if evaluation in line.cells]
+    order = [i for i, each in enumerate(table.aggregates) if evaluation in each.cells]
     order.sort(key=lambda i: -table.aggregates[i].cells[evaluation].mean)
     if standing is None or len(order) < 2:
         return "fewer than two methods to rank"
@@ -127,7 +122,7 @@ def ranks(table: Table) -> Drawn:
         axes.plot(
             [x, x], [first - 0.2, last + 0.2], color="0.2", transform=axes.get_yaxis_transform(), clip_on=False, lw=2
         )
-    names = [f"{standing.ranks[i]}  {line_label(table.aggregates[i])}" for i in order]
+    names = [f"{standing.ranks[i]}  {short_label(table.aggregates[i])}" for i in order]
     axes.set_yticks(range(len(order)), names)
     axes.set(xlabel=axis_label(table, evaluation), ylim=(len(order) - 0.4, -0.6))
     how = "rank, method; ticks: seeds; bars on the right: no significant difference (Holm)"
@@ -138,12 +133,12 @@ def ranks(table: Table) -> Drawn:
 def neighbours(table: Table) -> Drawn:
     """k-NN accuracy over k at the headline's temperature."""
     curves: dict[int, list[tuple[float, float, float]]] = {}
-    for index, line in enumerate(table.aggregates):
-        rows = line.by_evaluation.get("knn", [])
+    for index, each in enumerate(table.aggregates):
+        rows = each.by_evaluation.get("knn", [])
         for metric in rows[0]["metrics"] if rows else ():
             match = re.fullmatch(r"top1@k=(\d+),T=([\d.]+)", metric)
             if match and float(match[2]) == rows[0]["evaluation"]["chosen"]["headline_temperature"]:
-                curves.setdefault(index, []).append((float(match[1]), *interval(line, "knn", metric)))
+                curves.setdefault(index, []).append((float(match[1]), *interval(each, "knn", metric)))
     if not any(len(curve) > 1 for curve in curves.values()):
         return "no k-NN row has several k"
     figure, axes = draw_curves(table, curves)
@@ -173,7 +168,7 @@ def finetuning(table: Table) -> Drawn:
 def _scatter(table: Table, across: Sequence[str], up: Sequence[str], what: str) -> Drawn:
     """One evaluation against another: of those that an evaluator of each kind made, the two that most methods have."""
     pairs = [(x, y) for x in _made_by(table, across) for y in _made_by(table, up)]
-    both = {pair: [i for i, line in enumerate(table.aggregates) if set(pair) <= set(line.cells)] for pair in pairs}
+    both = {pair: [i for i, each in enumerate(table.aggregates) if set(pair) <= set(each.cells)] for pair in pairs}
     best = max(pairs, key=lambda pair: len(both[pair]), default=None)
     if best is None or len(both[best]) < 2:
         return f"fewer than two methods with both {what} rows"
@@ -192,9 +187,9 @@ def label_efficiency(table: Table) -> Drawn:
     if not best or len(shares[best]) < 2:
         return "no row with several shares of labels (label-efficiency, lowshot)"
     curves = {
-        index: [(share, *interval(line, best, f"top1@{share:g}%")) for share in shares[best]]
-        for index, line in enumerate(table.aggregates)
-        if best in line.cells
+        index: [(share, *interval(each, best, f"top1@{share:g}%")) for share in shares[best]]
+        for index, each in enumerate(table.aggregates)
+        if best in each.cells
     }
     figure, axes = draw_curves(table, curves)
     axes.set(xscale="log", xlabel="training images with a label, %", ylabel=f"{drawable(best)} accuracy, %")
@@ -205,30 +200,32 @@ def label_efficiency(table: Table) -> Drawn:
 
 def _shares(table: Table, evaluation: str) -> list[float]:
     """Percent of labelled images that a low-shot evaluation reports."""
-    rows = [row for line in table.aggregates for row in line.by_evaluation.get(evaluation, [])]
+    rows = [row for each in table.aggregates for row in each.by_evaluation.get(evaluation, [])]
     found = (re.fullmatch(r"top1@([\d.]+)%", metric) for row in rows for metric in row["metrics"])
     return sorted({float(match[1]) for match in found if match})
 
 
 def factors(table: Table) -> Drawn:
     """What a linear map reads off the features: R² or accuracy for each factor."""
-    lines = [i for i, line in enumerate(table.aggregates) if "factors" in line.by_evaluation]
+    shown = [i for i, each in enumerate(table.aggregates) if "factors" in each.cells]
     names = list(
         dict.fromkeys(
             metric
-            for i in lines
+            for i in shown
             for metric in table.aggregates[i].by_evaluation["factors"][0]["metrics"]
             if "/" in metric
         )
     )
     if not names:
         return "no row of factors"
-    figure, axes = new_axes(height=1.2 + max(0.34, 0.06 * len(lines)) * len(names))
-    for index in lines:
-        line = table.aggregates[index]
-        step = 0.7 * (lines.index(index) / max(len(lines) - 1, 1) - 0.5)
+    figure, axes = new_axes(height=1.2 + max(0.34, 0.06 * len(shown)) * len(names))
+    for index in shown:
+        aggregate = table.aggregates[index]
+        step = 0.7 * (shown.index(index) / max(len(shown) - 1, 1) - 0.5)
         at = [
-            (place, *interval(line, "factors", name)) for place, name in enumerate(names) if line.cell("factors", name)
+            (place, *interval(aggregate, "factors", name))
+            for place, name in enumerate(names)
+            if aggregate.cell("factors", name)
         ]
         place, mean, half = np.array(at).T
         mark(axes, table, index, mean, place + step, xerr=half)
@@ -252,7 +249,7 @@ FIGURES: dict[str, Callable[[Table], Drawn]] = {
 
 def _made_by(table: Table, evaluators: Sequence[str]) -> list[str]:
     """The evaluations of a table that one of these evaluators made, in the order of the evaluators."""
-    made = {row["evaluation"]["name"]: row["evaluation"]["evaluator"] for line in table.aggregates for row in line.rows}
+    made = {row["evaluation"]["name"]: row["evaluation"]["evaluator"] for each in table.aggregates for row in each.rows}
     return [name for kind in evaluators for name in table.evaluations if made[name] == kind]
 
 

@@ -1,16 +1,19 @@
-"""The leaderboard in LaTeX (booktabs). Names come from files of others: nothing in them is a command."""
+"""The leaderboard in LaTeX (booktabs). Names may come from other people's files: nothing in them is a command."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ssl_bench.results.leaderboard import warnings
-from ssl_bench.results.text import plain, turned
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.leaderboard import legends
+from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.text import plain
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -38,10 +41,6 @@ SPECIAL = {
     "▼": r"\textdownarrow{}",
     "▽": r"(\textdownarrow)",
 }
-NOTE = (
-    "Accuracies in percent, mean over seeds; small: 95\\,\\% interval over seeds and test images. "
-    "Best in bold, second underlined, among methods without labels."
-)
 
 
 def escape(text: str) -> str:
@@ -55,6 +54,16 @@ def escape(text: str) -> str:
     return re.sub(r"[^\x20-\x7e\u00a1-\u00ff]", "?", safe)
 
 
+@dataclass(frozen=True)
+class Score:
+    """A cell with a number: its place is 1 for the best of the column, 2 for the second, otherwise 0."""
+
+    mean: str
+    half: str
+    place: int
+    arrow: str
+
+
 def latex(tables: Sequence[Table], selected: str = "") -> str:
     """One ``table`` environment for each table; needs only booktabs.
 
@@ -62,65 +71,61 @@ def latex(tables: Sequence[Table], selected: str = "") -> str:
         tables: Of ``build``.
         selected: What is shown of the rows, for the captions.
     """
-    blocks = [_table(table, number, selected) for number, table in enumerate(tables, start=1)]
-    return "% \\usepackage[T1]{fontenc} \\usepackage{booktabs,textcomp}\n" + "\n".join(blocks)
+    template = _environment().get_template("leaderboard.tex.jinja")
+    return template.render(tables=[_table(table) for table in tables], selected=selected)
 
 
-def _table(table: Table, number: int, selected: str) -> str:
-    places = {evaluation: _places(table, evaluation) for evaluation in table.evaluations}
-    lines = []
-    for index, line in enumerate(table.aggregates):
-        row = [escape(line.label + line.marks)]
-        for evaluation in table.evaluations:
-            cell = line.cell(evaluation)
-            mark = escape(warnings.arrow(table, index, evaluation))
-            row.append(_score(cell.mean, cell.half, places[evaluation].get(index, 0)) + mark if cell else "--")
-        mean = table.mean_ranks[index]
-        lines.append([*row, "--" if mean is None else f"{mean:.2f}"])
-    header = ["Method", *map(escape, table.evaluations), "mean rank"]
-    if table.wide:
-        header, lines = turned(header, lines)
-    only = f" Only {escape(selected)}." if selected else ""
-    notes = [*table.marks, *([warnings.LEGEND] if table.untrained else [])]
-    said = [*map(escape, notes), *(rf"\textbf{{{escape(text)}}}" for text in warnings.notes(table))]
-    marks = [rf"\par\smallskip{{\footnotesize {text}\par}}" for text in said]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape(table.title)}. {NOTE}{only}}}",
-            rf"\label{{tab:leaderboard-{number}}}",
-            r"\smallskip",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            r"\toprule",
-            " & ".join(header) + r" \\",
-            r"\midrule",
-            *(" & ".join(line) + r" \\" for line in lines),
-            r"\bottomrule",
-            r"\end{tabular}",
-            *marks,
-            r"\end{table}",
-            "",
-        ]
+def _environment() -> Environment:
+    """Delimiters that LaTeX has no use for; what stands between them is escaped for LaTeX, then no more for HTML."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(escape(str(value))),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
+def _table(table: Table) -> dict[str, Any]:
+    places = {evaluation: _places(table, evaluation) for evaluation in table.evaluations}
+    lines: list[list[str | Score]] = [["Method", *table.headings, "mean rank"]]
+    for index, aggregate in enumerate(table.aggregates):
+        line: list[str | Score] = [aggregate.label + aggregate.footnotes]
+        for evaluation in table.evaluations:
+            cell, place = aggregate.cell(evaluation), places[evaluation].get(index, 0)
+            arrow = table.arrow(index, evaluation)
+            line.append(Score(f"{cell.mean:.1f}", f"{cell.half:.1f}", place, arrow) if cell else "–")
+        mean = table.mean_ranks[index]
+        lines.append([*line, "–" if mean is None else f"{mean:.2f}"])
+    if table.wide:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    return {
+        "title": table.title,
+        "header": lines[0],
+        "body": lines[1:],
+        "notes": [*table.footnotes, *([legends.ARROWS] if table.differences else [])],
+        "warnings": table.warnings,
+    }
+
+
 def _places(table: Table, evaluation: str) -> dict[int, int]:
-    """Aggregate to 1 (best) or 2 (second) by the printed mean; equal prints share a place."""
+    """Index of an aggregate -> 1 (best) or 2 (second) by the printed mean; equal prints share a place."""
     if evaluation not in table.standings:  # not better the larger it is
         return {}
     means = {
-        index: round(line.cells[evaluation].mean, 1)
-        for index, line in enumerate(table.aggregates)
-        if evaluation in line.cells and not line.labelled
+        index: round(aggregate.cells[evaluation].mean, 1)
+        for index, aggregate in enumerate(table.aggregates)
+        if evaluation in aggregate.cells and not aggregate.labels
     }
     order = sorted(set(means.values()), reverse=True)
     places = {index: order.index(mean) + 1 for index, mean in means.items()}
     tied = list(places.values()).count(1) > 1
     return {index: place for index, place in places.items() if place == 1 or (place == 2 and not tied)}
-
-
-def _score(mean: float, half: float, place: int) -> str:
-    number = f"{mean:.1f}"
-    styled = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}.get(place, number)
-    return rf"{styled} {{\scriptsize$\pm$\,{half:.1f}}}"

@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ssl_bench.results.leaderboard.aggregate import Aggregate
+from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.results.text import plain
-
-if TYPE_CHECKING:
-    from ssl_bench.results.leaderboard.table import Table
 
 Drawn = Figure | str  # a figure, or why there is none
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -75,26 +73,27 @@ def new_axes(height: float = 3.4) -> tuple[Figure, Any]:
 
 
 def mark(axes: Any, table: Table, index: int, x: Any, y: Any, **errors: Any) -> None:
-    """A point with its interval, in the colour and marker of a line of the table; hollow when labels went into it."""
-    line = table.aggregates[index]
+    """A point with its interval, in the colour and marker of an aggregate; hollow when labels went into it."""
+    aggregate = table.aggregates[index]
     style = look(index) | {"linestyle": "none", "markersize": 6, "capsize": 2.5, "elinewidth": 1}
-    hollow = {"markerfacecolor": "white"} if line.labelled else {}
-    axes.errorbar(x, y, **errors, **style, **hollow, label=line_label(line))
+    hollow = {"markerfacecolor": "white"} if aggregate.labels else {}
+    axes.errorbar(x, y, **errors, **style, **hollow, label=short_label(aggregate))
 
 
 def draw_curves(table: Table, curves: dict[int, list[tuple[float, float, float]]]) -> tuple[Figure, Any]:
-    """One curve with a band of its 95 % interval for each line of the table."""
+    """One curve with a band of its 95 % interval for each aggregate, by its index in the table."""
     figure, axes = new_axes()
     for index, curve in curves.items():
         x, mean, half = np.array(sorted(curve)).T
         style = look(index)
-        axes.plot(x, mean, **style, markersize=4, label=line_label(table.aggregates[index]))
+        axes.plot(x, mean, **style, markersize=4, label=short_label(table.aggregates[index]))
         axes.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.12, linewidth=0)
     return figure, axes
 
 
-def interval(line: Aggregate, evaluation: str, metric: str) -> tuple[float, float]:
-    cell = line.cell(evaluation, metric)
+def interval(aggregate: Aggregate, evaluation: str, metric: str) -> tuple[float, float]:
+    """Mean and half-width; NaN without a row."""
+    cell = aggregate.cell(evaluation, metric)
     return (cell.mean, cell.half) if cell else (math.nan, math.nan)
 
 
@@ -108,19 +107,19 @@ def add_legend(figure: Figure, axes: Any, title: str) -> Figure:
 
 
 def axis_label(table: Table, evaluation: str) -> str:
-    row = next(line.by_evaluation[evaluation][0] for line in table.aggregates if evaluation in line.by_evaluation)
+    row = next(each.by_evaluation[evaluation][0] for each in table.aggregates if evaluation in each.cells)
     return drawable(f"{evaluation} {row['headline']}" + ("" if row["headline"] == "rankme" else ", %"))
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour, marker and line style of a line: two of the three tell any 32 apart."""
+    """Colour, marker and line style of an aggregate: two of the three tell any 32 apart."""
     dash = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
 
 
-def line_label(line: Aggregate) -> str:
-    """A line's name in a legend."""
-    return drawable(line.label, 28) + line.marks
+def short_label(aggregate: Aggregate) -> str:
+    """An aggregate's name in a legend."""
+    return drawable(aggregate.label, 28) + aggregate.footnotes
 
 
 def drawable(text: str, longest: int = 80) -> str:

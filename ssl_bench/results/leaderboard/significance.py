@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from ssl_bench.results.leaderboard.aggregate import Aggregate, spent_flops, spent_images
+from ssl_bench.metrics.quantiles import Z
+from ssl_bench.results.leaderboard.aggregate import Aggregate
 from ssl_bench.results.rows.predictions import Predictions, correctness
 from ssl_bench.results.rows.row import Row
-from ssl_bench.results.text import plain
-from ssl_bench.utils.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from ssl_bench.results.leaderboard.table import Table
 
 ALPHA = 0.05
 UNRANKED = ("diagnostics",)  # evaluators whose headline isn't better the larger it is
-Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
-LEGEND = """\
-Rank: 1 + the number of methods that are significantly better, so methods that can't be told apart share a rank unless
-a third one separates them. Tests are paired over test images: McNemar's score test, taken over the mean of the seeds,
-with the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5
-% after Holm's correction for all pairs of an evaluation. Where an image is asked several times (episodes, draws of
-labels, corruptions) its share of right ones counts, and the variance over draws is added. In evaluations marked ~
-some row has no answer for each image; there the 95 % intervals are compared as independent. Diagnostics aren't ranked.
-Mean rank: over the evaluations, only for methods that have all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +24,7 @@ class Standing:
 
     Attributes:
         evaluation: Its name.
-        ranks: For each line of the table; None without a row.
+        ranks: Of each aggregate; None without a row.
         p: (M, M) float64, Holm's adjusted p-values; NaN without a row, 1 on the diagonal.
         paired: Whether the tests were over the predictions for each image.
     """
@@ -48,25 +35,25 @@ class Standing:
     paired: bool
 
     def text(self, index: int) -> str:
-        """The rank of a line: "2", "~2" where intervals were compared, "–" without one."""
+        """The rank of an aggregate: "2", "~2" where intervals were compared, "–" without one."""
         rank = self.ranks[index]
         return "–" if rank is None else f"{'' if self.paired else '~'}{rank}"
 
 
-def standings(table: Table) -> dict[str, Standing]:
-    """The ranks of a table, by evaluation."""
+def standings(aggregates: Sequence[Aggregate], evaluations: Sequence[str]) -> dict[str, Standing]:
+    """The ranks of aggregates in each evaluation that is ranked."""
     found = {}
-    for evaluation in table.evaluations:
-        rows = [line.by_evaluation.get(evaluation, []) for line in table.aggregates]
-        if not any(row["evaluation"]["evaluator"] in UNRANKED for members in rows for row in members):
-            found[evaluation] = _standing(evaluation, table.aggregates)
+    for evaluation in evaluations:
+        rows = [row for aggregate in aggregates for row in aggregate.by_evaluation.get(evaluation, [])]
+        if not any(row["evaluation"]["evaluator"] in UNRANKED for row in rows):
+            found[evaluation] = _standing(evaluation, aggregates)
     return found
 
 
-def _standing(evaluation: str, lines: Sequence[Aggregate]) -> Standing:
-    at = [index for index, line in enumerate(lines) if evaluation in line.cells]
-    cells = [lines[index].cells[evaluation] for index in at]
-    rows = [lines[index].by_evaluation[evaluation] for index in at]
+def _standing(evaluation: str, aggregates: Sequence[Aggregate]) -> Standing:
+    at = [index for index, aggregate in enumerate(aggregates) if evaluation in aggregate.cells]
+    cells = [aggregates[index].cells[evaluation] for index in at]
+    rows = [aggregates[index].by_evaluation[evaluation] for index in at]
     right = [predictions for members in rows if (predictions := correctness(members)) is not None]
     paired = len(right) == len(at)
     if paired:
@@ -79,17 +66,17 @@ def _standing(evaluation: str, lines: Sequence[Aggregate]) -> Standing:
     adjusted = np.minimum(adjusted, adjusted.T)
     means = np.array([cell.mean for cell in cells])
     better = (means[None] > means[:, None]) & (adjusted < ALPHA)
-    ranks: list[int | None] = [None] * len(lines)
-    p = np.full((len(lines), len(lines)), np.nan)
+    ranks: list[int | None] = [None] * len(aggregates)
+    p = np.full((len(aggregates), len(aggregates)), np.nan)
     p[np.ix_(at, at)] = adjusted
     for index, count in zip(at, better.sum(1), strict=True):
         ranks[index] = 1 + int(count)
     return Standing(evaluation, ranks, p, paired)
 
 
-def mean_ranks(found: dict[str, Standing], lines: int) -> list[float | None]:
-    """Borda's count as a mean rank over evaluations; None for a line that misses one."""
-    ranks = [[standing.ranks[index] for standing in found.values()] for index in range(lines)]
+def mean_ranks(found: dict[str, Standing], count: int) -> list[float | None]:
+    """Mean rank over evaluations of each of ``count`` aggregates; None for one without a row in some evaluation."""
+    ranks = [[standing.ranks[index] for standing in found.values()] for index in range(count)]
     return [float(np.mean([r for r in each if r])) if each and None not in each else None for each in ranks]
 
 
@@ -122,12 +109,12 @@ def paired_p(
     """
     if not predictions:
         return np.ones((0, 0))
-    share = np.stack([answer.mean(0) for answer in predictions])
+    share = np.stack([each.mean(0) for each in predictions])
     n = share.shape[1]
     products = share @ share.T
     squares = np.diag(products)
     images = np.maximum(squares[:, None] + squares[None] - 2 * products, 0) / n**2  # under no difference
-    accuracy = [answer.mean(1) for answer in predictions]
+    accuracy = [each.mean(1) for each in predictions]
     seeds = np.array([a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in accuracy])
     freedom = np.array([max(len(a) - 1, 1) for a in accuracy])
     draws = np.zeros(len(share)) if drawn is None else np.asarray(drawn)
@@ -178,91 +165,3 @@ def holm(p: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[n
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
-
-
-# Which rows compete ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What to show of the rows; everything when left as it is.
-
-    Args:
-        methods: Names of methods.
-        evaluations: Names of evaluations.
-        categories: Categories of methods.
-        max_flops: Of pre-training, target networks included: the equal-compute view.
-        max_images: Images seen in pre-training, likewise.
-    """
-
-    methods: Sequence[str] = ()
-    evaluations: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    max_flops: float | None = None
-    max_images: float | None = None
-
-    @property
-    def everything(self) -> bool:
-        """Whether nothing is left out."""
-        return self == Selection()
-
-    @property
-    def limited(self) -> bool:
-        """Whether this is an equal-compute view."""
-        return self.max_flops is not None or self.max_images is not None
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows that are wanted; weights from elsewhere have no known cost and never pass a limit.
-
-        Raises:
-            UserError: A name that no row has, or nothing is left.
-        """
-        for what, wanted, present in (
-            ("method", self.methods, {row["method"] for row in rows}),
-            ("evaluation", self.evaluations, {row["evaluation"]["name"] for row in rows}),
-            ("category", self.categories, {row["category"] for row in rows if row["category"]}),
-        ):
-            for name in wanted:
-                if name not in present:
-                    raise unknown(what, name, map(plain, present))
-        kept = [row for row in rows if self._keeps(row)]
-        if rows and not kept:
-            raise UserError(f"no row passes: {self.text()}")
-        return kept
-
-    def _keeps(self, row: Row) -> bool:
-        named = (
-            (not self.methods or row["method"] in self.methods)
-            and (not self.evaluations or row["evaluation"]["name"] in self.evaluations)
-            and (not self.categories or row["category"] in self.categories)
-        )
-        limits = ((self.max_flops, spent_flops), (self.max_images, spent_images))
-        return named and all(
-            limit is None or ((cost := spent(row)) is not None and cost <= limit) for limit, spent in limits
-        )
-
-    def best(self, table: Table) -> Table:
-        """In an equal-compute view the best line of each method within the limit, by the evaluation sorted by."""
-        if not self.limited:
-            return table
-        first: dict[str, Aggregate] = {}
-        for line in table.aggregates:
-            first.setdefault(line.first["method"], line)
-        return replace(table, aggregates=list(first.values()))
-
-    def text(self) -> str:
-        """What was asked for, in words; empty for everything."""
-        parts = [
-            f"{what} {', '.join(names)}"
-            for what, names in (
-                ("methods", self.methods),
-                ("evaluations", self.evaluations),
-                ("categories", self.categories),
-            )
-            if names
-        ]
-        if self.max_flops is not None:
-            parts.append(f"the best of each method at {self.max_flops:.3g} FLOPs of pre-training or fewer")
-        if self.max_images is not None:
-            parts.append(f"the best of each method at {self.max_images:,.0f} images seen or fewer")
-        return "; ".join(parts)

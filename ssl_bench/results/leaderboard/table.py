@@ -1,211 +1,239 @@
-"""The leaderboard: one line a method, from rows alone. The same rows give the same bytes."""
+"""The leaderboard: one line for each aggregate, from rows alone. The same rows give the same bytes."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ssl_bench.results.leaderboard import significance, warnings
-from ssl_bench.results.leaderboard.aggregate import (
-    SPENT,
-    cost_texts,
-    quick_hash,
-    seed_of,
-    seed_values,
-    teacher_texts,
-    trained,
-)
-from ssl_bench.results.leaderboard.aggregate import Aggregate as Aggregate
-from ssl_bench.results.leaderboard.aggregate import Cell as Cell
-from ssl_bench.results.leaderboard.aggregate import aggregate_rows as aggregate_rows
-from ssl_bench.results.leaderboard.aggregate import summarise as summarise
-from ssl_bench.results.leaderboard.significance import Standing
+import pandas as pd
+
+from ssl_bench.results.frame import to_frame
+from ssl_bench.results.leaderboard.aggregate import Aggregate, Cell, aggregate_rows, seed_values
+from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, teacher_texts, trained
+from ssl_bench.results.leaderboard.differences import Difference, differences, warning_texts
+from ssl_bench.results.leaderboard.legends import FOOTNOTES
+from ssl_bench.results.leaderboard.significance import Standing, mean_ranks, standings
 from ssl_bench.results.rows.row import Row
-from ssl_bench.results.text import escape, markdown_table, plain, spreadsheet, terminal_table, turned
+from ssl_bench.results.text import escape, markdown_table, plain, spreadsheet, terminal_table, transposed
 from ssl_bench.utils.errors import UserError, unknown
 
-MARKS = {
-    "¹": "¹ trained with labels, or with a teacher that was.",
-    "²": "² made by another version of its source than the present one.",
-    "³": "³ with data, weights or a teacher from elsewhere.",
-    "⁴": "⁴ with a warning, which stands with the table.",
-}
 WIDEST = 6  # evaluations that stand side by side
-INTERVALS = """\
-Accuracies in percent, mean over seeds ± 95 % interval (Student's t over seeds combined with the binomial interval over
-test images; with one seed only the latter)."""
-DIFFERENCES = f"In brackets the difference from the untrained backbone.\n{warnings.LEGEND}"
-COSTS = """\
-Everything is chosen on images held out of the training set; the test split is used once. Patches: encoded with gradient
-for one image, all views together; in brackets those of a momentum encoder or teacher. FLOPs: matrix products of the
-whole pre-training. Time and memory: of one pre-training run on the device named."""
-LEGEND = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
+TextTable = tuple[list[str], list[list[str]], int]  # header, body, and how many columns are set to the left
 
 
 @dataclass(frozen=True)
 class Table:
-    """Lines that may stand side by side: one test set, one backbone, one version of each evaluation."""
+    """Aggregates that may stand side by side: one test set, one backbone, one version of each evaluation.
+
+    Attributes:
+        title: Names the data and the backbone.
+        tasks: Name of each evaluation -> its task, in the order of the columns: those of a task stand together.
+        aggregates: In the order of the lines.
+    """
 
     title: str
-    evaluations: list[str]
+    tasks: dict[str, str]
     aggregates: list[Aggregate]
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Names, in the order of the columns."""
+        return list(self.tasks)
+
+    @property
+    def headings(self) -> list[str]:
+        """A heading for each evaluation: its name, after its task where the table has several."""
+        several = len(set(self.tasks.values())) > 1
+        return [f"{task}: {name}" if several else name for name, task in self.tasks.items()]
 
     @property
     def wide(self) -> bool:
         """Whether methods are columns and evaluations lines: a page holds about six evaluations side by side."""
-        return len(self.evaluations) > max(WIDEST, len(self.aggregates))
+        return len(self.tasks) > max(WIDEST, len(self.aggregates))
 
     @property
-    def marks(self) -> list[str]:
-        """What the footnote marks of its lines mean."""
-        found = "".join(line.marks for line in self.aggregates)
-        return [text for mark, text in MARKS.items() if mark in found]
+    def footnotes(self) -> list[str]:
+        """What the marks behind its labels mean."""
+        found = "".join(aggregate.footnotes for aggregate in self.aggregates)
+        return [text for mark, text in FOOTNOTES.items() if mark in found]
 
     @cached_property
     def standings(self) -> dict[str, Standing]:
         """The ranks of each evaluation."""
-        return significance.standings(self)
+        return standings(self.aggregates, self.evaluations)
 
     @cached_property
     def mean_ranks(self) -> list[float | None]:
-        """Mean rank of each line; None where an evaluation is missing."""
-        return significance.mean_ranks(self.standings, len(self.aggregates))
+        """Mean rank of each aggregate; None where an evaluation is missing."""
+        return mean_ranks(self.standings, len(self.aggregates))
 
     @cached_property
-    def untrained(self) -> Aggregate | None:
-        """The line that the others are compared with."""
-        return next((line for line in self.aggregates if line.first["method"] == "untrained"), None)
+    def differences(self) -> dict[tuple[int, str], Difference]:
+        """(Index of an aggregate, evaluation) -> its difference from the untrained network it started from."""
+        return differences(self.aggregates, self.standings)
 
-    def cells(self) -> tuple[list[str], list[list[str]], int]:
-        """Header, lines and left columns of the table as text."""
-        out = []
-        for index, line in enumerate(self.aggregates):
-            row = [line.label + line.marks, line.first["category"] or ""]
-            for evaluation in self.evaluations:
-                base = self.untrained.cell(evaluation) if self.untrained and line is not self.untrained else None
-                row.append(_score(line.cell(evaluation), base, warnings.arrow(self, index, evaluation)))
-            row.append(str(len({seed_of(r) for r in line.rows})))
-            out.append(row + cost_texts(line))
-        header = ["method", "category", *self.evaluations, "seeds", *SPENT]
-        return (*turned(header, out), 1) if self.wide else (header, out, 2)
+    @cached_property
+    def warnings(self) -> list[str]:
+        """A sentence for each thing that the numbers alone would hide."""
+        return warning_texts(self.aggregates, self.differences)
 
-    def ranks(self, seeds: bool = True) -> tuple[list[str], list[list[str]], int]:
-        """Header, lines and left columns of the table of ranks, with the value of each seed; the best first."""
+    @property
+    def teachers(self) -> list[str]:
+        """One sentence for each teacher of its methods."""
+        return [text for aggregate in self.aggregates for text in teacher_texts(aggregate)]
+
+    @property
+    def deviations(self) -> list[str]:
+        """One sentence for each deviation of a method from its paper."""
+        return [f"{each.label}: {text}" for each in self.aggregates for text in each.first["deviations"]]
+
+    def arrow(self, index: int, evaluation: str) -> str:
+        """How an aggregate stands to its untrained network: a mark of ``legends.ARROWS``, or nothing."""
+        found = self.differences.get((index, evaluation))
+        return found.arrow if found else ""
+
+    def numbers(self) -> TextTable:
+        """The table as text."""
+        body = []
+        for index, aggregate in enumerate(self.aggregates):
+            texts = [aggregate.label + aggregate.footnotes, aggregate.first["category"] or ""]
+            texts += [_score(aggregate.cell(name), self.differences.get((index, name))) for name in self.evaluations]
+            body.append([*texts, str(aggregate.seeds), *cost_texts(aggregate)])
+        header = ["method", "category", *self.headings, "seeds", *SPENT]
+        return (*transposed(header, body), 1) if self.wide else (header, body, 2)
+
+    def ranks(self, seeds: bool = True) -> TextTable:
+        """The ranks as text, with the value of each seed; the best first."""
         header = ["method", "mean rank"]
-        for evaluation in self.evaluations:
-            header += [f"{evaluation} rank", f"{evaluation} by seed"] if seeds else [evaluation]
-        lines = []
+        for heading in self.headings:
+            header += [f"{heading} rank", f"{heading} by seed"] if seeds else [heading]
+        body = []
         order = sorted(range(len(self.aggregates)), key=lambda i: (self.mean_ranks[i] or math.inf, i))
         for index in order:
-            line, mean = self.aggregates[index], self.mean_ranks[index]
-            texts = [line.label + line.marks, "–" if mean is None else f"{mean:.2f}"]
+            aggregate, mean = self.aggregates[index], self.mean_ranks[index]
+            texts = [aggregate.label + aggregate.footnotes, "–" if mean is None else f"{mean:.2f}"]
             for evaluation in self.evaluations:
                 standing = self.standings.get(evaluation)
                 texts.append(standing.text(index) if standing else "–")
                 if seeds:
-                    texts.append(seed_values(line.by_evaluation.get(evaluation, [])))
-            lines.append(texts)
-        return (*turned(header, lines), 1) if self.wide else (header, lines, 1)
+                    texts.append(seed_values(aggregate.by_evaluation.get(evaluation, [])))
+            body.append(texts)
+        return (*transposed(header, body), 1) if self.wide else (header, body, 1)
 
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
-        return terminal_table(self.title, *self.cells(), width)
+        return terminal_table(self.title, *self.numbers(), width)
 
     def markdown(self) -> str:
-        """For a Markdown page, with the deviations and warnings below."""
-        notes = [
-            f"- {escape(line.label)}: {escape(text)}" for line in self.aggregates for text in line.first["deviations"]
-        ]
-        teachers = self.teachers()
-        devices = sorted({r["pretraining"]["device"] for line in self.aggregates for r in line.rows if trained(r)})
-        text = f"## {escape(self.title)}\n\n{markdown_table(*self.cells())}"
+        """For a Markdown page, with the warnings and deviations below."""
+        made = [row["pretraining"] for aggregate in self.aggregates for row in aggregate.rows if trained(row)]
+        devices = sorted({each["device"] for each in made})
+        text = f"## {escape(self.title)}\n\n{markdown_table(*self.numbers())}"
         text += f"\n\nDevice: {escape('; '.join(devices)) or 'none'}."
-        text += "".join(f" {mark}" for mark in self.marks)
-        if warned := warnings.notes(self):
-            text += "\n\nWarnings:\n" + "\n".join(f"- **{escape(line)}**" for line in warned)
+        text += "".join(f" {footnote}" for footnote in self.footnotes)
+        text += _bullets("Warnings", [f"**{escape(warning)}**" for warning in self.warnings])
         text += f"\n\nRanks and the value of each seed:\n\n{markdown_table(*self.ranks())}"
-        if teachers:
-            text += "\n\nTeachers:\n" + "\n".join(f"- {escape(line)}" for line in teachers)
-        return text + ("\n\nDifferences from the papers:\n" + "\n".join(notes) if notes else "")
+        text += _bullets("Teachers", map(escape, self.teachers))
+        return text + _bullets("Differences from the papers", map(escape, self.deviations))
 
-    def teachers(self) -> list[str]:
-        """One sentence for each target network of its methods."""
-        return [text for line in self.aggregates for text in teacher_texts(line)]
+    def frame(self) -> pd.DataFrame:
+        """One line for each aggregate and evaluation; accuracies in percent."""
+        found: list[dict[str, Any]] = []
+        for index, aggregate in enumerate(self.aggregates):
+            for evaluation, cell in sorted(aggregate.cells.items()):
+                standing, rows = self.standings.get(evaluation), aggregate.by_evaluation[evaluation]
+                difference = self.differences.get((index, evaluation))
+                values = [row["metrics"][row["headline"]]["value"] for row in rows]
+                found.append(
+                    {
+                        "table": self.title,
+                        "method": aggregate.label,
+                        "category": aggregate.first["category"],
+                        "task": self.tasks[evaluation],
+                        "evaluation": evaluation,
+                        "metric": rows[0]["headline"],
+                        "pooling": cell.pooling,
+                        "mean": cell.mean,
+                        "half_interval_95": cell.half,
+                        "seeds": cell.seeds,
+                        "rank": standing.ranks[index] if standing else None,
+                        "mean_rank": self.mean_ranks[index],
+                        "values_by_seed": " ".join(f"{value:.4f}" for value in values),
+                        "untrained": difference and difference.untrained,
+                        "difference": difference and difference.points,
+                        "against_untrained": difference.arrow if difference else "",
+                        "warnings": "; ".join(aggregate.warnings),
+                    }
+                )
+        numbers = ("mean", "half_interval_95", "mean_rank", "untrained", "difference")
+        return pd.DataFrame(found).astype({"rank": "Int64", **dict.fromkeys(numbers, "float64")})
 
-    @staticmethod
-    def csv(tables: Sequence[Table]) -> str:
-        """One line for each method and evaluation, in plain numbers."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        head = ["table", "method", "category", "evaluation", "pooling", "mean", "half_interval_95", "seeds"]
-        writer.writerow([*head, "rank", "mean_rank", "values_by_seed", "against_untrained", "warnings"])
-        for table in tables:
-            for index, line in enumerate(table.aggregates):
-                mean = table.mean_ranks[index]
-                for evaluation, cell in sorted(line.cells.items()):
-                    standing = table.standings.get(evaluation)
-                    numbers: list[Any] = [f"{cell.mean:.4f}", f"{cell.half:.4f}", cell.seeds]
-                    numbers += [standing.ranks[index] if standing else "", "" if mean is None else f"{mean:.4f}"]
-                    seeds = " ".join(
-                        f"{row['metrics'][row['headline']]['value']:.4f}" for row in line.by_evaluation[evaluation]
-                    )
-                    names = [table.title, line.label, line.first["category"], evaluation, cell.pooling]
-                    marks = [warnings.arrow(table, index, evaluation), spreadsheet("; ".join(line.warnings))]
-                    writer.writerow([*map(spreadsheet, names), *numbers, seeds, *marks])
-        return buffer.getvalue()
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """``Table.frame`` of each table, for a spreadsheet: text that it would run as a formula gets an apostrophe."""
+    frame = pd.concat([table.frame() for table in tables])
+    texts = frame.select_dtypes(exclude="number").columns
+    frame[texts] = frame[texts].map(spreadsheet)
+    return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
 def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
-    """Group rows into tables and lines; rows that can't be compared never share a table."""
-    tables: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        evaluation = row["evaluation"]
-        key = (evaluation["data"], tuple(evaluation["fingerprints"].values()), row["backbone"]["name"])
-        tables.setdefault(key, []).append(row)
-    built = []
-    for (data, _, backbone), members in sorted(tables.items(), key=lambda item: str(item[0])):
-        versions: dict[str, set[str]] = {}
-        for row in members:
-            e = row["evaluation"]
-            versions.setdefault(e["name"], set()).add(quick_hash([e["version"], e["settings"]]))
-        mixed = [name for name, kinds in versions.items() if len(kinds) > 1]
-        if mixed:
-            names = plain(f"{', '.join(mixed)} on {data}")
-            raise UserError(
-                f"the rows of {names} come from different versions or settings of the evaluation; they can't share a "
-                "column. Move the older ones out of the folder, or measure them again"
-            )
-        evaluations = sorted(versions)
-        if sort is not None and sort not in evaluations:
-            raise unknown("evaluation to sort by", sort, map(plain, evaluations))
-        by = sort or ("linear" if "linear" in evaluations else evaluations[-1])
-        lines = aggregate_rows(members)
-        sources = {line.pretrained_on for line in lines} - {None}
-        if len(sources) > 1:
-            lines = [
-                replace(line, label=f"{line.label}, pre-trained on {line.pretrained_on}")
-                if line.pretrained_on not in (None, data)
-                else line
-                for line in lines
-            ]
-        lines.sort(key=lambda line: (-(cell.mean if (cell := line.cell(by)) else -math.inf), line.label))
-        n = members[0]["evaluation"]["images"]
-        title = f"{data} ({n['train']:,} train, {n['test']:,} test images), {backbone}"
-        if len(sources) == 1 and sources != {data}:
-            title += f", pre-trained on {sources.pop()}"
-        built.append(Table(title, evaluations, lines))
-    return built
+    """Group rows into tables; rows that can't be compared never share one.
+
+    Args:
+        rows: In any order.
+        sort: Evaluation to sort by; linear when left out, or the last where there is none.
+
+    Raises:
+        UserError: Rows of several versions or settings of one evaluation, or no such evaluation.
+    """
+    keys = ["data", "train_fingerprint", "test_fingerprint", "backbone"]
+    return [_table(rows, part, sort) for _, part in to_frame(rows).groupby(keys)] if rows else []
 
 
-def _score(cell: Cell | None, untrained: Cell | None, arrow: str) -> str:
+def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
+    data, backbone = frame["data"].iloc[0], frame["backbone"].iloc[0]
+    protocols = frame.groupby("evaluation")["protocol"].nunique()
+    if mixed := list(protocols.index[protocols > 1]):
+        names = plain(f"{', '.join(mixed)} on {data}")
+        raise UserError(
+            f"the rows of {names} come from different versions or settings of the "
+            "evaluation; they can't share a column. Move the older ones out of the folder, or measure them again"
+        )
+    columns = frame[["task", "evaluation"]].drop_duplicates("evaluation").sort_values(["task", "evaluation"])
+    tasks = dict(zip(columns["evaluation"], columns["task"], strict=True))
+    if sort is not None and sort not in tasks:
+        raise unknown("evaluation to sort by", sort, map(plain, tasks))
+    by = sort or ("linear" if "linear" in tasks else list(tasks)[-1])
+    aggregates = aggregate_rows(rows, frame)
+    sources = sorted({each.pretrained_on for each in aggregates if each.pretrained_on})
+    if len(sources) > 1:
+        aggregates = [
+            replace(each, label=f"{each.label}, pre-trained on {each.pretrained_on}")
+            if each.pretrained_on not in (None, data)
+            else each
+            for each in aggregates
+        ]
+    aggregates.sort(key=lambda each: (-(cell.mean if (cell := each.cell(by)) else -math.inf), each.label))
+    n = rows[frame.index[0]]["evaluation"]["images"]
+    title = f"{data} ({n['train']:,} train, {n['test']:,} test images), {backbone}"
+    if len(sources) == 1 and sources != [data]:
+        title += f", pre-trained on {sources[0]}"
+    return Table(title, tasks, aggregates)
+
+
+def _score(cell: Cell | None, difference: Difference | None) -> str:
     if cell is None:
         return "–"
     text = f"{cell.mean:.1f} ± {cell.half:.1f}"
-    if untrained is not None:
-        text += f" ({cell.mean - untrained.mean:+.1f}{arrow})"
+    if difference is not None:
+        text += f" ({difference.points:+.1f}{difference.arrow})"
     return f"{text} {cell.pooling}"
+
+
+def _bullets(heading: str, texts: Any) -> str:
+    body = "\n".join(f"- {text}" for text in texts)
+    return f"\n\n{heading}:\n{body}" if body else ""

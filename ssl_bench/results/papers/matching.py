@@ -15,6 +15,7 @@ from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.published import Number
 from ssl_bench.results.papers.table_spec import Column, RowOf
 from ssl_bench.results.rows.row import Row
+from ssl_bench.results.text import yaml_text
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.shipped import shipped
 
@@ -99,7 +100,7 @@ class Target:
     def encoder(self) -> str:
         """For example "mae ViT-B/16, imagenet1k, 1600 epochs"."""
         epochs = "unstated" if self.epochs is None else f"{self.epochs:g}"
-        changed = "".join(f", {key}={_yaml(value)}" for key, value in self.settings)
+        changed = "".join(f", {key}={yaml_text(value)}" for key, value in self.settings)
         return f"{self.method} {self.printed}, {self.data or 'unstated data'}, {epochs} epochs{changed}"
 
 
@@ -153,7 +154,7 @@ class Run:
     @property
     def arguments(self) -> str:
         """For example "mae --recipe vit_large_in1k --set epochs=800"."""
-        changed = " ".join(f"{key}={_yaml(value)}" for key, value in self.overrides.items())
+        changed = " ".join(f"{key}={yaml_text(value)}" for key, value in self.overrides.items())
         return f"{self.target.method} --recipe {self.recipe}" + (f" --set {changed}" if changed else "")
 
     @cached_property
@@ -200,10 +201,6 @@ def released(wanted: Target) -> str:
     """The file of the authors' release with a target's encoder; empty where none is known or none of ours reads it."""
     name, epochs = RELEASES.get((wanted.method, wanted.backbone, wanted.data), ("", 0))
     return name if wanted.method in METHODS and epochs == wanted.epochs and not wanted.settings else ""
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # Our rows -------------------------------------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ssl_bench.methods import BASELINES
-from ssl_bench.results.leaderboard.table import MARKS, Cell, Table, build, summarise
+from ssl_bench.results.leaderboard.aggregate import Cell, summarise
+from ssl_bench.results.leaderboard.legends import FOOTNOTES
+from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.papers.matching import how_to_fill, matching, target
 from ssl_bench.results.papers.other_data import LEGEND as OWN_LEGEND
 from ssl_bench.results.papers.other_data import OwnColumn, own_columns
@@ -22,13 +24,19 @@ from ssl_bench.results.text import escape, markdown_table, note_markdown, plain,
 from ssl_bench.utils.errors import UserError
 
 LEGEND = (
-    "Accuracies in percent. Reported: as the source prints it. Measured: mean over seeds ± 95 % interval (see the "
-    "leaderboard), only where method, settings, backbone, data, epochs, test data and protocol are the same. "
-    "Difference: measured minus reported; the interval is ours alone, because papers print none."
+    "Accuracies in percent. Reported: as the source prints it. Measured: by this software, mean over seeds ± 95 % "
+    "interval (see the leaderboard), only where method, settings, backbone, data, epochs, test data and protocol are "
+    "the same. Difference: measured minus reported; the interval is that of the measured value, because papers print "
+    "none."
 )
+OF_NUMBER = ("method", "backbone", "pretrain_data", "epochs", "eval_dataset", "metric", "weak")
+CSV_COLUMNS = [
+    *("table", "method", "backbone", "pretrain_data", "epochs", "eval_dataset", "column", "metric", "reported"),
+    *("source", "weak", "measured", "half_interval_95", "difference", "seeds", "unlike", "notes"),
+]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One cell of a table: a published number, and ours if there is one; otherwise ``missing`` says how to get it."""
 
@@ -39,7 +47,7 @@ class Entry:
     notes: list[str]
     missing: str = ""
 
-    @property
+    @cached_property
     def measured(self) -> Cell | None:
         """Mean over the seeds."""
         return summarise(self.rows, self.number.metric) if self.rows else None
@@ -62,12 +70,12 @@ class Filled:
 
     definition: Definition
     cells: list[list[Entry | None]]
-    elsewhere: list[Row]
+    unmatched: list[Row]
 
     @cached_property
     def tables(self) -> list[Table]:
         """The leaderboards of the rows that don't belong in it."""
-        return build(self.elsewhere)
+        return build(self.unmatched)
 
     @cached_property
     def own(self) -> list[OwnColumn]:
@@ -88,7 +96,7 @@ class Filled:
             names += [column.label] if self.compact else [f"{column.label}: {part}" for part in parts]
         return names + [column.heading for column in self.own]
 
-    def lines(self) -> tuple[list[list[str]], list[str]]:
+    def body(self) -> tuple[list[list[str]], list[str]]:
         """The table as text, and its numbered notes."""
         notes: list[str] = []
 
@@ -96,7 +104,7 @@ class Filled:
             notes.extend(text for text in texts if text not in notes)
             return "".join(f"[{notes.index(text) + 1}]" for text in texts)
 
-        lines = []
+        body = []
         for at, (row, entries) in enumerate(zip(self.definition.rows, self.cells, strict=True)):
             first = next((entry.number for entry in entries if entry), None)
             label = row.label or (first.name if first else row.where.get("method", ""))
@@ -114,8 +122,8 @@ class Filled:
                     )
                     texts = [texts[0] + ours]
                 line += texts
-            lines.append(line + [column.text(at) for column in self.own])
-        return lines, notes
+            body.append(line + [column.text(at) for column in self.own])
+        return body, notes
 
     def about(self) -> Iterator[str]:
         """What to know before reading."""
@@ -123,62 +131,46 @@ class Filled:
             yield self.definition.about
         yield LEGEND
         if self.own:
-            yield " ".join([OWN_LEGEND, *MARKS.values()])
+            yield " ".join([OWN_LEGEND, *FOOTNOTES.values()])
         yield from (f"{column.label}: {column.note}." for column in self.definition.columns if column.note)
 
     def markdown(self) -> str:
         """For a Markdown page; names are escaped, the rows that can't be compared are in small type."""
-        lines, notes = self.lines()
+        body, notes = self.body()
         small = [bool(row.unlike) for row in self.definition.rows]
         count = 2 + len(self.definition.facts)
-        text = [f"# {escape(self.definition.title)}", "", markdown_table(self.header(), lines, count, small), ""]
+        text = [f"# {escape(self.definition.title)}", "", markdown_table(self.header(), body, count, small), ""]
         text += [note_markdown(f"[{i}] {note}") + "  " for i, note in enumerate(notes, start=1)]
         text += ["", "\n\n".join(escape(paragraph) for paragraph in self.about())]
         for title, table in self.others():
-            text += ["", f"## {escape(title)}", "", markdown_table(*table.cells())]
+            text += ["", f"## {escape(title)}", "", markdown_table(*table.numbers())]
         return "\n".join(text)
 
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
-        lines, notes = self.lines()
-        blocks = [terminal_table(self.definition.title, self.header(), lines, 2 + len(self.definition.facts), width)]
+        body, notes = self.body()
+        blocks = [terminal_table(self.definition.title, self.header(), body, 2 + len(self.definition.facts), width)]
         blocks += [*(f"[{i}] {note}" for i, note in enumerate(notes, start=1)), "", *self.about()]
         for title, table in self.others():
-            blocks += ["", terminal_table(title, *table.cells(), width)]
+            blocks += ["", terminal_table(title, *table.numbers(), width)]
         return "\n".join(plain(line) if "\n" not in line else line for line in blocks)
 
     def csv(self) -> str:
         """One line for each number, for a spreadsheet: text that it would run as a formula gets an apostrophe."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        head = [
-            "table",
-            "method",
-            "backbone",
-            "pretrain_data",
-            "epochs",
-            "eval_dataset",
-            "column",
-            "metric",
-            "reported",
-        ]
-        writer.writerow(
-            [*head, "source", "weak", "measured", "half_interval_95", "difference", "seeds", "unlike", "notes"]
-        )
-        lines: list[list[Any]] = []
+        found: list[dict[str, Any]] = []
         for entry in (entry for entries in self.cells for entry in entries if entry):
-            n, ours = entry.number, entry.measured
-            line: list[Any] = [self.definition.name, n.method, n.backbone, n.pretrain_data, n.epochs, n.eval_dataset]
-            line += [entry.column.label, n.metric, n.value, n.cited, n.weak]
+            number, ours = entry.number, entry.measured
+            line = {name: getattr(number, name) for name in OF_NUMBER}
+            line |= {"column": entry.column.label, "reported": number.value, "source": number.cited}
             if ours:
-                line += [*(round(v, 4) for v in (ours.mean, ours.half, ours.mean - float(n))), ours.seeds]
-            else:
-                line += [""] * 4
-            line += [entry.row.unlike, "; ".join(filter(None, [*entry.notes, entry.missing]))]
-            lines.append(line)
-        for line in [*lines, *(line for column in self.own for line in column.csv(self.definition.name))]:
-            writer.writerow(map(spreadsheet, line))
-        return buffer.getvalue().rstrip("\n")
+                line |= {"measured": round(ours.mean, 4), "half_interval_95": round(ours.half, 4), "seeds": ours.seeds}
+                line |= {"difference": round(ours.mean - float(number), 4)}
+            line |= {"unlike": entry.row.unlike, "notes": "; ".join(filter(None, [*entry.notes, entry.missing]))}
+            found.append(line)
+        found += [line for column in self.own for line in column.records()]
+        cells = [[spreadsheet(line.get(name, "")) for name in CSV_COLUMNS] for line in found]
+        frame = pd.DataFrame(cells, columns=CSV_COLUMNS, dtype=object).assign(table=spreadsheet(self.definition.name))
+        return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
 
     def others(self) -> Iterator[tuple[str, Table]]:
         """The same methods measured on something else."""
@@ -222,7 +214,9 @@ def _entry(number: Number, row: RowOf, column: Column, numbers: Sequence[Number]
     said: dict[str, list[str]] = {}
     for other in others:
         said.setdefault(other.value, []).append(other.cited)
-    about = [f"{number.name} {number.backbone} elsewhere: {v} ({'; '.join(places)})" for v, places in said.items()]
+    about = [
+        f"{number.name} {number.backbone} in other sources: {v} ({'; '.join(places)})" for v, places in said.items()
+    ]
     if number.weak:
         about.append("; ".join(filter(None, ["second-hand, superseded or doubtful", number.notes])))
     missing = how_to_fill(wanted) if column.evaluation and not found else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.protocols import Validator
@@ -89,8 +89,8 @@ def _row_validator() -> Validator:
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
-    where, limit = _field(error.absolute_path), error.validator_value
-    start = f"{where or 'the row'} is {_short(error.instance)}"
+    where, limit, value = _field(error.absolute_path), cast(Any, error.validator_value), cast(Any, error.instance)
+    start = f"{where or 'the row'} is {_short(value)}"
     match error.validator:
         case "type":
             yield f"{start}, not of type {limit if isinstance(limit, str) else ' or '.join(limit)}"
@@ -98,7 +98,7 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             yield f"{where or 'the row'} has no {error.message.removesuffix(' is a required property')}"
         case "additionalProperties" if limit is False:
             known = error.schema.get("properties", {}) if isinstance(error.schema, dict) else {}
-            for key in error.instance:
+            for key in value:
                 if key not in known:
                     yield f"unknown key {_short(key)}" + (f" in {where}" if where else "")
         case "const":

@@ -72,10 +72,10 @@ def test_names_are_never_markup(tmp_path: Path, add_row: Any) -> None:
 
 
 def test_what_a_template_mark_in_a_name_becomes(tmp_path: Path, add_row: Any) -> None:
-    add_row("@SCRIPT@ @DATA@", 0, RIGHT)
+    add_row("{{ script }} {{ data }}", 0, RIGHT)
     text = made(tmp_path)
-    assert text.count('"use strict"') == 1 and "@SCRIPT@ @DATA@</th>" not in text
-    assert '<th scope="row" class="text" data-sort="@SCRIPT@ @DATA@"' in text
+    assert text.count('"use strict"') == 1 and "{{ script }} {{ data }}</th>" not in text
+    assert '<th scope="row" class="text" data-sort="{{ script }} {{ data }}"' in text
 
 
 def test_same_bytes(tmp_path: Path, add_row: Any) -> None:
@@ -109,12 +109,12 @@ def test_the_commands_can_be_run(tmp_path: Path, add_row: Any) -> None:
     parsed = make_parser().parse_args(shlex.split(first)[1:])
     assert (parsed.method, parsed.seed, parsed.epochs, parsed.data) == ("m", 3, 2.0, "shapes")
     assert parsed.backbone == "vit_micro_patch8_32"
-    assert parsed.set == ["drop_path=0.0", "mask_ratio=0.5", "note=a; rm -rf /"]
+    assert parsed.set == ["drop_path=0", "mask_ratio=0.5", "note=a; rm -rf /"]
     assert make_parser().parse_args(shlex.split(second)[1:]).evaluations == ["linear"]
 
 
-def test_weights_from_elsewhere_have_no_recipe(tmp_path: Path, add_row: Any) -> None:
+def test_external_weights_have_no_recipe(tmp_path: Path, add_row: Any) -> None:
     row = add_row("m", 0, RIGHT, recipe=None, pretraining={"data": "unknown"})
     (command,) = rerun(row)
     assert command.startswith("ssl-bench evaluate CHECKPOINT --backbone vit_micro_patch8_32")
-    assert "weights from elsewhere" in made(tmp_path)
+    assert "external weights" in made(tmp_path)

@@ -22,13 +22,13 @@ def right(percent: int) -> np.ndarray[Any, Any]:
     return np.arange(100) < percent
 
 
-def test_best_second_and_yardstick(tmp_path: Path, add_row: Any) -> None:
+def test_best_second_and_baseline(tmp_path: Path, add_row: Any) -> None:
     for name, percent in (("a", 40), ("b", 60), ("c", 50)):
         add_row(name, 0, right(percent))
-    add_row("yardstick", 0, right(90), flags=["labels"])
+    add_row("baseline", 0, right(90), flags=["labels"])
     text = latex(build(read_rows(tmp_path)))
     assert r"b & \textbf{60.0} {\scriptsize$\pm$\,3.0}" in text and r"c & \underline{50.0}" in text
-    assert "a & 40.0 " in text and r"yardstick\textsuperscript{1} & 90.0" in text
+    assert "a & 40.0 " in text and r"baseline\textsuperscript{1} & 90.0" in text
 
 
 def test_ties_are_all_best_and_leave_no_second(tmp_path: Path, add_row: Any) -> None:

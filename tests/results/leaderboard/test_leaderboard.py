@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy import stats
 
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.results.leaderboard.table import build, summarise
+from ssl_bench.results.leaderboard.aggregate import summarise
+from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import Row, expected_id, read_rows
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
@@ -77,7 +79,7 @@ def test_sorted_with_difference_from_untrained(tmp_path: Path) -> None:
     write(tmp_path, "close", 0, 33.0)
     write(tmp_path, "bad", 0, 20.0)
     (table,) = build(read_rows(tmp_path))
-    cells = {row[0].rstrip("²"): row[2] for row in table.cells()[1]}
+    cells = {row[0].rstrip("²"): row[2] for row in table.numbers()[1]}
     assert list(cells) == ["good", "close", "untrained", "bad"]
     assert cells["good"].startswith("50.0 ± 3.0 (+20.0▲)") and cells["bad"].startswith("20.0 ± 3.0 (-10.0▼)")
     assert cells["close"].startswith("33.0 ± 3.0 (+3.0)") and cells["untrained"].startswith("30.0 ± 3.0 mean")
@@ -102,8 +104,8 @@ def test_two_recipes_of_a_method_are_two_lines_and_missing_cells_stay_empty(tmp_
     write(tmp_path, "m", 0, 50.0, recipe={"settings": {"mask_ratio": 0.5}})
     write(tmp_path, "n", 0, 60.0, evaluation={"name": "linear", "evaluator": "linear"})
     (table,) = build(read_rows(tmp_path))
-    assert len(table.aggregates) == 3 and len({line.label for line in table.aggregates}) == 3
-    row = next(row for row in table.cells()[1] if row[0].startswith("n"))
+    assert len(table.aggregates) == 3 and len({each.label for each in table.aggregates}) == 3
+    row = next(row for row in table.numbers()[1] if row[0].startswith("n"))
     assert row[2] == "–" and row[3].startswith("60.0")
 
 
@@ -146,12 +148,12 @@ def test_pretrained_elsewhere_is_said(tmp_path: Path) -> None:
     write(tmp_path, "untrained", 0, 30.0, pretraining={"data": "cifar10", "images_seen": 0})
     (table,) = build(read_rows(tmp_path))
     assert table.title == "shapes (10 train, 100 test images), vit, pre-trained on cifar10"
-    assert table.title in table.terminal() and [line.label for line in table.aggregates] == ["m", "untrained"]
+    assert table.title in table.terminal() and [each.label for each in table.aggregates] == ["m", "untrained"]
     write(tmp_path, "n", 0, 50.0, pretraining={"data": "shapes"})
     write(tmp_path, "o", 0, 20.0, pretraining={"data": "unknown"})
     (table,) = build(read_rows(tmp_path))
     assert table.title == "shapes (10 train, 100 test images), vit"
-    assert [line.label for line in table.aggregates] == ["n", "m, pre-trained on cifar10", "untrained", "o"]
+    assert [each.label for each in table.aggregates] == ["n", "m, pre-trained on cifar10", "untrained", "o"]
 
 
 def test_more_evaluations_than_a_page_holds_become_lines(tmp_path: Path) -> None:
@@ -164,3 +166,37 @@ def test_more_evaluations_than_a_page_holds_become_lines(tmp_path: Path) -> None
     (line,) = [line for line in lines if line.startswith("| e7 |")]
     assert [cell.strip()[:4] for cell in line.split("|")[2:4]] == ["47.0", "30.0"]
     assert r"e7 & \textbf{47.0}" in (tmp_path / "leaderboard.tex").read_text()
+
+
+def test_evaluations_of_a_task_stand_together(tmp_path: Path) -> None:
+    for name, task in (("a", "segmentation"), ("b", "classification"), ("c", "segmentation"), ("d", "classification")):
+        write(tmp_path, "m", 0, 40.0, task=task, evaluation={"name": name})
+    (table,) = build(read_rows(tmp_path))
+    assert table.evaluations == ["b", "d", "a", "c"]
+    names = ["classification: b", "classification: d", "segmentation: a", "segmentation: c"]
+    leaderboard(tmp_path, formats=["md", "html", "latex", "csv"], show=lambda _: None)
+    for file in ("LEADERBOARD.md", "leaderboard.html", "leaderboard.tex"):
+        text = (tmp_path / file).read_text()
+        places = [text.index(name) for name in names]
+        assert places == sorted(places), file
+    frame = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert dict(zip(frame["evaluation"], frame["task"], strict=True))["c"] == "segmentation"
+
+
+def test_rows_without_a_task_are_of_classification_and_names_stay_short(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    (table,) = build(read_rows(tmp_path))
+    assert table.tasks == {"knn": "classification"} and table.headings == ["knn"]
+
+
+def test_csv_has_numbers_that_can_be_read_again(tmp_path: Path) -> None:
+    for seed, value in enumerate((40.0, 44.0)):
+        write(tmp_path, "m", seed, value)
+    write(tmp_path, "untrained", 0, 30.0)
+    write(tmp_path, "m", 0, 50.0, evaluation={"name": "linear", "evaluator": "linear"})
+    leaderboard(tmp_path, formats=["csv"], show=lambda _: None)
+    frame = pd.read_csv(tmp_path / "leaderboard.csv").set_index(["method", "evaluation"])
+    line = frame.loc[("m", "knn")]
+    assert (line["mean"], line["seeds"], line["untrained"], line["difference"]) == (42.0, 2, 30.0, 12.0)
+    assert line["values_by_seed"] == "40.0000 44.0000" and line["metric"] == "top1"
+    assert frame["untrained"].isna().tolist() == [False, True, True]  # no linear row of the untrained network

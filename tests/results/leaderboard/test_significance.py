@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.results.leaderboard.significance import Selection, draws_variance, holm, interval_p, paired_p
+from ssl_bench.results.leaderboard.selection import Selection
+from ssl_bench.results.leaderboard.significance import draws_variance, holm, interval_p, paired_p
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.predictions import correctness
 from ssl_bench.results.rows.row import read_rows
@@ -52,7 +53,7 @@ def test_false_alarms_stay_at_their_level() -> None:
     assert alarms / 400 < 0.08
 
 
-def test_the_same_answers_are_never_different() -> None:
+def test_the_same_predictions_are_never_different() -> None:
     a = predictions(50)[None]
     assert paired_p([a, a.copy()])[0, 1] == 1
     assert interval_p([1.0, 1.0], [0.0, 0.0])[0, 1] == 1
@@ -75,7 +76,7 @@ def test_ties_share_a_rank(tmp_path: Path, add_row: Any) -> None:
         add_row("second", seed, predictions(70, seed=10 + seed))
         add_row("last", seed, predictions(30, seed=20 + seed))
     (table,) = build(read_rows(tmp_path))
-    ranks = dict(zip((line.label for line in table.aggregates), table.standings["linear"].ranks, strict=True))
+    ranks = dict(zip((each.label for each in table.aggregates), table.standings["linear"].ranks, strict=True))
     assert ranks == {"first": 1, "second": 1, "last": 3}
     assert table.standings["linear"].paired
 
@@ -99,7 +100,7 @@ def test_no_mean_over_missing_cells_and_none_for_diagnostics(tmp_path: Path, add
     add_row("half", 0, predictions(30), "linear")
     add_row("whole", 0, predictions(70), "diagnostics", predictions=None)
     (table,) = build(read_rows(tmp_path))
-    means = dict(zip((line.label for line in table.aggregates), table.mean_ranks, strict=True))
+    means = dict(zip((each.label for each in table.aggregates), table.mean_ranks, strict=True))
     assert means == {"whole": 1.0, "half": None} and "diagnostics" not in table.standings
     header, lines, _ = table.ranks()
     assert header[:2] == ["method", "mean rank"] and lines[1][:2] == ["half", "–"]
@@ -156,11 +157,12 @@ def test_best_of_each_method_within_a_budget(tmp_path: Path, add_row: Any) -> No
         add_row("m", 0, predictions(right), recipe=training, pretraining={"flops": epochs * 1e9, "images_seen": epochs})
     target = {"dvae": {"flops": 1e12, "images_seen": 1, "wall_seconds": 1.0, "method": "dvae", "facts": {}}}
     add_row("n", 0, predictions(90), pretraining={"flops": 1e9, "teachers": target})
-    add_row("from elsewhere", 0, predictions(95), recipe=None, pretraining={"data": "unknown"})
+    add_row("external", 0, predictions(95), recipe=None, pretraining={"data": "unknown"})
     selection = Selection(max_flops=2e10)
-    (table,) = [selection.best(table) for table in build(selection.rows(read_rows(tmp_path)))]
-    assert [line.first["method"] for line in table.aggregates] == ["m"]
-    assert table.aggregates[0].first["recipe"]["training"]["epochs"] == 10
+    (table,) = build(selection.rows(read_rows(tmp_path)))
+    (best,) = selection.best(table.aggregates)
+    assert best.method == "m"
+    assert best.first["recipe"]["training"]["epochs"] == 10
     assert len(Selection(max_images=1).rows(read_rows(tmp_path))) == 1
 
 

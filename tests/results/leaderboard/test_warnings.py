@@ -1,4 +1,4 @@
-"""Sanity gates: said when a number is measured, in its row, and in every form of the table."""
+"""Warnings: given when a number is measured, in its row, and in every form of the table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from ssl_bench.commands.leaderboard import leaderboard, render
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.data import datasets as data_module
 from ssl_bench.data.datasets import Splits
-from ssl_bench.results.leaderboard import warnings
 from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.rows.row import read_rows
 from ssl_bench.results.rows.warnings import count_duplicates
@@ -49,53 +48,53 @@ def rows(tmp_path: Path, add_row: Any) -> Path:
 
 def test_below_the_untrained_backbone(rows: Path) -> None:
     table = table_of(rows)
-    marks = {line.label: warnings.arrow(table, index, "linear") for index, line in enumerate(table.aggregates)}
+    marks = {each.label: table.arrow(index, "linear") for index, each in enumerate(table.aggregates)}
     assert marks == {"good": "▲", "untrained": "", "close": "▽", "bad": "▼", "raw_pixels": "▼"}
-    assert warnings.notes(table) == [
-        "close is below the untrained backbone: linear 49.0 against 50.0 (-1.0, not significant)",
-        "bad is BELOW THE UNTRAINED BACKBONE: linear 30.0 against 50.0 (-20.0)",
+    assert table.warnings == [
+        "close is below the untrained network: linear 49.0 against 50.0 (-1.0, not significant)",
+        "bad is BELOW THE UNTRAINED NETWORK: linear 30.0 against 50.0 (-20.0)",
     ]
 
 
 def test_in_every_form_of_the_table(rows: Path) -> None:
     tables = [table_of(rows)]
     markdown = render("md", tables)
-    assert "(-20.0▼)" in markdown and "(-1.0▽)" in markdown and "▽: below it" in markdown
-    assert "- **bad is BELOW THE UNTRAINED BACKBONE: linear 30.0 against 50.0 (-20.0)**" in markdown
+    assert "(-20.0▼)" in markdown and "(-1.0▽)" in markdown and "▽: worse, but not" in markdown
+    assert "- **bad is BELOW THE UNTRAINED NETWORK: linear 30.0 against 50.0 (-20.0)**" in markdown
     page = render("html", tables)
-    assert "▼</small>" in page and "bad is BELOW THE UNTRAINED BACKBONE" in page and "▽: below it" in page
+    assert "▼</small>" in page and "bad is BELOW THE UNTRAINED NETWORK" in page and "▽: worse, but not" in page
     paper = render("latex", tables)
-    assert r"\textbf{bad is BELOW THE UNTRAINED BACKBONE" in paper and paper.isascii()
+    assert r"\textbf{bad is BELOW THE UNTRAINED NETWORK" in paper and paper.isascii()
     assert any(line.startswith("bad ") and r"\textdownarrow{}" in line for line in paper.splitlines())
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(render("csv", tables)))}
     assert (lines["bad"]["against_untrained"], lines["close"]["against_untrained"]) == ("▼", "▽")
     shown: list[str] = []
     leaderboard(rows, show=shown.append)
-    assert "WARNING: bad is BELOW THE UNTRAINED BACKBONE: linear 30.0 against 50.0 (-20.0)" in shown
+    assert "WARNING: bad is BELOW THE UNTRAINED NETWORK: linear 30.0 against 50.0 (-20.0)" in shown
 
 
 def test_nothing_to_say_without_the_untrained_backbone_and_for_diagnostics(tmp_path: Path, add_row: Any) -> None:
     add_row("bad", 0, right(0.3))
-    assert warnings.notes(table_of(tmp_path)) == []
+    assert table_of(tmp_path).warnings == []
     for method, share in (("untrained", 0.5), ("bad", 0.3)):
         add_row(method, 0, right(share), "diagnostics")
     table = table_of(tmp_path)
-    assert "diagnostics" in table.evaluations and warnings.notes(table) == []
+    assert "diagnostics" in table.evaluations and table.warnings == []
 
 
 def test_several_seeds_count_as_they_do_in_the_ranks(tmp_path: Path, add_row: Any) -> None:
     for seed, (low, high) in enumerate([(0.3, 0.5), (0.7, 0.5), (0.4, 0.5)]):
         add_row("shaky", seed, right(low, seed))
         add_row("untrained", seed, right(high, seed))
-    (note,) = warnings.notes(table_of(tmp_path))  # seeds differ too much for 3.3 points to mean anything
-    assert note == "shaky is below the untrained backbone: linear 46.7 against 50.0 (-3.3, not significant)"
+    (note,) = table_of(tmp_path).warnings  # seeds differ too much for 3.3 points to mean anything
+    assert note == "shaky is below the untrained network: linear 46.7 against 50.0 (-3.3, not significant)"
 
 
 def test_warnings_of_rows_are_shown_once_and_marked(tmp_path: Path, add_row: Any) -> None:
     for name in ("knn", "linear"):
         add_row("m", 0, right(0.5), name, warnings=["weights loaded 93 %"])
     table = table_of(tmp_path)
-    assert table.aggregates[0].marks == "⁴" and warnings.notes(table) == ["m: weights loaded 93 %"]
+    assert table.aggregates[0].footnotes == "⁴" and table.warnings == ["m: weights loaded 93 %"]
     assert "m⁴" in render("md", [table]) and "⁴ with a warning" in render("md", [table])
     assert r"m\textsuperscript{4}" in render("latex", [table])
     assert "weights loaded 93 %" in render("csv", [table]) and "weights loaded 93 %" in render("html", [table])

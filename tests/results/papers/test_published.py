@@ -54,7 +54,7 @@ def test_numbers_of_the_method_cards() -> None:
 
 def test_names_of_ours_are_registered_names() -> None:
     ours = {n.method for n in published()}
-    assert "supervised" not in ours  # ours is a yardstick, none of the published ones
+    assert "supervised" not in ours  # ours is a baseline, none of the published ones
     assert {"mae", "moco_v3"} <= ours & set(METHODS)
 
 

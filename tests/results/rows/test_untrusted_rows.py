@@ -1,4 +1,4 @@
-"""Rows from elsewhere: merged by copying, refused when they belie themselves, harmless whatever their texts say."""
+"""Rows of other people: merged by copying, refused when they contradict themselves, harmless whatever they say."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAYLOADS = {
     "formula behind a tab": "\t@SUM(1)",
     "terminal": "\x1b[2J\x1b]0;t\x07\x9b31m\u202egpj",
     "path": "../../../etc/passwd",
-    "template": "@SCRIPT@ @DATA@ %s {0}",
+    "template": "{{ data }} {% raw %} << table >> <% raw %> <# %s {0}",
     "mathematics": "$\\frac{1}{0}$",
 }
 

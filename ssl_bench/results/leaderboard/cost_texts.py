@@ -1,0 +1,52 @@
+"""What the pre-training of an aggregate took, in words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssl_bench.results.leaderboard.aggregate import Aggregate
+from ssl_bench.results.rows.row import Row
+
+SPENT = ("views", "epochs", "patches", "FLOPs", "time", "memory")
+
+
+def trained(row: Row) -> bool:
+    """Whether the encoder was pre-trained here."""
+    return bool(row["pretraining"] and row["pretraining"]["images_seen"])
+
+
+def cost_texts(aggregate: Aggregate) -> list[str]:
+    """What the pre-training took, as text, in the order of ``SPENT``."""
+    made = [row["pretraining"] for row in aggregate.rows if trained(row)]
+    if not made:
+        return ["–"] * len(SPENT)
+    first = made[0]
+    patches = f"{first['patches_per_image']:g}"
+    if first["patches_encoded_without_gradient"]:
+        patches += f" ({first['patches_encoded_without_gradient'] / first['images_seen']:g})"
+    seconds = float(np.mean([m["wall_seconds"] for m in made]))
+    memory = max(m["peak_memory_bytes"] for m in made)
+    return [
+        aggregate.first["views"] or "–",
+        f"{first['epochs']:g}",
+        patches,
+        f"{first['flops']:.1e}",
+        f"{seconds:.0f} s" if seconds < 6000 else f"{seconds / 3600:.1f} h",
+        f"{memory / 1e6:,.0f} MB",
+    ]
+
+
+def teacher_texts(aggregate: Aggregate) -> list[str]:
+    """One sentence for each teacher: what it is, what it cost, and how its outputs are used."""
+    spent = aggregate.first["pretraining"] or {}
+    said = []
+    for keyword, teacher in spent.get("teachers", {}).items():
+        facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in teacher["facts"].items())
+        said.append(
+            f"{aggregate.label}: {keyword} {teacher['method']}, trained on the same images in "
+            f"{teacher['wall_seconds']:.0f} s and {teacher['flops']:.1e} FLOPs, which come on top; {facts}"
+        )
+    if not said and "teacher" in spent.get("facts", {}):
+        about = spent["facts"]["teacher"]
+        said.append(f"{aggregate.label}: teacher {about['name']}, {about['source']}")
+    return said

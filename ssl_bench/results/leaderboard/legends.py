@@ -1,0 +1,29 @@
+"""The explanations that are printed with a leaderboard."""
+
+FOOTNOTES = {
+    "¹": "¹ trained with labels, or with a teacher that was trained with labels.",
+    "²": "² stale: made by an older version of a component than the present one.",
+    "³": "³ with external data, external weights or an external teacher.",
+    "⁴": "⁴ with a warning, which is printed with the table.",
+}
+INTERVALS = """\
+Accuracies in percent: mean over seeds ± 95 % interval. The interval combines Student's t over seeds with the interval
+over test images; with one seed it is the latter alone."""
+ARROWS = """\
+▲ ▼: significantly better or worse than the untrained network, by the test behind the ranks; ▽: worse, but not
+significantly."""
+DIFFERENCES = f"In brackets: the difference from the untrained network that the method started from.\n{ARROWS}"
+COSTS = """\
+Every choice is made on images held out of the training set; the test split is used once. Patches: encoded with gradient
+for one image, all views together; in brackets those encoded without gradient, by a momentum encoder or EMA teacher.
+FLOPs: matrix products of the whole pre-training. Time and memory: of one pre-training run on the device named."""
+RANKS = """\
+Rank: 1 + the number of methods that are significantly better. Two methods without a significant difference share a rank
+unless a third one separates them. Tests are paired over test images: McNemar's score test on the mean over seeds, with
+the variance between seeds added (Welch-Satterthwaite degrees of freedom; a method with one seed adds none), at 5 %
+after Holm's correction for all pairs of an evaluation. Where an image is used several times (episodes, draws of labels,
+corruptions), the share of its correct predictions counts, and the variance over draws is added. In evaluations marked ~
+some row has no predictions for each image; there the 95 % intervals are compared as independent. Diagnostics are not
+ranked. Mean rank: over all evaluations, only for methods that have every one of them."""
+TABLE = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
+PAGE = "#: rank in that evaluation; bold where no method is significantly better. A number opens the rows behind it."
