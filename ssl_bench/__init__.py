@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_bench.backbones.backbone import Backbone as Backbone
     from ssl_bench.backbones.backbone import Tokens as Tokens
-    from ssl_bench.backbones.vit import Backbone as Backbone
     from ssl_bench.commands.bench import bench as bench
     from ssl_bench.commands.compare import compare as compare
     from ssl_bench.commands.convert import convert as convert
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Imported on first use, so that `ssl-bench --help` doesn't wait for torch. Public name -> module, name there.
 _PLACES = {
-    "Backbone": ("ssl_bench.backbones.vit", "Backbone"),
+    "Backbone": ("ssl_bench.backbones.backbone", "Backbone"),
     "Data": ("ssl_bench.evaluations.evaluator", "Data"),
     "Encoder": ("ssl_bench.evaluations.evaluator", "Encoder"),
     "Evaluator": ("ssl_bench.evaluations.evaluator", "Evaluator"),

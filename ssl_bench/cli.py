@@ -175,9 +175,11 @@ def run_list(a: argparse.Namespace) -> None:
 def run_pretrain(a: argparse.Namespace) -> None:
     """``ssl-bench pretrain``."""
     if a.keys:
+        from ssl_bench.backbones import EXAMPLE, family_of
         from ssl_bench.config.recipe import recipe_parser, resolve_method
 
-        print(recipe_parser(resolve_method(a.method)[1]).format_help().split("\n\n", 1)[1])
+        parser = recipe_parser(resolve_method(a.method)[1], family_of(a.backbone or EXAMPLE))
+        print(parser.format_help().split("\n\n", 1)[1])
         return
     from ssl_bench.commands.pretrain import pretrain
     from ssl_bench.config.parsing import parse_overrides

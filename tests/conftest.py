@@ -11,7 +11,7 @@ import torch
 from row_fixtures import add_row as add_row
 from tiny import NANO, blobs
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ def tiny_data() -> Splits:
 
 
 @pytest.fixture
-def nano() -> Backbone:
+def nano() -> ViT:
     """A 2-block backbone for 16 px images, always the same weights."""
     torch.manual_seed(0)
-    return Backbone(NANO)
+    return ViT(NANO)

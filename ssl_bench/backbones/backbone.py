@@ -1,14 +1,317 @@
-"""What every backbone returns."""
+"""The contract of every backbone: what methods train, evaluators judge and pictures show. One subclass a family."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
-from torch import Tensor
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.drop import DropPath, calculate_drop_path_rates
+from torch import Tensor, nn
+
+from ssl_bench.utils.errors import UserError, unknown
+
+RGB = tuple[float, float, float]
+# What a method can ask of a backbone (`Method.needs`), in words.
+ABILITIES = {
+    "train": "has weights to train",
+    "mask": "replaces masked patches by a learned token",
+    "keep": "encodes a subset of its patches",
+    "swap": "exchanges the embeddings of patches",
+    "cls": "has a class token",
+    "multi_crop": "takes images of other sizes",
+}
 
 
 class Tokens(NamedTuple):
-    """What the backbone returns, after the final norm."""
+    """What a backbone returns, after the final norm."""
 
-    cls: Tensor  # (B, D)
-    patches: Tensor  # (B, L, D), or (B, K, D) of the kept patches
+    cls: Tensor  # (B, D): the class token; without one the mean of the patches, as the family's papers pool
+    patches: Tensor  # (B, L, D) in raster order, or (B, K, D) of those that were kept
+
+
+class Stage(NamedTuple):
+    """Blocks in sequence whose outputs have the same shape. A plain vision transformer is one stage."""
+
+    blocks: int
+    dim: int  # channels of a token
+    stride: int  # pixels of a token's side
+
+
+class Backbone(nn.Module, ABC):
+    """An image encoder. A family subclasses this and timm's class, in this order, and keeps timm's state-dict keys.
+
+    The constructor takes the name, and the family's own options as keywords alone; these become keys of recipes. It
+    sets ``name``, ``image_size``, ``embed_dim``, ``cell``, ``stages`` and, where ``can_mask``, ``mask_token``.
+
+    Attributes:
+        family: Stable name of the family; part of the identity of whatever was trained with it.
+        version: Raised by every change that can move what the family computes for equal options, initial weights
+            included.
+        can_train: There are weights to train.
+        can_mask: ``forward(mask=...)`` works when the backbone was built with ``mask_token=True``.
+        can_keep: ``forward(keep=...)`` works.
+        can_swap: ``forward(swap=...)`` works.
+        has_cls: There is a class token.
+        multi_crop: Images may have another size than ``image_size``.
+        has_attention: ``attention`` works.
+        not_at_start: Keywords of the constructor that leave the features of the untrained network as they are:
+            networks that differ in nothing else start from the same weights.
+        name: In timm's grammar, image size last.
+        image_size: Height and width, pixels.
+        embed_dim: Channels D of the tokens that come out.
+        cell: Pixels of the side of what one entry of ``mask`` or ``keep`` stands for; the sides of images are multiples
+            of it.
+        stages: The network's stages in order.
+        mask_token: The learned (1, 1, D') embedding of masked patches; None when built without one.
+        num_heads: Attention heads of a block, which no weights show; None where blocks differ or have none.
+        mean: Of the input, per channel, on the scale [0, 1]; whoever feeds the backbone normalises with it.
+        std: Per channel, on the same scale.
+        spec: ``{"name": ..., **options}``, defaults included: what ``build_backbone`` makes this backbone from.
+    """
+
+    family: ClassVar[str]
+    version: ClassVar[int] = 1
+    can_train: ClassVar[bool] = True
+    can_mask: ClassVar[bool] = False
+    can_keep: ClassVar[bool] = False
+    can_swap: ClassVar[bool] = False
+    has_attention: ClassVar[bool] = False
+    not_at_start: ClassVar[tuple[str, ...]] = ("drop_path", "mask_token")
+    has_cls: bool = False
+    multi_crop: bool = False
+
+    name: str
+    image_size: tuple[int, int]
+    embed_dim: int
+    cell: int
+    stages: tuple[Stage, ...]
+    mask_token: nn.Parameter | None
+    num_heads: int | None = None
+    mean: RGB = IMAGENET_DEFAULT_MEAN
+    std: RGB = IMAGENET_DEFAULT_STD
+    spec: dict[str, Any]
+
+    def __new__(cls, *name: str, **options: Any) -> Self:
+        """Remember what this backbone is built from; copying and unpickling call it without arguments."""
+        self = super().__new__(cls)
+        if name:
+            parameters = inspect.signature(cls).parameters.values()
+            defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+            object.__setattr__(self, "spec", {"name": name[0], **defaults, **options})
+        return self
+
+    # What a family says of itself, without building it ---------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def check_name(cls, name: str) -> None:
+        """Refuse a name that this family cannot build.
+
+        Raises:
+            UserError: Unknown size, or an image size that the patches don't divide.
+        """
+
+    @classmethod
+    @abstractmethod
+    def patterns(cls) -> dict[str, dict[str, Any]]:
+        """The names that this family builds, as ``vit_small_patch{P}_{IMAGE}``, each with facts worth listing."""
+
+    @classmethod
+    def abilities(cls, name: str, **options: Any) -> frozenset[str]:
+        """Which of ``ABILITIES`` a backbone of this name has, with these options or with any that give them."""
+        said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap}
+        said["mask"] = cls.can_mask and options.get("mask_token", True)
+        said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop}
+        return frozenset(ability for ability, has in said.items() if has)
+
+    # What a family computes ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
+    ) -> Tokens:
+        """Encode images.
+
+        Args:
+            images: (B, 3, H, W) float, normalised by ``mean`` and ``std``.
+            mask: (B, cells) bool; True = the embedding of the cell is replaced by ``mask_token``.
+            keep: (B, K) int64, K the same for all; encode just these cells. What comes out follows the order in which
+                they are given, or the raster order in families that say so.
+            swap: (B, cells) int64; the cell whose embedding stands in each place (before masking and positions).
+
+        Returns:
+            Tokens after the final norm: one for each place of ``grid``, or those of the cells that were kept.
+        """
+
+    @abstractmethod
+    def block_tokens(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """What comes out of single blocks, from one forward pass.
+
+        Args:
+            images: As of ``forward``.
+            blocks: Numbers 1 to ``depth``, counted over all stages, rising.
+
+        Returns:
+            The tokens (of the width and grid of the block's stage) after each; those of the last stage through the
+            final norm, those of earlier stages as they are (EsViT's rule, ``eval_linear.py``).
+        """
+
+    @property
+    @abstractmethod
+    def layer_ids(self) -> dict[str, int]:
+        """Every parameter's layer: 0 the embeddings, i the block i, ``depth + 1`` the final norm."""
+
+    @abstractmethod
+    def block_modules(self) -> Sequence[nn.Module]:
+        """The ``depth`` blocks in order; for the family's and this class's own use."""
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Attention of the class token to the patches in the last block, where ``has_attention``.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            (B, heads, rows, columns) float32; with the weights of class and register tokens they sum to 1.
+        """
+        raise UserError(f"{self.name} has no attention of a class token to the patches")
+
+    def fit_weight(self, name: str, value: Tensor) -> Tensor:
+        """A released tensor as this backbone has it: positions of another image size are resized by the family's rule.
+
+        Args:
+            name: Of a tensor of the state dict.
+            value: As released; returned as it is where there is no rule.
+        """
+        return value
+
+    def drop_final_norm(self) -> None:
+        """Take the final norm away for good, for heads that bring their own."""
+        self.add_module("norm", nn.Identity())
+
+    # What follows from that ------------------------------------------------------------------------------------------
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens that come out."""
+        return self.grid_of(self.image_size)
+
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """Rows and columns of the cells that ``mask``, ``keep`` and ``swap`` index."""
+        height, width = self.image_size
+        return height // self.cell, width // self.cell
+
+    def grid_of(self, size: tuple[int, int], stage: int = -1) -> tuple[int, int]:
+        """Rows and columns of the tokens of a stage for images of another size."""
+        stride = self.stages[stage].stride
+        return -(-size[0] // stride), -(-size[1] // stride)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(stage.blocks for stage in self.stages)
+
+    @property
+    def num_params(self) -> int:
+        """Parameters without the mask token, fixed position tables included: what timm's model has."""
+        return sum(p.numel() for name, p in self.named_parameters() if name != "mask_token")
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings that ``features`` understands."""
+        named = ["cls", "mean", "cls+mean", "last4"] if self.has_cls else ["mean", "last4"]
+        several = ["stages"] if len(self.stages) > 1 else []
+        return (*named, *several, *(f"layer={k + 1}" for k in range(self.depth)))
+
+    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """Pooled features for evaluators; one forward pass serves all poolings.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+            poolings: Any of ``poolings``: ``cls``; ``mean`` (of the patches); ``cls+mean`` (concatenated); ``last4``
+                (class tokens, or means where there is none, of the last four blocks, oldest first; DINO's ViT-S probe
+                and EsViT's); ``stages`` (means of the last blocks of all stages); ``layer=k`` (mean of the patches
+                after block k, counted from 1).
+
+        Returns:
+            pooling -> (B, D') float32.
+        """
+        wanted = {pooling: self.pooling_blocks(pooling) for pooling in poolings}
+        blocks = sorted({block for needed in wanted.values() for block in needed})
+        tokens = dict(zip(blocks, self.block_tokens(images, blocks), strict=True))
+        pooled = {}
+        for pooling, needed in wanted.items():
+            parts = []
+            for block in needed:
+                if pooling in ("cls", "cls+mean") or (pooling == "last4" and self.has_cls):
+                    parts.append(tokens[block].cls)
+                if pooling not in ("cls", "last4") or (pooling == "last4" and not self.has_cls):
+                    parts.append(self.mean_of(tokens[block]))
+            pooled[pooling] = torch.cat([part.float() for part in parts], dim=1)
+        return pooled
+
+    def mean_of(self, tokens: Tokens) -> Tensor:
+        """The mean (B, D) of the patches, float32, as the family's papers take it."""
+        return tokens.patches.float().mean(dim=1) if self.has_cls else tokens.cls.float()
+
+    def pooling_blocks(self, pooling: str) -> list[int]:
+        """The blocks (1 = first) whose tokens a pooling needs.
+
+        Raises:
+            UserError: This backbone has no such pooling; it lists those that it has.
+        """
+        if pooling not in self.poolings:
+            raise unknown(f"pooling of {self.name}", pooling, self.poolings)
+        if pooling == "last4":
+            return list(range(max(1, self.depth - 3), self.depth + 1))
+        if pooling == "stages":
+            return self.stage_ends
+        match = re.fullmatch(r"layer=(\d+)", pooling)
+        return [int(match[1]) if match else self.depth]
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """The number of the last block of each stage."""
+        return [sum(stage.blocks for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
+
+    def feature_maps(self, images: Tensor, blocks: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps for dense heads.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+            blocks: After which blocks (1 to ``depth``, rising); the last of each stage when left out. For the pyramid
+                that detection wants of a network of one stage, see ``pyramid.SimplePyramid``.
+
+        Returns:
+            (B, C_i, H_i, W_i) each, through the final norm if the block is of the last stage.
+        """
+        blocks = self.stage_ends if blocks is None else blocks
+        maps = []
+        for block, tokens in zip(blocks, self.block_tokens(images, blocks), strict=True):
+            stage = sum(block > end for end in self.stage_ends)
+            grid = self.grid_of((images.shape[-2], images.shape[-1]), stage)
+            maps.append(tokens.patches.transpose(1, 2).unflatten(2, grid))
+        return maps
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are no vectors and yet take no weight decay: what timm's class says."""
+        return set(getattr(super(), "no_weight_decay", set)())
+
+    def set_drop_path(self, rate: float, last: int | None = None) -> None:
+        """Stochastic depth instead of the present one: rising linearly from 0 at the first block.
+
+        Args:
+            rate: Of the last block.
+            last: How many of the last blocks have any; all when left out.
+        """
+        first = 0 if last is None else self.depth - last
+        rates: Any = calculate_drop_path_rates(rate, self.depth)
+        for i, block in enumerate(self.block_modules()):
+            for name in [name for name, _ in block.named_children() if name.startswith("drop_path")]:
+                setattr(block, name, DropPath(rates[i] if i >= first else 0.0))

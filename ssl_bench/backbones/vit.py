@@ -1,19 +1,23 @@
-"""The one vision transformer that every method trains and every evaluator sees. timm inside, timm's state-dict keys."""
+"""The plain vision transformer. timm inside, timm's state-dict keys."""
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models.beit import RelativePositionBias
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.init import INITS
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
+from ssl_bench.nn.attention import fused_attention
 from ssl_bench.utils.errors import UserError, unknown
 
 # name: (width, blocks, heads). tiny to huge are DeiT's and MAE's; micro is ours, for a laptop.
@@ -27,7 +31,7 @@ SIZES = {
 }
 
 
-class Backbone(VisionTransformer):
+class ViT(Backbone, VisionTransformer):
     """Vision transformer (Dosovitskiy et al. 2021; timm's implementation) with masking, dropping and pooling.
 
     Args:
@@ -53,10 +57,15 @@ class Backbone(VisionTransformer):
         UserError: Unknown size, or a patch size that doesn't divide the image.
 
     Example:
-        >>> tokens = Backbone("vit_micro_patch8_32")(torch.zeros(2, 3, 32, 32))
+        >>> tokens = ViT("vit_micro_patch8_32")(torch.zeros(2, 3, 32, 32))
         >>> tokens.cls.shape, tokens.patches.shape
         (torch.Size([2, 96]), torch.Size([2, 16, 96]))
     """
+
+    family = "vit"
+    not_at_start = ("drop_path", "mask_token", "resample")
+    can_mask = can_keep = can_swap = has_attention = True
+    has_cls = multi_crop = True
 
     def __init__(
         self,
@@ -92,13 +101,15 @@ class Backbone(VisionTransformer):
             pos_embed="none" if pos_embed == "none" else "learn",
             dynamic_img_size=True,
         )
-        self.name, self.image_size, self.patch_size = name, (height, width), patch
-        self.grid_size: tuple[int, int] = (height // patch, width // patch)
+        self.name, self.image_size, self.cell = name, (height, width), patch
+        self.num_heads = heads
+        self.stages = (Stage(depth, dim, patch),)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
-        self.rel_pos_bias = RelativePositionBias(self.grid_size, heads) if relative_positions else None
+        self.multi_crop = not relative_positions
+        self.rel_pos_bias = RelativePositionBias(self.grid, heads) if relative_positions else None
         self.resample: str = pos_embed if pos_embed.startswith("sincos") else resample
         if pos_embed.startswith("sincos"):
-            table = sincos_position_embedding(dim, self.grid_size, first=pos_embed[-2])
+            table = sincos_position_embedding(dim, self.grid, first=pos_embed[-2])
             assert self.pos_embed is not None
             self.pos_embed.data.copy_(table[-self.pos_embed.shape[1] :])
             self.pos_embed.requires_grad_(False)
@@ -107,52 +118,81 @@ class Backbone(VisionTransformer):
         if init != "timm":
             INITS[init](self)
 
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """See ``parse_name``."""
+        parse_name(name)
+
+    @classmethod
+    def patterns(cls) -> dict[str, dict[str, Any]]:
+        """The sizes, at any patch and image size."""
+        facts = {size: dict(zip(("width", "blocks", "heads"), shape, strict=True)) for size, shape in SIZES.items()}
+        return {f"{size}_patch{{P}}_{{IMAGE}}": known for size, known in facts.items()}
+
+    @classmethod
+    def abilities(cls, name: str, **options: Any) -> frozenset[str]:
+        """Relative positions are for one image size."""
+        return super().abilities(name, **options) - ({"multi_crop"} if options.get("relative_positions") else set())
+
     def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
     ) -> Tokens:
-        """Encode images.
-
-        Args:
-            images: (B, 3, H, W) float; sides that are multiples of the patch size, positions are interpolated.
-            mask: (B, L) bool; True = the embedding of the patch is replaced by the mask token.
-            keep: (B, K) int64; encode just these patches, in this order.
-            swap: (B, L) int64; the patch whose embedding stands in each place (before masking and positions).
-        """
+        """See ``Backbone.forward``. Positions are interpolated; kept patches come out in the order given."""
         x = self._embed(images, mask, keep, swap)
-        return self._split(self._blocks(x, layers=())[-1])
+        return self._split(self._encode(x, blocks=())[-1])
 
-    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
-        """Pooled features for evaluators; one forward serves all poolings.
-
-        Args:
-            images: (B, 3, H, W) float.
-            poolings: Any of ``cls``; ``mean`` (of the patches); ``cls+mean`` (concatenated); ``last4`` (cls of the last
-                four blocks, oldest first, each through the final norm; DINO's ViT-S probe); ``layer=k`` (mean of the
-                patches after block k, counted from 1, through the final norm).
-
-        Returns:
-            pooling -> (B, D') float32.
-        """
-        depth = len(self.blocks)
-        wanted = {p: pooling_layers(p, depth) for p in poolings}
-        layers = sorted({layer for needed in wanted.values() for layer in needed})
-        outputs = dict(zip(layers, self._blocks(self._embed(images), layers), strict=True))
-        tokens = {layer: self._split(x) for layer, x in outputs.items()}
-        pooled = {}
-        for pooling, needed in wanted.items():
-            parts = []
-            for layer in needed:
-                if pooling in ("cls", "cls+mean", "last4"):
-                    parts.append(tokens[layer].cls)
-                if pooling in ("mean", "cls+mean") or pooling.startswith("layer="):
-                    parts.append(tokens[layer].patches.float().mean(dim=1))
-            pooled[pooling] = torch.cat([part.float() for part in parts], dim=1)
-        return pooled
+    def block_tokens(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
+        """See ``Backbone.block_tokens``."""
+        return [self._split(x) for x in self._encode(self._embed(images), blocks)]
 
     @property
-    def poolings(self) -> tuple[str, ...]:
-        """The poolings that ``features`` understands."""
-        return "cls", "mean", "cls+mean", "last4", *(f"layer={k + 1}" for k in range(len(self.blocks)))
+    def layer_ids(self) -> dict[str, int]:
+        """BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``); relative positions are of the last."""
+        return {name: self._layer_of(name) for name, _ in self.named_parameters()}
+
+    def _layer_of(self, name: str) -> int:
+        if match := re.match(r"blocks\.(\d+)\.", name):
+            return int(match[1]) + 1
+        first = name.split(".")[0]
+        embeddings = ("patch_embed", "cls_token", "reg_token", "mask_token", "pos_embed", "norm_pre")
+        return 0 if first in embeddings else self.depth + 1
+
+    def fit_weight(self, name: str, value: Tensor) -> Tensor:
+        """Positions of a square grid on this grid: absolute ones by ``resample``, relative ones by BEiT's rule
+        (``run_class_finetuning.py``)."""
+        relative = name == "rel_pos_bias.relative_position_bias_table"
+        shape = self.state_dict()[name].shape
+        if not (relative or name == "pos_embed") or value.ndim != len(shape) or value.shape[-1] != shape[-1]:
+            return value
+        prefix = 3 if relative else shape[1] - self.grid[0] * self.grid[1]
+        side = math.isqrt(max(0, value.shape[-2] - prefix))
+        if value.shape == shape or side == 0 or side**2 + prefix != value.shape[-2]:
+            return value
+        if relative:
+            with warnings.catch_warnings(action="ignore"):  # timm's, about its own indexing
+                return resize_rel_pos_bias_table(value, self.grid, tuple(shape))
+        return resample_positions(value, (side, side), self.grid, prefix, self.resample)
+
+    def block_modules(self) -> Sequence[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """See ``Backbone.attention``."""
+        seen: list[Tensor] = []
+        attention: Any = self.blocks[-1].attn
+        handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+        try:
+            self(images)
+        finally:
+            handle.remove()
+        q, k, _ = seen[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        logits = q[:, :, :1] @ k.transpose(-2, -1) * attention.scale  # (B, heads, 1, N)
+        if self.rel_pos_bias is not None:
+            logits = logits + self.rel_pos_bias()[None, :, :1]
+        weights = logits.float().softmax(dim=-1)[:, :, 0, self.num_prefix_tokens :]
+        return weights.unflatten(2, self.grid_of((images.shape[-2], images.shape[-1])))
 
     def _embed(
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
@@ -160,7 +200,7 @@ class Backbone(VisionTransformer):
         """(B, prefix + L, D) embeddings with their positions, as ``forward`` describes them."""
         x = self.patch_embed(images)  # (B, rows, columns, D)
         grid = (x.shape[1], x.shape[2])
-        assert self.rel_pos_bias is None or grid == self.grid_size, "relative positions are for one image size"
+        assert self.rel_pos_bias is None or grid == self.grid, "relative positions are for one image size"
         x = x.flatten(1, 2)
         if swap is not None:
             x = x.gather(1, swap[..., None].expand(-1, -1, x.shape[-1]))
@@ -170,8 +210,8 @@ class Backbone(VisionTransformer):
         assert self.cls_token is not None
         cls: Tensor = self.cls_token
         if self.pos_embed is not None:
-            rows = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]  # prefix rows in the table: 1 or 0
-            positions = resample_positions(self.pos_embed, self.grid_size, grid, rows, self.resample)
+            rows = self.pos_embed.shape[1] - self.grid[0] * self.grid[1]  # prefix rows in the table: 1 or 0
+            positions = resample_positions(self.pos_embed, self.grid, grid, rows, self.resample)
             x = x + positions[:, rows:]
             cls = cls + positions[:, :1] if rows else cls
         if keep is not None:
@@ -179,19 +219,17 @@ class Backbone(VisionTransformer):
         prefix = [cls] if self.reg_token is None else [cls, self.reg_token]
         return torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
 
-    def _blocks(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def _encode(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()[None]  # (1, heads, 1 + L, 1 + L)
-        # On a CPU in bf16 the backward of torch's fused attention is up to 1.5x slower than plain matrix products.
-        mixed = torch.is_autocast_enabled(x.device.type)
-        fused = not (x.device.type == "cpu" and mixed)
-        if bias is not None and mixed:
+        fused = fused_attention(x)
+        if bias is not None and torch.is_autocast_enabled(x.device.type):
             bias = bias.to(torch.get_autocast_dtype(x.device.type))
         outputs = []
         for i, block in enumerate(self.blocks, start=1):
             block.attn.fused_attn = fused  # type: ignore[union-attr]
             x = block(x, attn_mask=bias)
-            if i in layers:
+            if i in blocks:
                 outputs.append(self.norm(x))
         return outputs or [self.norm(x)]
 
@@ -208,7 +246,7 @@ def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
     """
     match = re.fullmatch(r"(\w+?)_patch(\d+)_(\d+)(?:x(\d+))?", name)
     if not match or match[1] not in SIZES:
-        raise unknown("backbone", name, [f"{size}_patch{{P}}_{{IMAGE}}" for size in SIZES])
+        raise unknown("backbone", name, ViT.patterns())
     patch, height = int(match[2]), int(match[3])
     width = int(match[4] or height)
     if patch == 0 or height % patch or width % patch or not height or not width:
@@ -217,19 +255,3 @@ def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
             f"patch sizes that do: {', '.join(str(p) for p in (2, 4, 8, 14, 16, 32) if not (height % p or width % p))}"
         )
     return match[1], patch, (height, width)
-
-
-def pooling_layers(pooling: str, depth: int) -> list[int]:
-    """The blocks (1 = first) whose output a pooling needs.
-
-    Example:
-        >>> pooling_layers("last4", 12)
-        [9, 10, 11, 12]
-    """
-    if pooling in ("cls", "mean", "cls+mean"):
-        return [depth]
-    if pooling == "last4":
-        return list(range(max(1, depth - 3), depth + 1))
-    if (match := re.fullmatch(r"layer=(\d+)", pooling)) and 1 <= int(match[1]) <= depth:
-        return [int(match[1])]
-    raise unknown("pooling", pooling, ["cls", "mean", "cls+mean", "last4", f"layer=1 .. layer={depth}"])

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, options_for
 from ssl_bench.checkpoints.weights import check_weights, weights_hash
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import PACKAGE, write_atomic
@@ -48,7 +47,7 @@ def save_encoder(
 
     Args:
         path: Where.
-        encoder: A Backbone or Pixels.
+        encoder: A ``Backbone``, or another network of ``build_encoder``.
         spec: What ``build_encoder`` makes it from.
         method: Name in tables.
         about: Plain values that travel along.
@@ -93,9 +92,9 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
         if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
             raise UserError(f"{path} holds no state dict; expected a file of `ssl-bench pretrain` or timm weights")
         if backbone is None:
-            raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. vit_small_patch16_224")
-        parse_name(backbone)
-        spec, method, about = {"name": backbone, "pos_embed": "learned"}, path.stem, {}
+            raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. {EXAMPLE}")
+        options = options_for(family_of(backbone), {"pos_embed": "learned"})  # a fixed table loads into a learned one
+        spec, method, about = {"name": backbone, **options}, path.stem, {}
     encoder = build_encoder(spec)
     check_weights(encoder, weights, path, spec["name"])
     encoder.load_state_dict(weights, strict=False)
@@ -105,8 +104,6 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
 def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     """The network that an encoder file describes: ``{"name": ..., **keywords}``."""
     kind = spec["name"].split("_")[0]
-    if kind == "pixels":
-        return Pixels(**spec)
     if kind == "dvae":
         from ssl_bench.teachers.dalle import Tokenizer
 
@@ -115,7 +112,7 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
         from ssl_bench.teachers.teacher import build_clip_tower
 
         return build_clip_tower(**spec)
-    return Backbone(**spec)
+    return build_backbone(**spec)
 
 
 def code_version() -> dict[str, str | None]:

@@ -6,18 +6,17 @@ import hashlib
 import io
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor
 
-from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
-from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.backbones import build_backbone, family_of, options_for
+from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.positions import sincos_position_embedding
 from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
 from ssl_bench.checkpoints.official import RELATIVE, Layout, Released, branches, choose, read, translate
 from ssl_bench.config.method_facts import method_facts
@@ -109,15 +108,18 @@ def convert(
     paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads
     given = {"backbone": backbone} | ({} if num_heads is None else {"num_heads": num_heads})
     recipe = load_recipe(method, paper if paper in recipe_names(name) else None, given, origin="convert")
-    _, patch, (height, width) = parse_name(backbone)
-    kind = check_positions(released, recipe.backbone["pos_embed"], layout, name, (height // patch, width // patch))
-    spec = recipe.backbone | {"mask_token": False, "pos_embed": kind}
+    with torch.device("meta"):
+        grid = build_backbone(**recipe.backbone).grid
+    expected = recipe.backbone.get("pos_embed", "none")
+    kind = check_positions(released, expected, layout, name, grid)
+    spec = recipe.backbone | options_for(family_of(backbone), {"mask_token": False, "pos_embed": kind})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = Backbone(**spec)
+        encoder = build_backbone(**spec)
     report = fill(encoder, released)
-    heads = encoder.blocks[0].attn.num_heads  # type: ignore[union-attr]
-    show(f"{source.name}: the {chosen} as {name}, {backbone}, {heads} heads, positions: {spec['pos_embed']}")
+    looks = [f"{encoder.num_heads} heads"] if encoder.num_heads else []
+    looks += [f"positions: {kind}"] if "pos_embed" in spec else []
+    show(f"{source.name}: the {chosen} as {', '.join([name, backbone, *looks])}")
     for line in [*report.lines(), *(f"  note: {note}" for note in released.notes)]:
         show(line)
     if released.problems and not allow_partial:
@@ -177,7 +179,7 @@ def fill(encoder: Backbone, released: Released) -> Report:
         if name not in own:
             report.unexpected.append(name)
             continue
-        fitting = resize(name, value, own[name].shape, encoder.grid_size, encoder.resample)
+        fitting = encoder.fit_weight(name, value)
         if fitting.shape != own[name].shape:
             report.misshaped.append(name)
             continue
@@ -199,30 +201,6 @@ def fill(encoder: Backbone, released: Released) -> Report:
             f"{percent(report.tensors)} of its tensors match ({', '.join(counts)}); {', '.join(faults[:2])}"
         )
     return report
-
-
-def resize(name: str, value: Tensor, shape: torch.Size, grid: tuple[int, int], rule: str) -> Tensor:
-    """Positions of a square grid on another grid; anything else as it is.
-
-    Absolute ones follow the backbone's rule, relative ones BEiT's (``run_class_finetuning.py``).
-
-    Args:
-        name: Of the tensor.
-        value: As released: positions are (1, 1 + rows, D) or (rows + 3, heads).
-        shape: What the encoder has.
-        grid: The encoder's, rows and columns.
-        rule: Of the encoder's absolute positions (see ``resample_positions``).
-    """
-    if name not in ("pos_embed", RELATIVE) or value.ndim != len(shape) or value.shape[-1] != shape[-1]:
-        return value
-    prefix = 3 if name == RELATIVE else shape[1] - grid[0] * grid[1]
-    side = math.isqrt(max(0, value.shape[-2] - prefix))
-    if value.shape == shape or side == 0 or side**2 + prefix != value.shape[-2]:
-        return value
-    if name == RELATIVE:
-        with warnings.catch_warnings(action="ignore"):  # timm's, about its own indexing
-            return resize_rel_pos_bias_table(value, grid, tuple(shape))
-    return resample_positions(value, (side, side), grid, prefix, rule)
 
 
 def timm_state_dict(path: str | Path, backbone: str | None = None) -> dict[str, Tensor]:

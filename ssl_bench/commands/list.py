@@ -25,10 +25,9 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
 
         rows = {name: {"description": text} for name, text in DATASETS.items()}
     elif what == "backbones":
-        from ssl_bench.backbones.vit import SIZES
+        from ssl_bench.backbones import patterns
 
-        for name, (dim, depth, heads) in SIZES.items():
-            rows[f"{name}_patch{{P}}_{{IMAGE}}"] = {"width": dim, "blocks": depth, "heads": heads}
+        rows = patterns()
     elif what == "evaluations":
         from ssl_bench.config.protocol import load_evaluator
         from ssl_bench.utils.shipped import shipped

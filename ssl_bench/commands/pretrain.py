@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import seed_everything
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, code_version, load_encoder, save_encoder, save_weights
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
@@ -130,7 +130,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "method.pt", method)
-    save_encoder(target, encoder, getattr(encoder, "spec", recipe.backbone), recipe.method, about)
+    save_encoder(target, encoder, encoder.spec, recipe.method, about)
     (folder / "last.ckpt").unlink(missing_ok=True)
 
 
@@ -151,7 +151,7 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Method:
     seed_everything(recipe.seed, verbose=False)
     known = {"num_classes": len(classes), "class_names": tuple(classes)}
     wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
-    method = recipe.cls(Backbone(**recipe.backbone), **wanted, **recipe.settings)
+    method = recipe.cls(build_backbone(**recipe.backbone), **wanted, **recipe.settings)
     method.training_config, method.seed = recipe.training, recipe.seed
     return method
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import load
@@ -32,9 +32,9 @@ NEIGHBOURS = 5
 def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6, backbone: str | None = None) -> Path:
     """Draw the picture of an encoder: the Python form of ``ssl-bench show``.
 
-    Each row is an image: the crop the encoder sees; for a vision transformer the attention of the cls token to the
-    patches in the last block, head by head (DINO, figure 1); what the method can show of itself (reconstructions); and
-    the nearest other images by the cosine of the features that k-NN uses.
+    Each row is an image: the crop the encoder sees; the attention of the cls token, where there is one, to the patches
+    in the last block, head by head (DINO, figure 1); what the method can show of itself (reconstructions); and the
+    nearest other images by the cosine of the features that k-NN uses.
 
     Args:
         checkpoint: An encoder file. The method's own panels need ``method.pt`` beside it, as a run leaves it.
@@ -57,15 +57,15 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
     picked = torch.linspace(0, len(bank) - 1, min(count, len(bank))).long().unique()
     rows = bank[picked]
     columns: list[tuple[str, Tensor]] = [("image", rows.float() / 255)]
-    if isinstance(encoder, Backbone):
-        maps = attention_maps(encoder, eval_images(rows, encoder.image_size))
+    if getattr(encoder, "has_attention", False):
+        maps = encoder.attention(eval_images(rows, encoder.image_size))
         columns += [(f"attention, head {i + 1}", maps[:, i]) for i in range(min(HEADS, maps.shape[1]))]
     method = load_method(loaded, Path(checkpoint))
     if method is not None:
         torch.manual_seed(0)  # the masks
         with torch.no_grad():
             columns += list(method.show(rows.float() / 255).items())
-    pooling = encoder.poolings[1] if len(encoder.poolings) > 1 else encoder.poolings[0]
+    pooling = "mean" if "mean" in encoder.poolings else encoder.poolings[0]
     nearest = neighbours(encoder, bank, picked, pooling)
     columns += [(f"neighbour {k + 1}", bank[nearest[:, k]].float() / 255) for k in range(nearest.shape[1])]
     return write_atomic(out, draw(columns, f"{loaded.method}, {encoder.name}; neighbours by {pooling}", out.suffix[1:]))
@@ -97,33 +97,6 @@ def read_images(source: str, size: tuple[int, int]) -> Tensor:
     return torch.stack(crops)
 
 
-@torch.no_grad()
-def attention_maps(encoder: Backbone, images: Tensor) -> Tensor:
-    """Attention of the cls token to the patches in the last block.
-
-    Args:
-        encoder: The vision transformer.
-        images: (B, 3, H, W) float, normalised.
-
-    Returns:
-        (B, heads, rows, columns) float32; with the weights of cls and registers they sum to 1.
-    """
-    seen: list[Tensor] = []
-    attention: Any = encoder.blocks[-1].attn
-    handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        encoder(images)
-    finally:
-        handle.remove()
-    n = seen[0].shape[1]
-    q, k, _ = seen[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    logits = q[:, :, :1] @ k.transpose(-2, -1) * attention.scale  # (B, heads, 1, N)
-    if encoder.rel_pos_bias is not None:
-        logits = logits + encoder.rel_pos_bias()[None, :, :1]
-    weights = logits.float().softmax(dim=-1)[:, :, 0, encoder.num_prefix_tokens : n]
-    return weights.unflatten(2, encoder.grid_size)
-
-
 def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
     """The whole method behind an encoder file of a run, in eval mode; None when it can't be rebuilt from its files."""
     weights, recipe = checkpoint.with_name("method.pt"), loaded.about.get("recipe")
@@ -135,7 +108,9 @@ def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
         return None
     if cls.show is Method.show:
         return None
-    method = cls(Backbone(**recipe["backbone"]), **{k: v for k, v in recipe["settings"].items() if k not in FROM_DATA})
+    method = cls(
+        build_backbone(**recipe["backbone"]), **{k: v for k, v in recipe["settings"].items() if k not in FROM_DATA}
+    )
     for keyword, teacher in loaded.about["pretraining"]["teachers"].items():
         path = checkpoint.parent.parent / teacher["run"] / "encoder.pt"
         if not path.is_file():

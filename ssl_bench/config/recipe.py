@@ -15,7 +15,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.config.parsing import parse_values, read_yaml
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
@@ -34,7 +35,7 @@ class Recipe:
     Args:
         method: The name in tables: a registered name, or the class name of an external method.
         cls: The method's class.
-        backbone: ``{"name": ..., **Backbone keywords}``.
+        backbone: ``{"name": ..., **keywords of its family}``.
         data: Data set, as asked for.
         seed: Seed of the weights, the order, the views and the masks.
         training: Length, batch, optimiser and schedules.
@@ -122,7 +123,8 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
         origin: What to call the layers in an error.
 
     Raises:
-        UserError: An unknown key, a value of the wrong type, a backbone that can't be built.
+        UserError: An unknown key, a value of the wrong type, a backbone that can't be built or can't do what the method
+            needs.
     """
     name, cls = resolve_method(method)
     values: dict[str, tuple[Any, str]] = {}
@@ -134,13 +136,14 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     stated = str(values.pop("method", (name, ""))[0])
     if stated not in (name, method):
         raise UserError(f"the recipe is for method {stated!r}, not for {name!r}")
-    parser = recipe_parser(cls)
-    parsed = parse_values(parser, values)
-    if parsed["backbone"] is None:
-        raise UserError(f"method {name!r}: no backbone given; use --backbone, for example vit_small_patch16_224")
-    parse_name(parsed["backbone"])
+    if "backbone" not in values:
+        raise UserError(f"method {name!r}: no backbone given; use --backbone, for example {EXAMPLE}")
+    family = family_of(str(values["backbone"][0]))
+    parsed = parse_values(recipe_parser(cls, family), values)
     training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
-    backbone = {key: parsed[key] for key in _keywords(Backbone) if key != "name"}
+    settings = {key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)}
+    backbone = {"name": parsed["backbone"], **{key: parsed[key] for key in keywords(family)}}
+    check_needs(f"method {name!r}", family, backbone, cls.needed(settings))
     teachers = {}
     for keyword in cls.teachers:
         teacher, _, its_recipe = parsed[keyword].partition(":")
@@ -150,25 +153,28 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     return Recipe(
         method=name,
         cls=cls,
-        backbone={"name": parsed["backbone"], **backbone},
+        backbone=backbone,
         data=parsed["data"],
         seed=parsed["seed"],
         training=training,
-        settings={key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)},
+        settings=settings,
         teachers=teachers,
     )
 
 
-def recipe_parser(cls: type[Method]) -> ArgumentParser:
-    """A parser for the flat keys of a method's recipe; its help is the docstrings of the constructors."""
+def recipe_parser(cls: type[Method], family: type[Backbone]) -> ArgumentParser:
+    """A parser for the flat keys of a method's recipe with a backbone of a family; its help is their docstrings.
+
+    Of what the method asks of its backbone (``backbone_options``), the family's defaults are replaced by what it has.
+    """
     parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument("--backbone", type=str, default=None, help="vit_{micro,tiny,small,base,large}_patch{P}_{IMAGE}")
+    parser.add_argument("--backbone", type=str, default=None, help=f"for example {EXAMPLE}; `ssl-bench list backbones`")
     parser.add_argument("--data", type=str, default="shapes", help="data set")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order, views and masks")
     parser.add_class_arguments(Training)
     parser.add_class_arguments(cls, skip={"backbone", *FROM_DATA})
-    parser.add_class_arguments(Backbone, skip={"name"})
-    parser.set_defaults({**dataclasses.asdict(cls.defaults), **cls.backbone_options})
+    parser.add_class_arguments(family, skip={"name"})
+    parser.set_defaults({**dataclasses.asdict(cls.defaults), **options_for(family, cls.backbone_options)})
     return parser
 
 

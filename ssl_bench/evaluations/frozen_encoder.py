@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.backbones import positions
-from ssl_bench.backbones.pixels import Pixels
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
@@ -44,7 +44,7 @@ class FrozenEncoder:
     are held decoded are as good as extracted, and stay out of it.
 
     Args:
-        encoder: Backbone or Pixels.
+        encoder: A ``Backbone``, or whatever else has ``features``, ``poolings``, ``image_size``, ``mean`` and ``std``.
         poolings: Extracted together in the first pass, so that later evaluators find theirs.
         batch_size: Images a forward pass.
         workers: Processes that decode images that are not held decoded.
@@ -68,8 +68,9 @@ class FrozenEncoder:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
         self.encoder: Any = encoder.to(self.device).eval()
-        # Pixels have no matrix product that would gain from bf16.
-        self.precision = "32" if isinstance(encoder, Pixels) else best_precision()
+        # Without weights there is no matrix product that would gain from bf16.
+        self.weightless = isinstance(encoder, Backbone) and not encoder.can_train
+        self.precision = "32" if self.weightless else best_precision()
         self.asked, self.batch_size = tuple(poolings), batch_size
         self.workers = torch.get_num_threads() if workers is None else workers
         self.folder, self.cache = folder, cache
@@ -98,7 +99,7 @@ class FrozenEncoder:
         if any((images.fingerprint, p) not in self.kept for p in poolings):
             wanted = dict.fromkeys([*poolings, *(p for p in self.asked if p in self.poolings)])
             missing = [p for p in wanted if (images.fingerprint, p) not in self.kept]
-            cheap = isinstance(self.encoder, Pixels) and images.decoded is not None
+            cheap = self.weightless and images.decoded is not None
             found = self._extract(images, missing) if self.cache is None or cheap else self._cached(images, missing)
             self.kept |= {(images.fingerprint, p): rows for p, rows in found.items()}
         return {p: self.kept[images.fingerprint, p] for p in poolings}

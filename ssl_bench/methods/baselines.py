@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.views.view import View
@@ -26,7 +26,7 @@ class RawPixels(Untrained):
     @property
     def encoder(self) -> nn.Module:
         """Pixels at the backbone's image size."""
-        return Pixels(f"pixels_{self.backbone.image_size[0]}")
+        return build_backbone("pixels_{}x{}".format(*self.backbone.image_size))
 
 
 class Supervised(Method):

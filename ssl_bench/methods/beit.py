@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import block_masking, masked_mean
 from ssl_bench.nn.optimizers import Training
@@ -48,6 +48,7 @@ class BEiT(Method):
         weight_decay=0.05,
         clip_grad=3.0,
     )
+    needs = ("mask",)
     backbone_options = {
         "pos_embed": "none",
         "relative_positions": True,
@@ -74,7 +75,7 @@ class BEiT(Method):
         crop_min: float = 0.08,
     ) -> None:
         super().__init__(backbone)
-        rows, columns = backbone.grid_size
+        rows, columns = backbone.mask_grid
         self.n_masked = round(mask_ratio * rows * columns)
         if min_block > self.n_masked:
             raise UserError(
@@ -121,7 +122,7 @@ class BEiT(Method):
             jitter=(0.4, 0.4, 0.4, 0.0),
             jitter_p=1.0,
         )
-        rows, columns = self.backbone.grid_size
+        rows, columns = self.backbone.mask_grid
         plain = replace(crop, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="lanczos", same=True)
         return [crop, replace(plain, size=(rows * self.stride, columns * self.stride))]
 
@@ -136,7 +137,7 @@ class BEiT(Method):
     def masks(self, batch: int) -> Tensor:
         """(B, L) bool, blocks of masked patches (section 2.3, algorithm 1)."""
         wanted = torch.full((batch,), float(self.n_masked), device=self.device)
-        return block_masking(wanted, self.backbone.grid_size, self.min_block, partial(self.uniform, batch)).flatten(1)
+        return block_masking(wanted, self.backbone.mask_grid, self.min_block, partial(self.uniform, batch)).flatten(1)
 
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """What is masked, the image through its codes, and with the predicted codes in the masked places."""
@@ -145,7 +146,7 @@ class BEiT(Method):
         mask = self.masks(len(images))
         logits = self.lm_head(self.backbone(normalize(images, self.views[0]), mask=mask).patches)
         predicted = torch.where(mask, logits.argmax(dim=2), codes.flatten(1)).view_as(codes)
-        hidden = F.interpolate(mask.view(len(images), 1, *self.backbone.grid_size).float(), sides)
+        hidden = F.interpolate(mask.view(len(images), 1, *self.backbone.mask_grid).float(), sides)
         shown = {"masked": images * (1 - hidden) + 0.5 * hidden}
         if tokenizer.decoder is not None:  # DALL-E's released encoder comes without
             shown["codes"] = F.interpolate(tokenizer.decode(codes), sides)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import check_needs
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.centering import Center, temperature_at
 from ssl_bench.nn.ema import EMATeacher
@@ -58,6 +59,7 @@ class DINO(Method):
         clip_grad=3.0,
         clip_per_tensor=True,
     )
+    needs = ("multi_crop",)
     backbone_options = {"pos_embed": "learned", "init": "dino", "resample": "dino", "drop_path": 0.1}
 
     def __init__(
@@ -146,14 +148,16 @@ def multicrop(
     """Two global crops, augmented as in BYOL, and ``n_local`` small ones (section 3.1; ``main_dino.py``).
 
     Raises:
-        UserError: ``local_size`` isn't a multiple of the patch size.
+        UserError: ``local_size`` isn't a multiple of the patch size, or the backbone takes one image size alone.
 
     Example:
+        >>> from ssl_bench.backbones import build_backbone
         >>> from ssl_bench.views.view import describe
-        >>> describe(multicrop(Backbone("vit_micro_patch16_224"), 10, None, (0.4, 1), (0.05, 0.4), (0.1, 2)))
+        >>> describe(multicrop(build_backbone("vit_micro_patch16_224"), 10, None, (0.4, 1), (0.05, 0.4), (0.1, 2)))
         '2x224 + 10x96'
     """
-    (height, width), patch = backbone.image_size, backbone.patch_size
+    check_needs("multi-crop", type(backbone), backbone.spec, ["multi_crop"] if n_local else [])
+    (height, width), patch = backbone.image_size, backbone.cell
     if local_size is not None and (local_size < patch or local_size % patch):
         raise UserError(f"local_size is {local_size}; it must be a multiple of the patch size {patch}")
     share = (local_size or height * 96 / 224) / height

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.ema import ema_update
 from ssl_bench.nn.optimizers import Training
@@ -82,7 +82,7 @@ class DVAE(Method):
         self.likelihood, self.momentum, self.crop_min = likelihood, momentum, crop_min
         self.temperature, self.final_temperature = temperature, final_temperature
         self.temperature_epochs, self.kl_weight, self.kl_epochs = temperature_epochs, kl_weight, kl_epochs
-        self.size = (backbone.grid_size[0] * stride, backbone.grid_size[1] * stride)
+        self.size = (backbone.grid[0] * stride, backbone.grid[1] * stride)
         self.tokenizer = Tokenizer(
             codebook_size=codebook_size,
             width=width,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import block_masking, masked_mean
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
@@ -51,6 +51,7 @@ class EVA(Method):
         eps=1e-6,
         clip_grad=3.0,
     )
+    needs = ("mask",)
     backbone_options = {"pos_embed": "learned", "init": "beit", "drop_path": 0.1, "mask_token": True}
     deviations = (
         "the student's crop is normalised by ImageNet statistics, as every evaluation does; the teacher's by its own",
@@ -69,7 +70,7 @@ class EVA(Method):
     ) -> None:
         super().__init__(backbone)
         self.teacher_name, self.min_block, self.crop_min = teacher, min_block, crop_min
-        rows, columns = backbone.grid_size
+        rows, columns = backbone.mask_grid
         self.n_masked = round(mask_ratio * rows * columns)
         largest = min(self.n_masked, (rows - 1) * (columns - 1))
         if not 1 <= min_block <= largest:
@@ -82,7 +83,7 @@ class EVA(Method):
 
     def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
         """Take the teacher, and make the head that predicts its tokens."""
-        teacher = make_teacher(self.teacher_name, self.backbone.grid_size, network)
+        teacher = make_teacher(self.teacher_name, self.backbone.mask_grid, network)
         self._teacher = (teacher,)
         self.flags += teacher.flags
         self._make_head(teacher.dim)
@@ -119,7 +120,7 @@ class EVA(Method):
         batch = len(student_view)
         wanted = torch.full((batch,), float(self.n_masked), device=student_view.device)
         uniform = lambda n: self.uniform(batch, n)  # noqa: E731
-        mask = block_masking(wanted, self.backbone.grid_size, self.min_block, uniform).flatten(1)
+        mask = block_masking(wanted, self.backbone.mask_grid, self.min_block, uniform).flatten(1)
         target = self.teacher.patches(teacher_view)
         assert self.head is not None
         prediction = self.head(self.backbone(student_view, mask=mask).patches)

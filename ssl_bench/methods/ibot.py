@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.dino import DINO, dino_loss, multicrop
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.centering import Center, temperature_at
@@ -59,6 +59,7 @@ class IBOT(Method):
     paper = "Zhou et al. 2022, arXiv 2111.07832"
     category = "self-distillation"
     defaults = replace(DINO.defaults, epochs=800, batch_size=1024)  # the released ViT-S
+    needs = ("mask", "multi_crop")
     backbone_options = DINO.backbone_options | {"mask_token": True}
 
     def __init__(
@@ -99,8 +100,7 @@ class IBOT(Method):
         if not known or not all(0 <= v <= r <= 1 - v for r, v in zip(pred_ratio, pred_ratio_var, strict=True)):
             given = f"pred_ratio {list(pred_ratio)}, pred_ratio_var {list(pred_ratio_var)}"
             raise UserError(f"{given}: they need the same length, and every ratio +- var must lie in [0, 1]")
-        if backbone.mask_token is None:
-            raise UserError("mask_token is false; iBOT needs a backbone that has one")
+        assert backbone.mask_token is not None
         self.lambda1, self.lambda2, self.student_temperature = lambda1, lambda2, student_temperature
         self.warmup_teacher_temperature, self.warmup_teacher_epochs = warmup_teacher_temperature, warmup_teacher_epochs
         self.teacher_temperature, self.teacher_patch_temperature = teacher_temperature, teacher_patch_temperature
@@ -156,7 +156,7 @@ class IBOT(Method):
         def uniform(n: int) -> Tensor:
             return self.uniform(batch, 2, n).transpose(0, 1).flatten(0, 1)
 
-        grid = self.backbone.grid_size
+        grid = self.backbone.mask_grid
         which, place = uniform(2).unbind(1)
         table = torch.tensor([self.pred_ratio, self.pred_ratio_var], dtype=torch.float64, device=which.device)
         ratio, var = table[:, (which * len(self.pred_ratio)).long()]

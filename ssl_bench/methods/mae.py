@@ -9,9 +9,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.positions import sincos_position_embedding
-from ssl_bench.backbones.vit import Backbone
 from ssl_bench.methods.method import Method
+from ssl_bench.nn.attention import fused_attention
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.views.evaluation import denormalize, normalize
@@ -38,6 +39,7 @@ class MAE(Method):
     defaults = Training(  # table 8, 800 epochs
         epochs=800, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.05, betas=(0.9, 0.95)
     )
+    needs = ("keep", "cls")
     backbone_options = {"pos_embed": "sincos_xy", "init": "mae"}
 
     def __init__(
@@ -53,10 +55,10 @@ class MAE(Method):
     ) -> None:
         super().__init__(backbone)
         self.mask_ratio, self.norm_pix, self.crop_min = mask_ratio, norm_pix, crop_min
-        self.patch_size = backbone.patch_size
+        self.patch_size = backbone.cell
         self.decoder_embed = nn.Linear(backbone.embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        table = sincos_position_embedding(decoder_dim, backbone.grid_size, first="x")
+        table = sincos_position_embedding(decoder_dim, backbone.mask_grid, first="x")
         self.decoder_pos_embed = nn.Parameter(table[None], requires_grad=False)
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_blocks = nn.Sequential(
@@ -83,7 +85,7 @@ class MAE(Method):
 
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mask, encode, decode: (B, 3, H, W) -> predicted patches (B, L, p * p * 3) and the mask (B, L)."""
-        n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
+        n_patches = self.backbone.mask_grid[0] * self.backbone.mask_grid[1]
         ids_keep, ids_restore, mask = random_masking(self.uniform(len(images), n_patches), self.mask_ratio)
         tokens = self.backbone(images, keep=ids_keep)
         return self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_restore), mask
@@ -104,7 +106,7 @@ class MAE(Method):
         patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[-1]))  # unshuffle
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            block.attn.fused_attn = self.backbone.blocks[0].attn.fused_attn  # type: ignore[union-attr]
+            block.attn.fused_attn = fused_attention(x)  # type: ignore[union-attr]
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 
@@ -115,8 +117,8 @@ class MAE(Method):
         if self.norm_pix:
             target = patchify(x, self.patch_size)
             prediction = prediction * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
-        hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.grid_size)
-        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.grid_size), self.views[0])
+        hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.mask_grid)
+        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.mask_grid), self.views[0])
         return {"masked": images * (1 - hidden) + 0.5 * hidden, "predicted": torch.lerp(images, predicted, hidden)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,7 +10,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import check_needs
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.utils.distributed import process
 from ssl_bench.views.make import make_views
@@ -32,7 +34,9 @@ class Method(LightningModule):
         paper: Citation, with the arXiv number.
         category: contrastive | self-distillation | reconstruction | token prediction | feature regression.
         defaults: The paper's ImageNet training; a recipe overrides single values.
-        backbone_options: What the paper's backbone needs (``Backbone`` keywords).
+        needs: What it asks of a backbone: keys of ``backbones.backbone.ABILITIES``; ``multi_crop`` only where the
+            keyword ``n_local`` isn't 0.
+        backbone_options: The paper's backbone: options of a family, which others take as far as they have them.
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
@@ -47,6 +51,7 @@ class Method(LightningModule):
     paper: ClassVar[str]
     category: ClassVar[str]
     defaults: ClassVar[Training] = Training()
+    needs: ClassVar[tuple[str, ...]] = ()
     backbone_options: ClassVar[dict[str, Any]] = {}
     deviations: ClassVar[tuple[str, ...]] = ()
     uses_labels: ClassVar[bool] = False
@@ -55,6 +60,8 @@ class Method(LightningModule):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
+        needs = self.needed({"n_local": 0})  # local crops are checked where they are made
+        check_needs(type(self).__name__, type(backbone), backbone.spec, needs)
         self.backbone = backbone
         self.training_config = self.defaults
         self.seed = 0
@@ -65,6 +72,12 @@ class Method(LightningModule):
         self.flags: list[str] = ["labels"] if self.uses_labels else []  # what a reader must know to compare fairly
         self._step: int | None = None
         self._draws = 0
+
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """``needs`` with these values of the constructor's keywords; of whatever trains, weights as well."""
+        needs = [need for need in cls.needs if need != "multi_crop" or settings.get("n_local", 1)]
+        return (*(["train"] if cls.trains else []), *needs)
 
     # What an author writes ------------------------------------------------------------------------------------------
 

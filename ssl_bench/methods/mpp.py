@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.mae import patchify, unpatchify
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
@@ -43,6 +43,7 @@ class MPP(Method):
             epochs=320, batch_size=4096, base_lr=1.25e-5, warmup_epochs=32, weight_decay=0.1, clip_grad=1.0
         )
     )
+    needs = ("mask", "swap")
     backbone_options = {"pos_embed": "learned", "init": "timm", "mask_token": True}
     deviations = (
         "the augmentation, weight decay (0.1) and gradient clipping (1) are ours, the paper does not state them",
@@ -59,7 +60,7 @@ class MPP(Method):
         crop_min: float = 0.2,
     ) -> None:
         super().__init__(backbone)
-        patch = backbone.patch_size
+        patch = backbone.cell
         if target == "color_grid" and patch % CELLS[target]:
             raise UserError(
                 f"target color_grid cuts a patch into 4 x 4 cells, which patches of {patch} pixels don't allow"
@@ -84,9 +85,9 @@ class MPP(Method):
         prediction = self.head(patches.gather(1, at.expand(-1, -1, patches.shape[-1]))).float()
         pixels = denormalize(images.float(), self.views[0])
         if self.target == "pixels":
-            target = patchify(pixels, self.backbone.patch_size)
+            target = patchify(pixels, self.backbone.cell)
             return {"loss": F.mse_loss(prediction, target.gather(1, at.expand_as(prediction)))}
-        classes = color_classes(pixels, self.backbone.patch_size, CELLS[self.target])
+        classes = color_classes(pixels, self.backbone.cell, CELLS[self.target])
         classes = classes.gather(1, at.expand(-1, -1, classes.shape[-1])).flatten()
         logits = prediction.view(-1, 512)
         accuracy = (logits.detach().argmax(dim=1) == classes).float().mean()
@@ -94,14 +95,14 @@ class MPP(Method):
 
     def corruption(self, batch: int) -> Corruption:
         """A draw for each image."""
-        n_patches = self.backbone.grid_size[0] * self.backbone.grid_size[1]
+        n_patches = self.backbone.mask_grid[0] * self.backbone.mask_grid[1]
         noise, kind, other = self.uniform(batch, n_patches, 3).unbind(-1)
         return corrupt(noise, kind, other, self.mask_ratio, self.mask_share, self.swap_share)
 
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """The predicted colours in the corrupted patches, and what stood there: mask tokens in grey, other patches."""
         chosen, mask, swap = self.corruption(len(images))
-        grid, patch = self.backbone.grid_size, self.backbone.patch_size
+        grid, patch = self.backbone.mask_grid, self.backbone.cell
         output = self.head(self.backbone(normalize(images, self.views[0]), mask=mask, swap=swap).patches).float()
         if self.target == "pixels":
             predicted = unpatchify(output, patch, grid)

@@ -14,8 +14,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.backbones.backbone import Tokens
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones.backbone import Backbone, Tokens
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.utils.errors import RunError, UserError, unknown
@@ -108,30 +108,20 @@ class CLIPTower(nn.Module):
     """The image tower of the suite's CLIP: features before its projection, tokens after it.
 
     Args:
-        backbone: The vision transformer.
+        backbone: The encoder.
         projection: Into the joint space, without bias.
     """
 
     def __init__(self, backbone: Backbone, projection: nn.Linear) -> None:
         super().__init__()
         self.backbone, self.projection = backbone, projection
-        self.name, self.image_size, self.patch_size = f"clip_{backbone.name}", backbone.image_size, backbone.patch_size
-        self.poolings = backbone.poolings
+        self.name, self.image_size = f"clip_{backbone.name}", backbone.image_size
+        self.poolings, self.mean, self.std = backbone.poolings, backbone.mean, backbone.std
 
     @property
     def spec(self) -> dict[str, Any]:
         """What ``build_clip_tower`` makes a tower of this shape from."""
-        backbone: Any = self.backbone
-        block = backbone.blocks[0]
-        return {
-            "name": self.name,
-            "out_dim": self.projection.out_features,
-            "num_heads": block.attn.num_heads,
-            "pos_embed": "none" if backbone.pos_embed is None else "learned",  # a fixed table loads into a learned one
-            "relative_positions": backbone.rel_pos_bias is not None,
-            "layer_scale": None if isinstance(block.ls1, nn.Identity) else 1.0,
-            "registers": backbone.num_reg_tokens,
-        }
+        return {**self.backbone.spec, "name": self.name, "out_dim": self.projection.out_features}
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L, out_dim): patch tokens through the final norm and the projection, as EVA uses CLIP."""
@@ -143,8 +133,8 @@ class CLIPTower(nn.Module):
 
 
 def build_clip_tower(name: str, out_dim: int, **backbone_options: Any) -> CLIPTower:
-    """The tower that an encoder file describes: ``clip_BACKBONE``, its joint space, and ``Backbone`` keywords."""
-    backbone = Backbone(name.removeprefix("clip_"), **backbone_options)
+    """The tower that an encoder file describes: ``clip_BACKBONE``, its joint space, and the backbone's options."""
+    backbone = build_backbone(name.removeprefix("clip_"), **backbone_options)
     return CLIPTower(backbone, nn.Linear(backbone.embed_dim, out_dim, bias=False))
 
 
@@ -220,13 +210,14 @@ def _of_timm(model: nn.Module, grid: tuple[int, int], name: str) -> Teacher:
 
 
 def _of_encoder(encoder: nn.Module, grid: tuple[int, int], *, name: str, **about: Any) -> Teacher:
-    """Teacher of an encoder of ours; its images are normalised as all of ours are."""
+    """Teacher of an encoder of ours."""
     backbone = encoder.backbone if isinstance(encoder, CLIPTower) else encoder
-    if not isinstance(backbone, Backbone):
-        raise UserError(f"teacher {name!r} is a {type(encoder).__name__}; it must be a vision transformer")
-    if backbone.rel_pos_bias is not None and backbone.grid_size != grid:
-        own = " x ".join(map(str, backbone.grid_size))
+    if not isinstance(backbone, Backbone) or not backbone.can_train:
+        raise UserError(f"teacher {name!r} is a {type(encoder).__name__}; it must be a backbone")
+    if not backbone.multi_crop and backbone.grid != grid:
+        own = " x ".join(map(str, backbone.grid))
         raise UserError(
-            f"teacher {name!r} has relative positions for {own} patches, not the student's {grid[0]} x {grid[1]}"
+            f"teacher {name!r} takes one image size, of {own} patches, not the student's {grid[0]} x {grid[1]}"
         )
-    return Teacher(encoder, grid, patch_size=backbone.patch_size, name=name, **about)
+    about |= {"mean": backbone.mean, "std": backbone.std}
+    return Teacher(encoder, grid, patch_size=backbone.stages[-1].stride, name=name, **about)

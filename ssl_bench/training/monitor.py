@@ -57,7 +57,7 @@ class Monitor(Callback):
                 pixels = torch.stack([resize_crop(images.images[i], size) for i in range(len(images))])
             batch = eval_images(pixels.to(method.device), size)
             with autocast(method.device, method.trainer.precision):
-                features.append(encoder.features(batch, encoder.poolings[1:2])[encoder.poolings[1]])
+                features.append(encoder.features(batch, ["mean"])["mean"])
         encoder.train(training)
         bank, queries = features
         nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(min(20, len(bank)), dim=1)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods import METHODS
 
 ONE = [0.841471, 0.01, 0.540302, 0.99995]
@@ -59,7 +59,7 @@ def test_learned_tables_are_interpolated_by_either_rule(rule: str, expected: lis
 
 @pytest.mark.parametrize("kind", ["sincos_xy", "sincos_yx"])
 def test_fixed_tables_are_computed_for_the_new_grid(kind: str) -> None:
-    small, large = (Backbone(f"vit_nano_patch4_{size}", pos_embed=kind) for size in (16, 24))  # type: ignore[arg-type]
+    small, large = (ViT(f"vit_nano_patch4_{size}", pos_embed=kind) for size in (16, 24))  # type: ignore[arg-type]
     large.load_state_dict(small.state_dict() | {"pos_embed": large.pos_embed})
     x = torch.randn(2, 3, 24, 24)
     torch.testing.assert_close(small(x).patches, large(x).patches)
@@ -72,13 +72,13 @@ def test_fixed_tables_are_computed_for_the_new_grid(kind: str) -> None:
 
 def test_each_method_has_its_own_rule() -> None:
     """Of learned tables that of DINO and iBOT is DINO's, all others are interpolated to the size."""
-    rules = {name: Backbone("vit_nano_patch4_16", **cls.backbone_options).resample for name, cls in METHODS.items()}
+    rules = {name: ViT("vit_nano_patch4_16", **cls.backbone_options).resample for name, cls in METHODS.items()}
     assert {name for name, rule in rules.items() if rule == "dino"} == {"dino", "ibot"}
     assert rules["mae"] == "sincos_xy" and rules["moco_v3"] == "sincos_yx" and rules["eva"] == "size"
 
 
 def test_local_crops_of_dino_differ_from_the_size_rule() -> None:
-    backbone = Backbone("vit_nano_patch4_16", pos_embed="learned", init="dino", resample="dino").eval()
+    backbone = ViT("vit_nano_patch4_16", pos_embed="learned", init="dino", resample="dino").eval()
     x = torch.randn(1, 3, 8, 8)
     assert backbone.pos_embed is not None
     cells = backbone.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import Backbone, parse_name
+from ssl_bench.backbones.vit import ViT, parse_name
 from ssl_bench.checkpoints.encoder_file import build_encoder
 from ssl_bench.utils.errors import UserError
 
@@ -21,7 +21,7 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"])
 def test_weights_load_into_timm_and_give_its_tokens(name: str) -> None:
-    ours = Backbone(name).eval()
+    ours = ViT(name).eval()
     theirs = timm.create_model(name, pretrained=False, num_classes=0).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     x = torch.randn(1, 3, 224, 224)
@@ -30,12 +30,12 @@ def test_weights_load_into_timm_and_give_its_tokens(name: str) -> None:
     torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), expected, rtol=0, atol=1e-5)
 
 
-def test_keep_all_in_order_changes_nothing(nano: Backbone, images: torch.Tensor) -> None:
+def test_keep_all_in_order_changes_nothing(nano: ViT, images: torch.Tensor) -> None:
     keep = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(nano(images, keep=keep), nano(images))
 
 
-def test_dropped_patches_have_no_influence(nano: Backbone, images: torch.Tensor) -> None:
+def test_dropped_patches_have_no_influence(nano: ViT, images: torch.Tensor) -> None:
     keep = torch.tensor([[0, 5, 9]]).expand(2, -1)
     changed = images.clone()
     changed[:, :, 12:, 12:] = 9.0  # the last patch, which is not kept
@@ -44,7 +44,7 @@ def test_dropped_patches_have_no_influence(nano: Backbone, images: torch.Tensor)
 
 
 def test_masked_patches_are_replaced_and_the_mask_token_learns(images: torch.Tensor) -> None:
-    backbone = Backbone(NANO, mask_token=True)
+    backbone = ViT(NANO, mask_token=True)
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, -1] = True
     changed = images.clone()
@@ -55,7 +55,7 @@ def test_masked_patches_are_replaced_and_the_mask_token_learns(images: torch.Ten
     assert backbone.mask_token.grad.abs().sum() > 0
 
 
-def test_poolings_come_from_one_forward(nano: Backbone, images: torch.Tensor) -> None:
+def test_poolings_come_from_one_forward(nano: ViT, images: torch.Tensor) -> None:
     tokens, calls = nano(images), 0
 
     def count(*_: object) -> None:
@@ -73,24 +73,24 @@ def test_poolings_come_from_one_forward(nano: Backbone, images: torch.Tensor) ->
     torch.testing.assert_close(pooled["last4"][:, 24:], tokens.cls)
 
 
-def test_other_sizes_interpolate_positions(nano: Backbone) -> None:
+def test_other_sizes_interpolate_positions(nano: ViT) -> None:
     assert nano(torch.randn(2, 3, 8, 8)).patches.shape == (2, 4, 24)
     assert nano(torch.randn(2, 3, 24, 16)).patches.shape == (2, 24, 24)
 
 
 def test_grid_that_is_not_square() -> None:
-    backbone = Backbone("vit_nano_patch4_16x32")
-    assert backbone.grid_size == (4, 8)
+    backbone = ViT("vit_nano_patch4_16x32")
+    assert backbone.grid == (4, 8)
     assert backbone(torch.randn(2, 3, 16, 32)).patches.shape == (2, 32, 24)
 
 
 def test_registers_are_in_neither_cls_nor_patches() -> None:
-    backbone = Backbone(NANO, registers=3, layer_scale=1e-5)
+    backbone = ViT(NANO, registers=3, layer_scale=1e-5)
     tokens = backbone(torch.randn(2, 3, 16, 16))
     assert tokens.patches.shape == (2, 16, 24) and tokens.cls.shape == (2, 24)
 
 
-def test_attention_of_both_kinds_agrees(nano: Backbone, images: torch.Tensor) -> None:
+def test_attention_of_both_kinds_agrees(nano: ViT, images: torch.Tensor) -> None:
     """In bf16 on a CPU plain products replace fused attention; the result must be the same up to bf16's precision."""
     exact = nano(images).cls
     assert nano.blocks[0].attn.fused_attn
@@ -101,21 +101,21 @@ def test_attention_of_both_kinds_agrees(nano: Backbone, images: torch.Tensor) ->
 
 
 def test_initial_weights_have_the_papers_bounds() -> None:
-    moco = Backbone("vit_small_patch16_224", init="moco_v3", pos_embed="sincos_yx")
+    moco = ViT("vit_small_patch16_224", init="moco_v3", pos_embed="sincos_yx")
     block = moco.blocks[0]
     assert block.attn.qkv.weight.abs().max().item() == pytest.approx(0.0883883, rel=1e-3)
     assert block.mlp.fc1.weight.abs().max().item() == pytest.approx(0.0559017, rel=1e-3)
     assert moco.patch_embed.proj.weight.abs().max().item() == pytest.approx(0.0721688, rel=1e-3)
     assert moco.patch_embed.proj.bias.abs().max().item() == 0
-    mae = Backbone("vit_base_patch16_224", init="mae")
+    mae = ViT("vit_base_patch16_224", init="mae")
     assert mae.blocks[0].attn.qkv.weight.abs().max().item() == pytest.approx(0.0441942, rel=1e-3)
     assert mae.patch_embed.proj.weight.abs().max().item() == pytest.approx(0.0625, rel=1e-3)
     assert 0 < mae.patch_embed.proj.bias.abs().max().item() <= 1 / 768**0.5 + 1e-7
 
 
 def test_fixed_positions_are_frozen_and_learned_ones_not() -> None:
-    assert not Backbone(NANO).pos_embed.requires_grad
-    assert Backbone(NANO, pos_embed="learned").pos_embed.requires_grad
+    assert not ViT(NANO).pos_embed.requires_grad
+    assert ViT(NANO, pos_embed="learned").pos_embed.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_wrong_names_say_what_is_valid(name: str, words: list[str]) -> None:
 
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(UserError, match="num_heads 5"):
-        Backbone(NANO, num_heads=5)
+        ViT(NANO, num_heads=5)
 
 
 def test_pixels_are_an_encoder_without_weights() -> None:
@@ -146,7 +146,7 @@ def test_pixels_are_an_encoder_without_weights() -> None:
     assert Pixels("pixels_64").features(torch.randn(1, 3, 64, 64), ["pixels"])["pixels"].shape == (1, 3 * 32 * 32)
 
 
-def test_swapped_patches_take_the_embedding_but_not_the_position(nano: Backbone, images: torch.Tensor) -> None:
+def test_swapped_patches_take_the_embedding_but_not_the_position(nano: ViT, images: torch.Tensor) -> None:
     swap = torch.arange(16).repeat(2, 1)
     swap[:, 0] = 7
     changed = images.clone()
@@ -162,7 +162,7 @@ def test_swapped_patches_take_the_embedding_but_not_the_position(nano: Backbone,
     ],
 )
 def test_relative_position_index_is_beits(grid: tuple[int, int], row: list[int], corner: int, length: int) -> None:
-    backbone = Backbone(f"vit_nano_patch4_{4 * grid[0]}x{4 * grid[1]}", relative_positions=True, pos_embed="none")
+    backbone = ViT(f"vit_nano_patch4_{4 * grid[0]}x{4 * grid[1]}", relative_positions=True, pos_embed="none")
     index = backbone.rel_pos_bias.relative_position_index
     assert index[0].tolist() == row and index[0, 0] == corner
     assert backbone.rel_pos_bias.relative_position_bias_table.shape == (length, 2)
@@ -173,7 +173,7 @@ def test_relative_position_index_is_beits(grid: tuple[int, int], row: list[int],
 
 
 def test_relative_position_index_at_14_x_14() -> None:
-    backbone = Backbone("vit_nano_patch16_224", relative_positions=True, pos_embed="none")
+    backbone = ViT("vit_nano_patch16_224", relative_positions=True, pos_embed="none")
     index = backbone.rel_pos_bias.relative_position_index
     assert [index[1, 1], index[1, 196], index[196, 1]] == [364, 0, 728]
     assert [index[0, 1], index[1, 0], index[0, 0]] == [729, 730, 731]
@@ -208,7 +208,7 @@ def test_attention_with_a_bias_gives_beits_numbers(fused: bool) -> None:
 
 
 def test_relative_positions_learn_and_move_every_token(images: torch.Tensor) -> None:
-    backbone = Backbone(NANO, relative_positions=True, pos_embed="none", init="beit", layer_scale=0.1)
+    backbone = ViT(NANO, relative_positions=True, pos_embed="none", init="beit", layer_scale=0.1)
     before = backbone(images).patches
     backbone(images).patches.sum().backward()
     table = backbone.rel_pos_bias.relative_position_bias_table
@@ -220,7 +220,7 @@ def test_relative_positions_learn_and_move_every_token(images: torch.Tensor) -> 
 
 
 def test_beit_initial_weights() -> None:
-    vit = Backbone("vit_base_patch16_224", init="beit", mask_token=True, pos_embed="learned", layer_scale=0.1)
+    vit = ViT("vit_base_patch16_224", init="beit", mask_token=True, pos_embed="learned", layer_scale=0.1)
     assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.0108, rel=0.01)
     assert vit.blocks[0].attn.proj.weight.std().item() == pytest.approx(0.00763, rel=0.01)
     assert vit.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.00539, rel=0.01)
@@ -230,7 +230,7 @@ def test_beit_initial_weights() -> None:
 
 
 def test_dino_initial_weights() -> None:
-    vit = Backbone("vit_small_patch16_224", init="dino", pos_embed="learned")
+    vit = ViT("vit_small_patch16_224", init="dino", pos_embed="learned")
     assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.01)
     assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
     assert vit.cls_token.std().item() == pytest.approx(0.02, rel=0.2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder, save_encoder
 from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.utils.errors import UserError
@@ -17,7 +17,7 @@ from ssl_bench.utils.errors import UserError
 NANO = {"name": "vit_nano_patch4_16"}
 
 
-def test_round_trip(nano: Backbone, tmp_path: Path) -> None:
+def test_round_trip(nano: ViT, tmp_path: Path) -> None:
     save_encoder(tmp_path / "e.pt", nano, NANO, "mae", {"flags": []})
     loaded = load_encoder(tmp_path / "e.pt")
     x = torch.randn(2, 3, 16, 16)
@@ -27,7 +27,7 @@ def test_round_trip(nano: Backbone, tmp_path: Path) -> None:
 
 
 def test_mask_token_stays_behind(tmp_path: Path) -> None:
-    backbone = Backbone("vit_nano_patch4_16", mask_token=True)
+    backbone = ViT("vit_nano_patch4_16", mask_token=True)
     save_encoder(tmp_path / "e.pt", backbone, {**NANO, "mask_token": True}, "m", {})
     assert "mask_token" not in torch.load(tmp_path / "e.pt", weights_only=True)["state_dict"]
     assert load_encoder(tmp_path / "e.pt").encoder.mask_token is None
@@ -38,14 +38,14 @@ def test_pixels_round_trip(tmp_path: Path) -> None:
     assert load_encoder(tmp_path / "e.pt").encoder.image_size == (16, 16)
 
 
-def test_plain_timm_weights_need_the_backbone(nano: Backbone, tmp_path: Path) -> None:
+def test_plain_timm_weights_need_the_backbone(nano: ViT, tmp_path: Path) -> None:
     torch.save({"model": nano.state_dict()}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="--backbone"):
         load_encoder(tmp_path / "w.pth")
     assert load_encoder(tmp_path / "w.pth", "vit_nano_patch4_16").method == "w"
 
 
-def test_weights_of_another_backbone_are_refused(nano: Backbone, tmp_path: Path) -> None:
+def test_weights_of_another_backbone_are_refused(nano: ViT, tmp_path: Path) -> None:
     torch.save(nano.state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"does not fit vit_nano_patch8_32.*% of its tensors match.*instead of"):
         load_encoder(tmp_path / "w.pth", "vit_nano_patch8_32")

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench import cli
-from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.backbones.vit import SIZES, ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder, save_encoder
 from ssl_bench.checkpoints.official import branches
 from ssl_bench.commands.convert import convert, timm_state_dict
@@ -224,7 +224,7 @@ def test_out_again_into_plain_timm(name: str, tmp_path: Path) -> None:
 
 def test_a_pre_trained_k_bias_is_a_no_op_in_timm(tmp_path: Path) -> None:
     spec = {"name": NANO, "pos_embed": "none", "relative_positions": True, "layer_scale": 0.1}
-    ours = randomise(Backbone(**spec), 0)
+    ours = randomise(ViT(**spec), 0)
     save_encoder(tmp_path / "e.pt", ours, spec, "beit", {})
     net = beit(1, **BEIT)
     net.load_state_dict(timm_state_dict(tmp_path / "e.pt"), strict=True)
@@ -358,7 +358,7 @@ def test_positions_are_resized(tmp_path: Path) -> None:
     assert "resized       1  pos_embed" in report
     loaded = load_encoder(out)
     assert loaded.about["deviations"] == ["pos_embed resized from (1, 65, 24) to (1, 17, 24)"]
-    large = Backbone("vit_nano_patch4_32", pos_embed="learned", init="timm", resample="dino").eval()
+    large = ViT("vit_nano_patch4_32", pos_embed="learned", init="timm", resample="dino").eval()
     large.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(loaded.encoder(x), large(x))  # as when small images are given to the large network

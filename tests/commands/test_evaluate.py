@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.commands.evaluate import run_evaluations
 from ssl_bench.config.protocol import load_evaluator
@@ -67,7 +67,7 @@ def test_numbers_that_yaml_takes_for_text(here: Path) -> None:
 
 
 def test_a_row_that_another_process_writes_meanwhile_is_not_measured_again(
-    here: Path, nano: Backbone, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch
+    here: Path, nano: ViT, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, evaluator = Checkpoint(nano, "m", {}, "c" * 64), {"knn": load_evaluator("knn")}
     (row,) = run_evaluations(encoder, evaluator, tiny_data, here, None)
@@ -95,7 +95,7 @@ def test_a_row_that_another_process_writes_meanwhile_is_not_measured_again(
 
 
 def test_the_folder_of_a_row_is_held_while_it_is_made(
-    here: Path, nano: Backbone, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch
+    here: Path, nano: ViT, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
     measure = KNN.run
@@ -112,7 +112,7 @@ def test_the_folder_of_a_row_is_held_while_it_is_made(
 
 
 def test_without_a_folder_for_runs_numbers_are_measured_all_the_same(
-    here: Path, nano: Backbone, tiny_data: Splits, capsys: pytest.CaptureFixture[str]
+    here: Path, nano: ViT, tiny_data: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder, evaluator = Checkpoint(nano, "m", {}, "c" * 64), {"knn": load_evaluator("knn")}
     (row,) = run_evaluations(encoder, evaluator, tiny_data, here / "with", None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.cli import make_parser
 from ssl_bench.commands import reproduce as module
 from ssl_bench.commands.pretrain import build
@@ -57,7 +57,7 @@ def plan_of(name: str, **options: Any) -> str:
 
 @pytest.mark.parametrize(("name", "side"), [("vit_nano_patch4_16", 1.0), ("vit_micro_patch8_32", 0.5)])
 def test_forward_flops_against_torch(name: str, side: float) -> None:
-    backbone = Backbone(name)
+    backbone = ViT(name)
     height = round(backbone.image_size[0] * side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone(torch.zeros(2, 3, height, height))
@@ -65,7 +65,7 @@ def test_forward_flops_against_torch(name: str, side: float) -> None:
 
 
 def test_forward_flops_of_kept_patches_against_torch() -> None:
-    backbone = Backbone("vit_micro_patch8_32")
+    backbone = ViT("vit_micro_patch8_32")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone(torch.zeros(2, 3, 32, 32), keep=torch.arange(4).expand(2, 4))
     assert encoder_flops("vit_micro_patch8_32", kept=0.25) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from test_pretrain import recipe
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.pretrain import run
-from ssl_bench.commands.show import attention_maps, load_method, neighbours, read_images, show
+from ssl_bench.commands.show import load_method, neighbours, read_images, show
 from ssl_bench.data.datasets import Splits
 from ssl_bench.utils.errors import UserError
 
@@ -32,7 +32,7 @@ def folder(tiny_data: Splits, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("options", [{}, {"relative_positions": True, "pos_embed": "none"}, {"registers": 2}])
 def test_attention_is_what_the_block_multiplies_the_values_with(options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    vit = Backbone(NANO, **options).eval()  # type: ignore[arg-type]
+    vit = ViT(NANO, **options).eval()  # type: ignore[arg-type]
     if vit.rel_pos_bias is not None:
         torch.nn.init.normal_(vit.rel_pos_bias.relative_position_bias_table)
     images = torch.randn(2, 3, 16, 16)
@@ -42,7 +42,7 @@ def test_attention_is_what_the_block_multiplies_the_values_with(options: dict[st
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # the path without fused attention
         vit(images)
     expected = seen[0][:, :, 0, vit.num_prefix_tokens :].float().unflatten(2, (4, 4))
-    maps = attention_maps(vit, images)
+    maps = vit.attention(images)
     assert maps.shape == (2, 2, 4, 4)
     torch.testing.assert_close(maps, expected, atol=2e-2, rtol=0)
 
@@ -77,7 +77,7 @@ def test_mae_predicts_what_it_says(tiny_data: Splits, folder: Path) -> None:
     from ssl_bench.views.evaluation import normalize
 
     torch.manual_seed(0)
-    method = MAE(Backbone(NANO), decoder_dim=16, decoder_depth=1, decoder_heads=2)
+    method = MAE(ViT(NANO), decoder_dim=16, decoder_depth=1, decoder_heads=2)
     images = torch.rand(3, 3, 16, 16)
     patches = patchify(normalize(images, method.views[0]), 4)
     exact = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
@@ -87,7 +87,7 @@ def test_mae_predicts_what_it_says(tiny_data: Splits, folder: Path) -> None:
 
 def test_neighbours_are_the_nearest_others() -> None:
     torch.manual_seed(0)
-    vit = Backbone(NANO).eval()
+    vit = ViT(NANO).eval()
     bank = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
     bank[4] = bank[1]
     nearest = neighbours(vit, bank, torch.tensor([1, 4]), "mean")

@@ -18,7 +18,7 @@ from tiny import NANO, blobs
 from torch import Tensor
 
 from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.backbones.vit import SIZES, ViT
 from ssl_bench.data.datasets import ImageSet, hold_out, load
 from ssl_bench.evaluations import frozen_encoder as features_module
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
@@ -29,7 +29,7 @@ POOLINGS = ("cls", "mean")
 SPAWN = multiprocessing.get_context("spawn")
 
 
-class Counting(Backbone):
+class Counting(ViT):
     """Counts the images that go through it, and stops at one of its calls as if it were killed."""
 
     seen = calls = 0
@@ -285,7 +285,7 @@ def test_one_of_several_processes_that_cannot_write_stops(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_is_gone_is_one_line(tmp_path: Path, nano: Backbone, workers: int) -> None:
+def test_an_image_that_is_gone_is_one_line(tmp_path: Path, nano: ViT, workers: int) -> None:
     for split in ("train", "test"):
         for name in "ab":
             (tmp_path / "set" / split / name).mkdir(parents=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.beit import BEiT, masked_prediction
 from ssl_bench.teachers.dalle import Tokenizer
 from ssl_bench.utils.errors import UserError
@@ -26,7 +26,7 @@ def make(name: str = "vit_nano_patch4_16", **changes: object) -> BEiT:
     torch.manual_seed(1)
     options = BEiT.backbone_options | {"drop_path": 0.0}
     keywords = {"codebook_size": 16, "stride": 2, "min_block": 2, "mask_ratio": 0.4} | changes
-    return BEiT(Backbone(name, **options), **keywords)  # type: ignore[arg-type]
+    return BEiT(ViT(name, **options), **keywords)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_pixels_of_masked_patches_do_not_matter(beit: BEiT, monkeypatch: pytest.
 
 
 def test_75_of_196_patches_are_wanted_on_the_papers_grid() -> None:
-    assert BEiT(Backbone("vit_nano_patch16_224", mask_token=True), codebook_size=16).n_masked == 75
+    assert BEiT(ViT("vit_nano_patch16_224", mask_token=True), codebook_size=16).n_masked == 75
     small = make("vit_nano_patch4_16x24", mask_ratio=0.4)
     assert small.n_masked == 10
 

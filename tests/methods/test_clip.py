@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.clip import CLIP, contrastive_loss, joint
 from ssl_bench.teachers.teacher import CLIPTower
@@ -27,7 +27,7 @@ NAMES = ("red", "green", "pale blue")
 def make(**keywords: Any) -> CLIP:
     torch.manual_seed(0)
     small: dict[str, Any] = {"out_dim": 8, "text_dim": 16, "text_depth": 2, "text_heads": 2}
-    return CLIP(Backbone("vit_nano_patch4_16", **CLIP.backbone_options), class_names=NAMES, **{**small, **keywords})
+    return CLIP(ViT("vit_nano_patch4_16", **CLIP.backbone_options), class_names=NAMES, **{**small, **keywords})
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_it_learns_and_says_its_zero_shot_accuracy(tiny_data: Splits) -> None:
     """Three colours are learned in a few steps; untrained the accuracy is that of chance or near."""
     torch.manual_seed(0)
     clip = CLIP(
-        Backbone("vit_nano_patch4_16", **CLIP.backbone_options),
+        ViT("vit_nano_patch4_16", **CLIP.backbone_options),
         class_names=tiny_data.test.classes,
         templates=("{}", "a {}"),
         **{"out_dim": 8, "text_dim": 16, "text_depth": 1, "text_heads": 2},

@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.backbones.vit import SIZES, ViT
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import resolve_method
 from ssl_bench.methods import METHODS, TEACHERS
@@ -46,7 +46,7 @@ def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywo
     torch.manual_seed(seed)
     cls = resolve_method(name)[1]
     options = {**cls.backbone_options, **({"drop_path": keywords.pop("drop_path")} if "drop_path" in keywords else {})}
-    method = cls(Backbone(backbone, **options), **{**tiny(name), **keywords})
+    method = cls(ViT(backbone, **options), **{**tiny(name), **keywords})
     for keyword in cls.teachers:
         method.set_teacher(keyword, make(keyword_default(cls, keyword), backbone, seed=5).encoder)
     return method

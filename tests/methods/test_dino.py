@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Tokens
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.dino import DINO, dino_loss, multicrop
 from ssl_bench.nn.centering import Center, temperature_at
 from ssl_bench.nn.heads import DINOHead, WeightNormLinear
@@ -33,7 +33,7 @@ SMALL = {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8}
 
 def make(name: str = "vit_nano_patch4_16", **settings: object) -> DINO:
     torch.manual_seed(0)
-    return DINO(Backbone(name, **DINO.backbone_options), **{**SMALL, "n_local": 2, **settings})
+    return DINO(ViT(name, **DINO.backbone_options), **{**SMALL, "n_local": 2, **settings})
 
 
 def crops(n: int = 4) -> list[Tensor]:
@@ -213,7 +213,7 @@ def test_head_layout_and_init() -> None:
 
 
 def test_parameter_groups() -> None:
-    dino = DINO(Backbone("vit_tiny_patch16_224", **DINO.backbone_options), out_dim=64)
+    dino = DINO(ViT("vit_tiny_patch16_224", **DINO.backbone_options), out_dim=64)
     decayed, spared = dino.param_groups()
     assert (len(decayed["params"]), len(spared["params"])) == (55, 102)
     assert "weight_decay" not in decayed and spared["weight_decay"] == 0
@@ -225,7 +225,7 @@ def test_parameter_groups() -> None:
 
 
 def test_drop_path_is_the_students_alone() -> None:
-    dino = DINO(Backbone("vit_tiny_patch16_224", **DINO.backbone_options), out_dim=8)
+    dino = DINO(ViT("vit_tiny_patch16_224", **DINO.backbone_options), out_dim=8)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in dino.backbone.blocks]
     assert rates == pytest.approx([0.1 * i / 11 for i in range(12)], abs=1e-6) and rates[-1] == pytest.approx(0.1)
     dropped = [m.drop_prob for m in dino.teacher.modules() if isinstance(m, DropPath)]
@@ -306,7 +306,7 @@ def test_views_are_the_papers() -> None:
     ],
 )
 def test_local_crops_have_the_images_shape(name: str, size: int | None, expected: str) -> None:
-    assert describe(multicrop(Backbone(name), 10, size, (0.4, 1), (0.05, 0.4), (0.1, 2))) == expected
+    assert describe(multicrop(ViT(name), 10, size, (0.4, 1), (0.05, 0.4), (0.1, 2))) == expected
 
 
 def test_wrong_local_size() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.dvae import DVAE, kl_to_uniform, logit_laplace
 from ssl_bench.teachers.dalle import Conv, ConvNet, Tokenizer, load_dalle, map_pixels, perplexity, unmap_pixels
@@ -18,7 +18,7 @@ from ssl_bench.views.evaluation import resize_crop
 
 
 @pytest.fixture
-def dvae(nano: Backbone) -> DVAE:
+def dvae(nano: ViT) -> DVAE:
     torch.manual_seed(1)
     return DVAE(nano, codebook_size=16, width=8, blocks=1, stride=2, temperature_epochs=4, kl_epochs=2)
 
@@ -152,7 +152,7 @@ def test_schedules(dvae: DVAE) -> None:
     assert values[2] == pytest.approx((middle, 6.6)) and values[3] == values[4] == pytest.approx((1 / 16, 6.6))
 
 
-def test_square_error_has_three_channels(nano: Backbone) -> None:
+def test_square_error_has_three_channels(nano: ViT) -> None:
     dvae = DVAE(nano, codebook_size=16, width=8, blocks=1, stride=2, likelihood="l2")
     scalars = dvae.loss([torch.rand(2, 3, 8, 8)])
     scalars["loss"].backward()
@@ -176,7 +176,7 @@ def test_the_average_is_what_others_use(dvae: DVAE) -> None:
 
 def test_the_backbone_gives_the_grid_alone(dvae: DVAE) -> None:
     assert dvae.views[0].sides == (8, 8) and not any("backbone" in name for name in dvae.state_dict())
-    oblong = DVAE(Backbone("vit_nano_patch4_16x24"), codebook_size=16, width=8, blocks=1, stride=4)
+    oblong = DVAE(ViT("vit_nano_patch4_16x24"), codebook_size=16, width=8, blocks=1, stride=4)
     assert oblong.views[0].sides == (16, 24) and oblong.views[0].std == (1.0, 1.0, 1.0)
     assert DVAE.defaults.lr == pytest.approx(1e-4)
 

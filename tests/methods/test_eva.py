@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import save_encoder
 from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.data.datasets import Splits
@@ -27,13 +27,13 @@ EVERY = torch.ones(1, 2, dtype=torch.bool)
 
 def tower(backbone: str = "vit_nano_patch4_16", out_dim: int = 10) -> CLIPTower:
     torch.manual_seed(5)
-    clip = CLIPTower(Backbone(backbone), nn.Linear(24, out_dim, bias=False))
+    clip = CLIPTower(ViT(backbone), nn.Linear(24, out_dim, bias=False))
     return clip.eval().requires_grad_(False)
 
 
 def make(backbone: str = "vit_nano_patch4_16", **keywords: Any) -> EVA:
     torch.manual_seed(0)
-    method = EVA(Backbone(backbone, **{**EVA.backbone_options, "drop_path": 0.0}), **{"min_block": 2, **keywords})
+    method = EVA(ViT(backbone, **{**EVA.backbone_options, "drop_path": 0.0}), **{"min_block": 2, **keywords})
     method.set_teacher("teacher", tower())
     return method
 
@@ -108,11 +108,11 @@ def test_masks_are_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     method = make("vit_nano_patch14_224", min_block=16)
     seen: list[Tensor] = []
 
-    def zeros(self: Backbone, images: Tensor, mask: Tensor) -> Any:
+    def zeros(self: ViT, images: Tensor, mask: Tensor) -> Any:
         seen.append(mask)
         raise StopIteration
 
-    monkeypatch.setattr(Backbone, "forward", zeros)
+    monkeypatch.setattr(ViT, "forward", zeros)
     method._teacher[0].__dict__["patches"] = lambda x: x
     with pytest.raises(StopIteration):
         method.loss([torch.zeros(2000, 1), torch.zeros(1)])
@@ -167,7 +167,7 @@ def test_teacher_gets_no_gradient_and_is_no_part_of_the_method(eva: EVA) -> None
 
 def test_views_are_one_crop_at_two_sizes() -> None:
     torch.manual_seed(0)
-    method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
+    method = EVA(ViT("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
     method.set_teacher("teacher", tower("vit_nano_patch8_16"))
     student, teacher = method.views
     assert (student.sides, teacher.sides, teacher.same) == ((16, 16), (32, 32), True)
@@ -182,7 +182,7 @@ def test_views_are_one_crop_at_two_sizes() -> None:
 def test_head_is_as_wide_as_the_teacher_and_always_the_same() -> None:
     heads = []
     for draws in (0, 7):
-        method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
+        method = EVA(ViT("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
         torch.rand(draws)  # whatever is drawn while a teacher is made
         method.set_teacher("teacher", tower(out_dim=6))
         assert method.head is not None
@@ -193,7 +193,7 @@ def test_head_is_as_wide_as_the_teacher_and_always_the_same() -> None:
 
 
 def test_a_saved_method_loads_without_its_teacher(eva: EVA) -> None:
-    other = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
+    other = EVA(ViT("vit_nano_patch4_16", **EVA.backbone_options), min_block=2)
     other.load_state_dict(eva.state_dict())
     for name, value in eva.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
@@ -207,18 +207,18 @@ def test_weight_decay_spares_vectors_positions_and_cls(eva: EVA) -> None:
     assert {"head.weight", "backbone.mask_token", "backbone.patch_embed.proj.weight"} <= decayed
     assert {"backbone.pos_embed", "backbone.cls_token", "head.bias", "backbone.norm.weight"} <= spared
     assert sorted(decayed | spared) == sorted(names.values()) and not decayed & spared
-    fixed = EVA(Backbone("vit_nano_patch4_16", pos_embed="sincos_xy", mask_token=True), min_block=2)
+    fixed = EVA(ViT("vit_nano_patch4_16", pos_embed="sincos_xy", mask_token=True), min_block=2)
     assert all(p.requires_grad for group in fixed.param_groups() for p in group["params"])
 
 
-def test_flags_and_facts_name_the_teacher(eva: EVA, tmp_path: Path, nano: Backbone, tiny_data: Splits) -> None:
+def test_flags_and_facts_name_the_teacher(eva: EVA, tmp_path: Path, nano: ViT, tiny_data: Splits) -> None:
     assert eva.flags == ["labels"]
     assert eva.finish(tiny_data.train)["teacher"]["sha256"] == weights_hash(tower().state_dict())
     assert eva.flags == ["labels"]
     for data, flags in (("blobs", []), ("imagenet1k", ["external data"])):
         path = tmp_path / f"{data}.pt"
         save_encoder(path, nano, {"name": nano.name}, "mae", {"flags": [], "pretraining": {"data": data}})
-        method = EVA(Backbone("vit_nano_patch4_16", **EVA.backbone_options), min_block=2, teacher=f"checkpoint:{path}")
+        method = EVA(ViT("vit_nano_patch4_16", **EVA.backbone_options), min_block=2, teacher=f"checkpoint:{path}")
         method.set_teacher("teacher", None)
         facts = method.finish(tiny_data.train)["teacher"]
         assert method.flags == flags
@@ -228,11 +228,11 @@ def test_flags_and_facts_name_the_teacher(eva: EVA, tmp_path: Path, nano: Backbo
 @pytest.mark.parametrize("min_block", [0, 8, 16])
 def test_a_block_that_does_not_fit_is_refused(min_block: int) -> None:
     with pytest.raises(UserError, match=f"min_block {min_block} does not fit 7 masked patches of 4 x 4: .* 1 to 7"):
-        EVA(Backbone("vit_nano_patch4_16", mask_token=True), min_block=min_block)
+        EVA(ViT("vit_nano_patch4_16", mask_token=True), min_block=min_block)
 
 
 def test_student_and_defaults_are_the_papers() -> None:
-    b = Backbone("vit_nano_patch4_16", **EVA.backbone_options)
+    b = ViT("vit_nano_patch4_16", **EVA.backbone_options)
     assert b.mask_token is not None and b.rel_pos_bias is None and b.pos_embed is not None and b.pos_embed.requires_grad
     assert b.pos_embed.shape[1] == 17 and isinstance(b.blocks[0].ls1, nn.Identity)
     assert EVA.backbone_options["drop_path"] == 0.1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Tokens
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.dino import dino_loss
 from ssl_bench.methods.ibot import IBOT, patch_loss
 from ssl_bench.nn.heads import IBOTHead
@@ -40,7 +40,7 @@ SMALL = {"out_dim": 16, "hidden_dim": 32, "bottleneck_dim": 8}
 
 def make(name: str = "vit_nano_patch4_16", **settings: object) -> IBOT:
     torch.manual_seed(0)
-    return IBOT(Backbone(name, **IBOT.backbone_options), **{**SMALL, "n_local": 2, **settings})
+    return IBOT(ViT(name, **IBOT.backbone_options), **{**SMALL, "n_local": 2, **settings})
 
 
 def crops(n: int = 4) -> list[Tensor]:
@@ -277,7 +277,7 @@ def test_random_masks_of_the_released_models() -> None:
 @pytest.mark.parametrize("shape", ["block", "rand"])
 def test_masks_on_other_grids(name: str, shape: str) -> None:
     ibot = make(name, pred_shape=shape)
-    rows, columns = ibot.backbone.grid_size
+    rows, columns = ibot.backbone.mask_grid
     mask = ibot.masks(200)
     assert mask.shape == (400, rows * columns) and mask.sum(dim=1).max() <= 0.5 * rows * columns
     assert mask.any() == (rows > 1)
@@ -398,7 +398,7 @@ def test_wrong_ratios(settings: dict[str, object]) -> None:
 
 def test_needs_a_mask_token() -> None:
     with pytest.raises(UserError, match="mask_token"):
-        IBOT(Backbone("vit_nano_patch4_16"))
+        IBOT(ViT("vit_nano_patch4_16"))
 
 
 @pytest.mark.parametrize("name", ["vit_nano_patch4_16x24", "vit_nano_patch8_8"])

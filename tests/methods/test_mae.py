@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.mae import MAE, patchify, reconstruction_loss, unpatchify
 
 IMG = torch.arange(48.0).view(1, 3, 4, 4) / 10
@@ -14,7 +14,7 @@ MASK = torch.tensor([[False, True, True, False]])
 
 
 @pytest.fixture
-def mae(nano: Backbone) -> MAE:
+def mae(nano: ViT) -> MAE:
     torch.manual_seed(1)
     return MAE(nano, decoder_dim=16, decoder_depth=2, decoder_heads=2)
 
@@ -59,7 +59,7 @@ def test_parameter_counts_of_the_paper_models() -> None:
         ("vit_base_patch16_224", 111.907840, 111.655680),
         ("vit_large_patch16_224", 329.541888, None),
     ):
-        model = MAE(Backbone(name))
+        model = MAE(ViT(name))
         assert sum(p.numel() for p in model.parameters()) == round(total * 1e6)
         if trainable:
             assert sum(p.numel() for p in model.parameters() if p.requires_grad) == round(trainable * 1e6)
@@ -97,6 +97,6 @@ def test_weight_decay_spares_vectors_alone(mae: MAE) -> None:
 
 
 def test_views_and_defaults_are_the_papers() -> None:
-    view = MAE(Backbone("vit_nano_patch4_16")).views[0]
+    view = MAE(ViT("vit_nano_patch4_16")).views[0]
     assert (view.scale, view.interpolation, view.flip, view.jitter_p, view.blur) == ((0.2, 1.0), "bicubic", 0.5, 0, 0)
     assert MAE.defaults.lr == pytest.approx(2.4e-3) and MAE.defaults.betas == (0.9, 0.95)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssl_bench.backbones.backbone import Tokens
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.moco_v3 import MoCoV3, contrastive_loss
 
 Q = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 1, 1]])
@@ -18,7 +18,7 @@ K = torch.tensor([[1, 0.5, 0], [0, 1, -1], [0.5, 1, 2]])
 
 
 @pytest.fixture
-def moco(nano: Backbone) -> MoCoV3:
+def moco(nano: ViT) -> MoCoV3:
     torch.manual_seed(1)
     return MoCoV3(nano, hidden_dim=16, out_dim=8)
 

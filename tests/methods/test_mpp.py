@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.mpp import MPP, color_classes, corrupt
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import denormalize
 
-Make = partial(Backbone, "vit_nano_patch4_16", pos_embed="learned", init="timm", mask_token=True)
+Make = partial(ViT, "vit_nano_patch4_16", pos_embed="learned", init="timm", mask_token=True)
 TEACHERS = ("mean_color", "color_grid", "pixels")
 
 
@@ -140,7 +140,7 @@ def test_backbone_sees_the_mask_token_and_the_other_patch() -> None:
 
 @pytest.mark.parametrize(("target", "width"), [("mean_color", 512), ("color_grid", 8192), ("pixels", 768)])
 def test_heads_of_the_paper(target: str, width: int) -> None:
-    backbone = Backbone("vit_tiny_patch16_32", **MPP.backbone_options)
+    backbone = ViT("vit_tiny_patch16_32", **MPP.backbone_options)
     assert MPP(backbone, target=target).head.weight.shape == (width, 192)  # type: ignore[arg-type]
 
 
@@ -154,4 +154,4 @@ def test_gradient_reaches_the_mask_token() -> None:
 def test_defaults_are_the_papers_and_wrong_cells_are_refused() -> None:
     assert MPP.defaults.lr == pytest.approx(2e-4) and MPP.defaults.betas == (0.9, 0.999)
     with pytest.raises(UserError, match="patches of 14 pixels"):
-        MPP(Backbone("vit_nano_patch14_28", mask_token=True), target="color_grid")
+        MPP(ViT("vit_nano_patch14_28", mask_token=True), target="color_grid")

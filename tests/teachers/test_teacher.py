@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import save_encoder
 from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.teachers import teacher as teacher_module
@@ -168,7 +168,7 @@ def saved(tmp_path: Path, encoder: nn.Module, spec: dict[str, Any]) -> str:
     return f"checkpoint:{tmp_path / 'encoder.pt'}"
 
 
-def test_an_encoder_file_is_a_teacher(tmp_path: Path, nano: Backbone) -> None:
+def test_an_encoder_file_is_a_teacher(tmp_path: Path, nano: ViT) -> None:
     name = saved(tmp_path, nano, {"name": NANO})
     teacher = make_teacher(name, (4, 4))
     images = torch.randn(2, 3, 16, 16)
@@ -181,13 +181,13 @@ def test_an_encoder_file_is_a_teacher(tmp_path: Path, nano: Backbone) -> None:
 
 def test_relative_positions_keep_their_grid(tmp_path: Path) -> None:
     options: dict[str, Any] = {"name": NANO, "pos_embed": "none", "relative_positions": True}
-    name = saved(tmp_path, Backbone(**options), options)
+    name = saved(tmp_path, ViT(**options), options)
     assert make_teacher(name, (4, 4)).image_size == (16, 16)
-    with pytest.raises(UserError, match="relative positions for 4 x 4 patches, not the student's 2 x 3"):
+    with pytest.raises(UserError, match="one image size, of 4 x 4 patches, not the student's 2 x 3"):
         make_teacher(name, (2, 3))
 
 
-def test_the_suites_clip_projects_its_patches(nano: Backbone) -> None:
+def test_the_suites_clip_projects_its_patches(nano: ViT) -> None:
     clip = CLIPTower(nano, nn.Linear(24, 10, bias=False))
     teacher = make_teacher("clip:quick", (4, 4), clip)
     images = torch.randn(2, 3, 16, 16)
@@ -198,7 +198,7 @@ def test_the_suites_clip_projects_its_patches(nano: Backbone) -> None:
 
 
 def test_another_target_network_is_no_teacher() -> None:
-    with pytest.raises(UserError, match="'dvae:quick' is a Linear; it must be a vision transformer"):
+    with pytest.raises(UserError, match="'dvae:quick' is a Linear; it must be a backbone"):
         make_teacher("dvae:quick", (4, 4), nn.Linear(2, 2))
 
 
@@ -211,7 +211,7 @@ def test_another_target_network_is_no_teacher() -> None:
     ],
 )
 def test_a_clip_tower_is_built_again_from_its_spec(options: dict[str, Any]) -> None:
-    clip = CLIPTower(Backbone(NANO, **options), nn.Linear(24, 10, bias=False)).eval()
+    clip = CLIPTower(ViT(NANO, **options), nn.Linear(24, 10, bias=False)).eval()
     for p in clip.parameters():
         nn.init.normal_(p, std=0.3)
     assert clip.spec["name"] == f"clip_{NANO}"

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.subsets import balanced_subset, listed
-from ssl_bench.evaluations.trained.finetuning import Classifier, Logits, mixing, total, training_view, with_head
+from ssl_bench.evaluations.trained.finetuning import POOLINGS, Classifier, Network, mixing, total, training_view
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
@@ -34,8 +34,6 @@ from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, write_atomic
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import View
-
-POOLINGS = ("mean", "cls")
 
 
 class FineTune(Evaluator):
@@ -227,8 +225,8 @@ class FineTune(Evaluator):
         A finished training is kept in the encoder's folder, so that an interruption costs nothing that is done.
         """
         network = encoder.copy()
-        if not isinstance(network, Backbone):
-            raise UserError(f"finetune: a {type(network).__name__} has nothing to train; it needs a vision transformer")
+        if not isinstance(network, Backbone) or not network.can_train:
+            raise UserError(f"finetune: a {type(network).__name__} has nothing to train; it needs a backbone")
         what = [self.version, self.settings(), weights_hash(network.state_dict()), images.fingerprint, base_lr, draw]
         folder = encoder.folder / content_hash(what)[:16]
         method = self._classifier(network, images, base_lr, self.seed + draw)
@@ -245,21 +243,21 @@ class FineTune(Evaluator):
             (folder / "last.ckpt").unlink(missing_ok=True)
         done = torch.load(folder / "done.pt", map_location="cpu", weights_only=True)
         method.encoder.load_state_dict(done["weights"])
-        found = FrozenEncoder(Logits(method.encoder, self.pooling)).features(replace(judged, origin=None), ["logits"])
+        found = FrozenEncoder(method.encoder).features(replace(judged, origin=None), ["logits"])
         if not torch.isfinite(found["logits"]).all():
             raise _Diverged(f"finetune: base_lr {base_lr} diverged")
-        trained = sum(p.numel() for p in method.backbone.parameters() if p.requires_grad)
+        trained = sum(p.numel() for p in method.network.parameters() if p.requires_grad)
         facts = {"labelled_images": len(images), "trained_parameters": trained}
         return true_class_rank(found["logits"], judged.labels), {**done["cost"], **facts}
 
-    def _classifier(self, network: Backbone, images: ImageSet, base_lr: float, seed: int) -> Classifier:
+    def _classifier(self, backbone: Backbone, images: ImageSet, base_lr: float, seed: int) -> Classifier:
         """The network to train, with everything that the training needs."""
         classes = len(images.classes)
         with seeded(seed):
-            backbone = with_head(network, classes, self.pooling, self.blocks, self.drop_path, self.head_init)
+            network = Network(backbone, classes, self.pooling, self.blocks, self.drop_path, self.head_init)
         mixed = (self.mixup, self.cutmix, self.mixup_p, self.switch_p, self.smoothing)
         mix = mixing(classes, *mixed, self.erasing, self.erasing_mode)
-        method = Classifier(backbone, self.pooling, self._view(network.image_size), mix, self.layer_decay, self.ema)
+        method = Classifier(network, self._view(network.image_size), mix, self.layer_decay, self.ema)
         method.training_config, method.seed = self._training_config(base_lr, len(images)), seed
         return method
 

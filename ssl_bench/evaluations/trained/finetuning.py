@@ -17,27 +17,77 @@ from timm.data import auto_augment
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
-from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method, step_seed
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import IMAGENET_MEAN, View
 
+POOLINGS = ("mean", "cls")
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
-class Classifier(Method):
-    """An encoder with a head, and the loss both are fine-tuned by.
+class Network(nn.Module):
+    """An encoder and a linear classifier: what is fine-tuned. Its features are its logits.
 
     Args:
-        backbone: From `with_head`.
-        pooling: "mean" or "cls".
+        backbone: The encoder, which is taken over: its drop path, final norm and what needs gradients change.
+        classes: Number of classes.
+        pooling: "mean": the final norm is replaced by a new one behind the mean of the patches, as in MAE's
+            ``models_vit.py``; "cls" keeps it.
+        blocks: How many of the last blocks are trained; all and the embeddings when None; the head alone when 0.
+        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first; trained blocks only.
+        head_init: Standard deviation of the head's weights, a normal truncated at 2.
+
+    Raises:
+        UserError: There are fewer blocks, or no such pooling.
+    """
+
+    poolings = ("logits",)
+
+    def __init__(
+        self, backbone: Backbone, classes: int, pooling: str, blocks: int | None, drop_path: float, head_init: float
+    ) -> None:
+        super().__init__()
+        if blocks is not None and blocks > backbone.depth:
+            raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {backbone.depth}")
+        if pooling not in backbone.poolings:
+            raise unknown(f"fine-tuning pooling of {backbone.name}", pooling, set(POOLINGS) & set(backbone.poolings))
+        self.backbone, self.pooling = backbone, pooling
+        self.image_size, self.mean, self.std = backbone.image_size, backbone.mean, backbone.std
+        backbone.mask_token = None
+        backbone.set_drop_path(drop_path, blocks)  # instead of the pre-training's
+        if pooling == "mean":
+            backbone.drop_final_norm()
+        for name, layer in backbone.layer_ids.items():
+            trained = blocks is None or (blocks > 0 and layer > backbone.depth - blocks)
+            backbone.get_parameter(name).requires_grad_(trained)
+        self.norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6) if pooling == "mean" else nn.Identity()
+        self.head = nn.Linear(backbone.embed_dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=head_init)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, C) float32."""
+        tokens = self.backbone(images)
+        pooled = tokens.cls if self.pooling == "cls" else self.backbone.mean_of(tokens)
+        with torch.autocast(images.device.type, enabled=False):  # in bf16, classes would often tie
+            return self.head(self.norm(pooled.float()))
+
+    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """``{"logits": (B, C)}``."""
+        return {"logits": self(images)}
+
+
+class Classifier(Method):
+    """The training of a ``Network``: augmented crops, soft targets, and a learning rate for each layer.
+
+    Args:
+        network: Encoder and head.
         view: The crop.
         mix: From `mixing`.
         layer_decay: Factor on the learning rate a layer.
@@ -48,13 +98,12 @@ class Classifier(Method):
     category = "fine-tuning"
     uses_labels = True
 
-    def __init__(
-        self, backbone: Backbone, pooling: str, view: View, mix: Mix, layer_decay: float, ema: float | None
-    ) -> None:
-        super().__init__(backbone)
-        self.pooling, self.view, self.mix, self.layer_decay = pooling, view, mix, layer_decay
-        self.backbone.train()  # encoders come in eval mode, where no path is dropped
-        self.average = None if ema is None else ModelEmaV3(backbone, decay=ema).requires_grad_(False)
+    def __init__(self, network: Network, view: View, mix: Mix, layer_decay: float, ema: float | None) -> None:
+        super().__init__(network.backbone)
+        del self.backbone  # it is the network's
+        self.network, self.view, self.mix, self.layer_decay = network, view, mix, layer_decay
+        self.network.train()  # encoders come in eval mode, where no path is dropped
+        self.average = None if ema is None else ModelEmaV3(network, decay=ema).requires_grad_(False)
         self.cross_entropy = SoftTargetCrossEntropy()
 
     @property
@@ -65,99 +114,45 @@ class Classifier(Method):
     @property
     def encoder(self) -> Any:
         """What is evaluated: the moving average if there is one."""
-        return self.backbone if self.average is None else self.average.module
+        return self.network if self.average is None else self.average.module
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy between the soft targets and the classifier's output for mixed crops."""
         assert self.labels is not None
         seed = 0 if self._step is None else step_seed(self.seed, self._step, self.global_rank)
         images, targets = self.mix(torch.cat(views), self.labels.repeat(len(views)), seed)
-        return {"loss": self.cross_entropy(logits(self.backbone, images, self.pooling), targets)}
+        return {"loss": self.cross_entropy(self.network(images), targets)}
 
     def after_step(self) -> None:
         """The moving average follows."""
         if self.average is not None:
-            self.average.update(self.backbone)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Which layer a parameter belongs to, for timm: embeddings 0, blocks 1 to depth, all else depth + 1.
-
-        BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``); timm's own counts the final norm to the
-        last block.
-        """
-        embeddings = r"^backbone\.(?:cls_token|reg_token|pos_embed|patch_embed|norm_pre)"
-        return {"embeddings": embeddings, "blocks": r"^backbone\.blocks\.(\d+)"}
+            self.average.update(self.network)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One or two groups a layer, with lr_scale = layer_decay^(depth + 1 - layer)."""
-        undecayed = [f"backbone.{name}" for name in self.backbone.no_weight_decay()]
+        """One or two groups a layer, with lr_scale = layer_decay^(depth + 1 - layer); the head is of the last layer.
+
+        BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``). Vectors, positions and tokens take no
+        weight decay.
+        """
+        backbone = self.network.backbone
         weight_decay = self.training_config.weight_decay
-        return param_groups_layer_decay(self, weight_decay, undecayed, layer_decay=self.layer_decay)
+        layers, plain = backbone.layer_ids, backbone.no_weight_decay()
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            own = name.removeprefix("backbone.")
+            layer = layers[own] if own != name else backbone.depth + 1
+            decays = parameter.ndim > 1 and own not in plain
+            scale = self.layer_decay ** (backbone.depth + 1 - layer)
+            new = {"params": [], "lr_scale": scale, "weight_decay": weight_decay if decays else 0.0}
+            groups.setdefault((layer, decays), new)["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]
 
     def learning_rate(self, step: int, steps: int) -> float:
         """With repeated augmentation the protocol counts an epoch as so many crops as without, so of fewer images."""
         config, n = self.training_config, self.view.count
         return replace(config, epochs=config.epochs * n, warmup_epochs=config.warmup_epochs * n).lr_at(step, steps)
-
-
-def with_head(
-    backbone: Backbone, classes: int, pooling: str, blocks: int | None, drop_path: float, head_init: float
-) -> Backbone:
-    """Turn an encoder into a classifier, in place: timm's own head, and what is trained set to need gradients.
-
-    Args:
-        backbone: The encoder.
-        classes: Number of classes.
-        pooling: "mean": the final norm is replaced by a new one (``fc_norm``) behind the mean of the patches, as in
-            MAE's ``models_vit.py``; "cls" keeps it.
-        blocks: How many of the last blocks are trained; all and the embeddings when None; the head alone when 0.
-        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first; trained blocks only.
-        head_init: Standard deviation of the head's weights, a normal truncated at 2.
-
-    Raises:
-        UserError: There are fewer blocks.
-    """
-    depth = len(backbone.blocks)
-    if blocks is not None and blocks > depth:
-        raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {depth}")
-    backbone.reset_classifier(classes)
-    head: Any = backbone.head
-    nn.init.trunc_normal_(head.weight, std=head_init)
-    nn.init.zeros_(head.bias)
-    backbone.mask_token = None
-    if pooling == "mean":
-        backbone.norm, backbone.fc_norm = nn.Identity(), nn.LayerNorm(backbone.embed_dim, eps=1e-6)
-    first = 0 if blocks is None else depth - blocks
-    backbone.requires_grad_(blocks is None)
-    norms = (backbone.norm, backbone.fc_norm) if blocks else (backbone.fc_norm,)
-    for module in (*backbone.blocks[first:], *norms, head):
-        module.requires_grad_(True)
-    rates: Any = calculate_drop_path_rates(drop_path, depth)
-    for block, rate in zip(backbone.blocks, [0.0] * first + rates[first:], strict=True):
-        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)  # instead of the pre-training's
-    return backbone
-
-
-def logits(backbone: Backbone, images: Tensor, pooling: str) -> Tensor:
-    """What a classifier says: images (B, 3, H, W) -> (B, C) float32."""
-    tokens = backbone(images)
-    pooled = tokens.cls if pooling == "cls" else tokens.patches.float().mean(dim=1)
-    with torch.autocast(images.device.type, enabled=False):  # in bf16, classes would often tie
-        return backbone.head(backbone.fc_norm(pooled.float()))
-
-
-class Logits(nn.Module):
-    """A classifier as an encoder whose feature is its output, so that it runs over images as encoders do."""
-
-    poolings = ("logits",)
-
-    def __init__(self, backbone: Backbone, pooling: str) -> None:
-        super().__init__()
-        self.backbone, self.pooling, self.image_size = backbone, pooling, backbone.image_size
-
-    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
-        """``{"logits": (B, C)}``."""
-        return {"logits": logits(self.backbone, images, self.pooling)}
 
 
 class RandAugment:

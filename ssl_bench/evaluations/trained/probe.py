@@ -172,7 +172,7 @@ class Probe(Evaluator):
         )
         cost = train(probing, data.train, encoder.folder, f"linear probe, {n_heads} head{'s' * (n_heads > 1)}")
         # The meter counts the patches of forward passes of a backbone, and sees none in its `features`.
-        cost["patches_encoded_without_gradient"] = math.prod(getattr(network, "grid_size", (0,))) * cost["images_seen"]
+        cost["patches_encoded_without_gradient"] = math.prod(getattr(network, "grid", (0,))) * cost["images_seen"]
 
         tried: dict[tuple[str, float, float], tuple[float, float]] = {}  # settings -> dev accuracy, -dev loss
         for pooling, x in dev.items():

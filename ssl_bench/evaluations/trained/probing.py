@@ -25,7 +25,7 @@ class Probing(Method):
     """A frozen encoder and two banks of heads for each pooling: one learns from the fit images, one from all.
 
     Args:
-        network: Backbone or Pixels; frozen here.
+        network: The encoder; frozen here.
         parts: The poolings, and what each is joined from.
         choosing: Pooling -> the heads that learn from the fit images, to be compared on dev.
         reporting: Pooling -> the heads that learn from all training images.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.corruptions import SMALLEST
 from ssl_bench.data.datasets import Splits, hold_out
 from ssl_bench.data.images import pack
@@ -38,7 +38,7 @@ def data(tiny_data: Splits) -> Data:
     return Data(tiny_data.train, *hold_out(tiny_data.train), tiny_data.test)
 
 
-def test_run(data: Data, nano: Backbone) -> None:
+def test_run(data: Data, nano: ViT) -> None:
     encoder = FrozenEncoder(nano)
     weights = {name: value.clone() for name, value in nano.state_dict().items()}
     judge = Robustness(C=(0.01, 1.0))
@@ -57,7 +57,7 @@ def test_run(data: Data, nano: Backbone) -> None:
     assert 100 * result.correct.mean() == pytest.approx(values["corrupted_top1"])
 
 
-def test_fewer_images_are_the_same_images(data: Data, nano: Backbone) -> None:
+def test_fewer_images_are_the_same_images(data: Data, nano: ViT) -> None:
     judge = Robustness(corruptions=("impulse_noise",), severities=(5,), images=12, C=(0.1,))
     shown = judge._shown(data.test)
     assert torch.bincount(shown.labels).tolist() == [4, 4, 4] and shown.split == "test"
@@ -82,9 +82,7 @@ def test_images_are_corrupted_at_the_size_of_the_encoder() -> None:
 
 
 @pytest.mark.parametrize("sides", [(12, 14), (12, 20, 40)])
-def test_images_of_several_sizes_smaller_than_the_encoder_takes(
-    data: Data, nano: Backbone, sides: tuple[int, ...]
-) -> None:
+def test_images_of_several_sizes_smaller_than_the_encoder_takes(data: Data, nano: ViT, sides: tuple[int, ...]) -> None:
     pixels = [picture(side, seed)[:, :, : side - seed % 3] for seed, side in enumerate(sides * (24 // len(sides)))]
     test = replace(data.test, images=pack(pixels), fingerprint="9" * 64)
     judge = Robustness(corruptions=("defocus_blur", "jpeg_compression"), severities=(5,), C=(1.0,))
@@ -93,7 +91,7 @@ def test_images_of_several_sizes_smaller_than_the_encoder_takes(
     assert result.metrics["defocus_blur"].n == 24
 
 
-def test_images_too_small_to_corrupt_are_named(data: Data, nano: Backbone) -> None:
+def test_images_too_small_to_corrupt_are_named(data: Data, nano: ViT) -> None:
     pixels = torch.zeros(24, 3, SMALLEST - 1, 12, dtype=torch.uint8)
     pixels[:12] = 200
     test = replace(data.test, images=pixels, fingerprint="8" * 64)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import SIZES, Backbone
+from ssl_bench.backbones.vit import SIZES, ViT
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.data.datasets import ImageSet, hold_out
 from ssl_bench.data.images import pack
@@ -31,7 +31,7 @@ from ssl_bench.evaluations.evaluator import Data, Result
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.trained import finetune
 from ssl_bench.evaluations.trained.finetune import FineTune
-from ssl_bench.evaluations.trained.finetuning import Classifier, RandAugment, logits, mixing, with_head
+from ssl_bench.evaluations.trained.finetuning import Classifier, Network, RandAugment, mixing
 from ssl_bench.training import callbacks
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.shipped import shipped
@@ -60,19 +60,19 @@ def problem(n_train: int = 60, n_test: int = 30, shuffled: bool = False) -> Data
     return Data(train, *hold_out(train, 0.2), blobs(n_test, 1, shuffled))
 
 
-def frozen(backbone: Backbone, folder: Path) -> FrozenEncoder:
+def frozen(backbone: ViT, folder: Path) -> FrozenEncoder:
     return FrozenEncoder(copy.deepcopy(backbone), folder=folder)
 
 
-def deep(depth: int) -> Backbone:
+def deep(depth: int) -> ViT:
     SIZES["vit_deep"] = (8, depth, 2)
     try:
-        return Backbone("vit_deep_patch8_16")
+        return ViT("vit_deep_patch8_16")
     finally:
         del SIZES["vit_deep"]
 
 
-def method(backbone: Backbone, **settings: Any) -> Classifier:
+def method(backbone: ViT, **settings: Any) -> Classifier:
     """What `FineTune` would train."""
     return FineTune(**{**QUICK, **settings})._classifier(backbone, blobs(32, 0), 0.1, 0)
 
@@ -96,9 +96,10 @@ def test_layer_scales_of_the_card(depth: int, decay: float, scales: dict[int, fl
     made = method(deep(depth), layer_decay=decay)
     groups = made.param_groups()
     found = {id(p): g for g in groups for p in g["params"]}
-    names = dict(made.backbone.named_parameters())
+    names = dict(made.network.named_parameters())
     assert len(found) == len(names)
     for name, parameter in names.items():
+        name = name.removeprefix("backbone.")
         layer = depth + 1
         if name.split(".")[0] in ("cls_token", "pos_embed", "patch_embed"):
             layer = 0
@@ -112,15 +113,15 @@ def test_layer_scales_of_the_card(depth: int, decay: float, scales: dict[int, fl
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_final_norm_and_head_learn_at_the_full_rate(pooling: str, nano: Backbone) -> None:
+def test_final_norm_and_head_learn_at_the_full_rate(pooling: str, nano: ViT) -> None:
     made = method(nano, pooling=pooling, layer_decay=0.5)
     (last,) = [g for g in made.param_groups() if g["lr_scale"] == 1.0 and g["weight_decay"] == 0.0]
-    norm: Any = made.backbone.fc_norm if pooling == "mean" else made.backbone.norm
-    head: Any = made.backbone.head
+    norm: Any = made.network.norm if pooling == "mean" else made.network.backbone.norm
+    head: Any = made.network.head
     assert {id(p) for p in last["params"]} == {id(norm.weight), id(norm.bias), id(head.bias)}
 
 
-def test_rates_follow_the_card_step_by_step(nano: Backbone, tmp_path: Path) -> None:
+def test_rates_follow_the_card_step_by_step(nano: ViT, tmp_path: Path) -> None:
     """L2: blr 5e-4 at batch 1024, 5 warm-up epochs of 100, min 1e-6, each step."""
     config = FineTune()._training_config(5e-4, 1_281_167)
     assert config.lr == pytest.approx(2e-3)
@@ -143,8 +144,8 @@ def test_every_known_protocol_value_of_mae() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_classifier_equals_timm(pooling: str, nano: Backbone) -> None:
-    made = with_head(nano, 3, pooling, None, 0.0, 0.02).eval()
+def test_classifier_equals_timm(pooling: str, nano: ViT) -> None:
+    made = Network(nano, 3, pooling, None, 0.0, 0.02).eval()
     twin = timm.models.vision_transformer.VisionTransformer(
         img_size=16,
         patch_size=4,
@@ -154,22 +155,24 @@ def test_classifier_equals_timm(pooling: str, nano: Backbone) -> None:
         num_classes=3,
         global_pool={"mean": "avg", "cls": "token"}[pooling],
     ).eval()
-    twin.load_state_dict(made.state_dict(), strict=True)
+    norm = {f"fc_norm.{name}": value for name, value in made.norm.state_dict().items()}
+    head = {f"head.{name}": value for name, value in made.head.state_dict().items()}
+    twin.load_state_dict({**made.backbone.state_dict(), **norm, **head}, strict=True)
     x = torch.randn(4, 3, 16, 16)
-    torch.testing.assert_close(logits(made, x, pooling), twin(x))
+    torch.testing.assert_close(made(x), twin(x))
 
 
 def test_drop_path_rises_linearly_and_drops_in_training_only() -> None:
     made = method(deep(4), drop_path=0.3)
-    rates = [block.drop_path1.drop_prob for block in made.backbone.blocks]  # type: ignore[union-attr]
+    rates = [block.drop_path1.drop_prob for block in made.network.backbone.blocks]  # type: ignore[union-attr]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
     x = torch.randn(64, 3, 16, 16)
     with torch.no_grad():
-        made.backbone.head.weight.normal_()  # type: ignore[union-attr,operator]
-        once, twice = (logits(made.backbone, x, "mean") for _ in range(2))
+        made.network.head.weight.normal_()
+        once, twice = (made.network(x) for _ in range(2))
         assert not torch.equal(once, twice)
-        made.backbone.eval()
-        once, twice = (logits(made.backbone, x, "mean") for _ in range(2))
+        made.network.eval()
+        once, twice = (made.network(x) for _ in range(2))
         assert torch.equal(once, twice)
 
 
@@ -177,20 +180,20 @@ def test_frozen_blocks_are_never_dropped() -> None:
     """DINO, iBOT and BEiT pre-train with drop path, and their encoder files say so."""
     SIZES["vit_deep"] = (8, 4, 2)
     try:
-        pretrained = Backbone("vit_deep_patch8_16", drop_path=0.6)
+        pretrained = ViT("vit_deep_patch8_16", drop_path=0.6)
     finally:
         del SIZES["vit_deep"]
     made = method(pretrained, drop_path=0.3, blocks=2).train()
-    rates = [block.drop_path1.drop_prob for block in made.backbone.blocks]  # type: ignore[union-attr]
+    rates = [block.drop_path1.drop_prob for block in made.network.backbone.blocks]  # type: ignore[union-attr]
     assert rates == pytest.approx([0.0, 0.0, 0.2, 0.3])
-    assert rates == [block.drop_path2.drop_prob for block in made.backbone.blocks]  # type: ignore[union-attr]
+    assert rates == [block.drop_path2.drop_prob for block in made.network.backbone.blocks]  # type: ignore[union-attr]
 
 
-def test_partial_fine_tuning_moves_the_last_blocks_only(nano: Backbone, tmp_path: Path) -> None:
+def test_partial_fine_tuning_moves_the_last_blocks_only(nano: ViT, tmp_path: Path) -> None:
     for blocks, moving in [
-        (0, ("head", "fc_norm")),
-        (1, ("blocks.1.", "head", "fc_norm")),
-        (2, ("blocks.", "head", "fc_norm")),
+        (0, ("head", "norm")),
+        (1, ("backbone.blocks.1.", "head", "norm")),
+        (2, ("backbone.blocks.", "head", "norm")),
         (None, ("",)),
     ]:
         evaluator = FineTune(**{**QUICK, "blocks": blocks, "drop_path": 0.0, "weight_decay": 0.5})
@@ -199,20 +202,20 @@ def test_partial_fine_tuning_moves_the_last_blocks_only(nano: Backbone, tmp_path
         (done,) = encoder.folder.glob("*/done.pt")
         after = torch.load(done, weights_only=True)["weights"]
         before = nano.state_dict()
-        fresh = evaluator._classifier(copy.deepcopy(nano), problem(32, 6).train, 0.02, 0).backbone.state_dict()
+        fresh = evaluator._classifier(copy.deepcopy(nano), problem(32, 6).train, 0.02, 0).network.state_dict()
         for name, value in after.items():
             assert torch.equal(value, fresh[name]) != name.startswith(moving), (blocks, name)
             if not name.startswith(moving):
-                assert torch.equal(value, before[name])
+                assert torch.equal(value, before[name.removeprefix("backbone.")])
         trained = sum(value.numel() for name, value in after.items() if name.startswith(moving))
         assert result.chosen["trained_parameters"] == trained
     with pytest.raises(UserError, match="blocks is 3; vit_nano_patch4_16 has 2"):
         FineTune(**{**QUICK, "blocks": 3}).run(frozen(nano, tmp_path), problem())
 
 
-def test_fixed_positions_are_trained_too(nano: Backbone) -> None:
+def test_fixed_positions_are_trained_too(nano: ViT) -> None:
     assert nano.pos_embed is not None and not nano.pos_embed.requires_grad
-    assert all(p.requires_grad for p in method(nano).backbone.parameters())
+    assert all(p.requires_grad for p in method(nano).network.parameters())
 
 
 # Targets and augmentation ------------------------------------------------------------------------------------------
@@ -324,7 +327,7 @@ def test_views_with_an_augment_are_cut_in_workers_reproducibly() -> None:
     assert max(float((a - b).abs().max()) for a, b in zip(batched, by_hand, strict=True)) < 0.1
 
 
-def test_repeated_augmentation_is_a_batch_of_several_crops(nano: Backbone) -> None:
+def test_repeated_augmentation_is_a_batch_of_several_crops(nano: ViT) -> None:
     evaluator = FineTune(**{**QUICK, "epochs": 300, "warmup_epochs": 6, "batch_size": 48, "repeated_augmentation": 3})
     config = evaluator._training_config(0.1, 1000)
     assert (config.batch_size, config.epochs, config.warmup_epochs) == (16, 100, 2)
@@ -333,8 +336,8 @@ def test_repeated_augmentation_is_a_batch_of_several_crops(nano: Backbone) -> No
     made = method(nano, batch_size=48, repeated_augmentation=3)
     assert made.views[0].count == 3
     made.labels = torch.tensor([0, 1])
-    made.backbone.head.weight.data.normal_()  # type: ignore[union-attr,operator]
-    made.backbone.eval()
+    made.network.head.weight.data.normal_()
+    made.network.eval()
     crops = [torch.randn(2, 3, 16, 16) for _ in range(3)]
     whole = made.loss(crops)["loss"]
     each = torch.stack([made.loss([crop])["loss"] for crop in crops])
@@ -342,7 +345,7 @@ def test_repeated_augmentation_is_a_batch_of_several_crops(nano: Backbone) -> No
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("finetune-deit", 300), ("finetune-mocov3", 150)])
-def test_deit_changes_the_rate_once_an_epoch_of_its_own_count(name: str, epochs: int, nano: Backbone) -> None:
+def test_deit_changes_the_rate_once_an_epoch_of_its_own_count(name: str, epochs: int, nano: ViT) -> None:
     """timm's scheduler as DeiT's main.py steps it: 1e-6 twice, then a line to the cosine of epoch 5 at epoch 6."""
     evaluator = load_evaluator(name)
     assert isinstance(evaluator, FineTune)
@@ -368,7 +371,7 @@ def test_warmup_of_beit_and_its_heirs_ends_at_the_peak(name: str) -> None:
 
 
 @pytest.mark.parametrize("largest", [0.0, None])
-def test_no_limit_of_the_gradients(largest: float | None, nano: Backbone) -> None:
+def test_no_limit_of_the_gradients(largest: float | None, nano: ViT) -> None:
     made = method(nano, clip_grad=largest)
     for p in made.parameters():
         p.grad = torch.full_like(p, 7.0)
@@ -379,7 +382,7 @@ def test_no_limit_of_the_gradients(largest: float | None, nano: Backbone) -> Non
 # The protocol ------------------------------------------------------------------------------------------------------
 
 
-def test_separable_classes_are_all_right_and_the_encoder_is_untouched(nano: Backbone, tmp_path: Path) -> None:
+def test_separable_classes_are_all_right_and_the_encoder_is_untouched(nano: ViT, tmp_path: Path) -> None:
     encoder = frozen(nano, tmp_path)
     result = FineTune(**{**QUICK, "epochs": 12}).run(encoder, problem())
     assert result.metrics["top1"].value == 100.0 and result.correct.all()
@@ -393,7 +396,7 @@ def test_separable_classes_are_all_right_and_the_encoder_is_untouched(nano: Back
     json.dumps([result.chosen, result.cost])
 
 
-def test_random_labels_are_chance(nano: Backbone, tmp_path: Path) -> None:
+def test_random_labels_are_chance(nano: ViT, tmp_path: Path) -> None:
     result = FineTune(**QUICK).run(frozen(nano, tmp_path), problem(60, 300, shuffled=True))
     assert abs(result.metrics["top1"].value - 100 / 3) < 4 * 100 * math.sqrt(2 / 9 / 300)
     assert result.metrics["top5"].value == 100.0
@@ -402,7 +405,7 @@ def test_random_labels_are_chance(nano: Backbone, tmp_path: Path) -> None:
 HARD: dict[str, Any] = {**QUICK, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "erasing": 0.5}
 
 
-def test_two_runs_are_equal_and_the_seed_counts(nano: Backbone, tmp_path: Path) -> None:
+def test_two_runs_are_equal_and_the_seed_counts(nano: ViT, tmp_path: Path) -> None:
     results = []
     for i, seed in enumerate((0, 0, 1)):
         torch.manual_seed(i), random.seed(i), np.random.seed(i)
@@ -431,7 +434,7 @@ def kill_after(step: int, runs: int) -> Callable[..., None]:
     return end
 
 
-def test_interrupted_equals_uninterrupted(nano: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_equals_uninterrupted(nano: ViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = FineTune(**{**HARD, "base_lr": (0.02, 0.1), "ema": 0.5})
     whole = evaluator.run(frozen(nano, tmp_path / "whole"), problem())
     encoder = frozen(nano, tmp_path / "killed")
@@ -459,9 +462,9 @@ def test_interrupted_equals_uninterrupted(nano: Backbone, tmp_path: Path, monkey
     assert len(trained) == 2
 
 
-def test_weights_left_by_another_evaluation_are_not_used(nano: Backbone, tmp_path: Path) -> None:
+def test_weights_left_by_another_evaluation_are_not_used(nano: ViT, tmp_path: Path) -> None:
     first = FineTune(**QUICK).run(frozen(nano, tmp_path), problem())
-    other = Backbone("vit_nano_patch4_16")
+    other = ViT("vit_nano_patch4_16")
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -476,7 +479,7 @@ def test_weights_left_by_another_evaluation_are_not_used(nano: Backbone, tmp_pat
         assert len(list(tmp_path.glob("*/done.pt"))) == count + 1
 
 
-def test_the_moving_average_is_what_is_evaluated(nano: Backbone, tmp_path: Path) -> None:
+def test_the_moving_average_is_what_is_evaluated(nano: ViT, tmp_path: Path) -> None:
     settings = {**QUICK, "epochs": 6}
     kept, losses, top1 = [], [], []
     for i, decay in enumerate((None, 0.0, 0.999999)):
@@ -488,24 +491,24 @@ def test_the_moving_average_is_what_is_evaluated(nano: Backbone, tmp_path: Path)
         top1.append(result.metrics["top1"].value)
     assert losses[0] == losses[1] == losses[2]
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
-    start = FineTune(**settings)._classifier(copy.deepcopy(nano), problem().train, 0.02, 0).backbone.state_dict()
+    start = FineTune(**settings)._classifier(copy.deepcopy(nano), problem().train, 0.02, 0).network.state_dict()
     for name, value in start.items():
         torch.testing.assert_close(kept[2][name], value, atol=1e-4, rtol=0)
     assert top1[0] > 90 and top1[2] < 70
 
 
-def test_the_moving_average_by_hand(nano: Backbone) -> None:
+def test_the_moving_average_by_hand(nano: ViT) -> None:
     made = method(nano, ema=0.9)
-    head: Any = made.backbone.head
+    head: Any = made.network.head
     start = head.weight.detach().clone()
     for change in (1.0, 2.0):
         head.weight.data.copy_(start + change)
         made.after_step()
     torch.testing.assert_close(made.encoder.head.weight, start + 0.9 * 0.1 * 1.0 + 0.1 * 2.0)
-    assert made.encoder is not made.backbone and not any(p.requires_grad for p in made.encoder.parameters())
+    assert made.encoder is not made.network and not any(p.requires_grad for p in made.encoder.parameters())
 
 
-def test_dev_chooses_the_rate_and_test_does_not(nano: Backbone, tmp_path: Path) -> None:
+def test_dev_chooses_the_rate_and_test_does_not(nano: ViT, tmp_path: Path) -> None:
     data = problem()
     evaluator = FineTune(**{**QUICK, "epochs": 3, "base_lr": (1e-7, 0.02)})
     result = evaluator.run(frozen(nano, tmp_path / "a"), data)
@@ -521,7 +524,7 @@ def test_dev_chooses_the_rate_and_test_does_not(nano: Backbone, tmp_path: Path) 
     assert other.chosen == result.chosen and other.metrics["top1"].value < result.metrics["top1"].value - 20
 
 
-def test_a_rate_that_diverges_never_wins(nano: Backbone, tmp_path: Path) -> None:
+def test_a_rate_that_diverges_never_wins(nano: ViT, tmp_path: Path) -> None:
     settings = {**QUICK, "pooling": "cls"}
     result = FineTune(**{**settings, "base_lr": (0.02, 1e30)}).run(frozen(nano, tmp_path), problem())
     assert result.chosen["base_lr"] == 0.02 and result.chosen["diverged"] == [1e30]
@@ -531,7 +534,7 @@ def test_a_rate_that_diverges_never_wins(nano: Backbone, tmp_path: Path) -> None
         FineTune(**{**settings, "base_lr": 1e30}).run(frozen(nano, tmp_path), problem())
 
 
-def test_low_shot_averages_draws_of_labels(nano: Backbone, tmp_path: Path) -> None:
+def test_low_shot_averages_draws_of_labels(nano: ViT, tmp_path: Path) -> None:
     data = problem(120, 60)
     evaluator = FineTune(**{**QUICK, "fraction": 0.2, "draws": 2, "epochs": 20})
     result = evaluator.run(frozen(nano, tmp_path), data)
@@ -546,7 +549,7 @@ def test_low_shot_averages_draws_of_labels(nano: Backbone, tmp_path: Path) -> No
     assert result.metrics["top1"].value > 60
 
 
-def test_lists_name_the_labelled_images(nano: Backbone, tmp_path: Path) -> None:
+def test_lists_name_the_labelled_images(nano: ViT, tmp_path: Path) -> None:
     class Named(Sequence[Tensor]):
         """Images that know the names of their files."""
 
@@ -575,7 +578,7 @@ def test_lists_name_the_labelled_images(nano: Backbone, tmp_path: Path) -> None:
         evaluator.run(frozen(nano, tmp_path), data)
 
 
-def test_images_of_several_sizes_give_a_number(nano: Backbone, tmp_path: Path) -> None:
+def test_images_of_several_sizes_give_a_number(nano: ViT, tmp_path: Path) -> None:
     def ragged(images: ImageSet) -> ImageSet:
         parts = [F.pad(x, (0, 3 * (i % 2), 0, 0)) for i, x in enumerate(images.images)]
         return ImageSet("ragged", "train", images.labels, images.classes, images.fingerprint, pack(parts))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.backbones.pixels import Pixels
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.data.images import pack
@@ -304,7 +304,7 @@ def test_test_images_do_not_choose(data: Data, tmp_path: Path) -> None:
 def test_twice_the_same_and_the_encoder_untouched(data: Data, tmp_path: Path, trained: list[Any]) -> None:
     """Also with drop path, which must be off, and under another state of the global generator."""
     torch.manual_seed(0)
-    network = Backbone("vit_nano_patch4_16", drop_path=0.9)
+    network = ViT("vit_nano_patch4_16", drop_path=0.9)
     weights = copy.deepcopy(network.state_dict())
     results = []
     for seed in (1, 2):
@@ -396,7 +396,7 @@ def test_diverged_heads_are_counted_and_never_win(data: Data, tmp_path: Path) ->
 
 def test_joined_poolings() -> None:
     """DINOv2's cls of the last blocks, oldest first, then the mean patch of the last one."""
-    network = Backbone("vit_nano_patch4_16").eval()
+    network = ViT("vit_nano_patch4_16").eval()
     images = torch.randn(2, 3, 16, 16)
     parts = parts_of(("last4+mean",), network.poolings)
     (joined,) = probing.join(network.features(images, probing.needed(parts)), parts).values()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.commands.check import check
 from ssl_bench.commands.evaluate import run_evaluations
@@ -113,7 +113,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_row_says_what_speaks_against_it(
-    here: Path, nano: Backbone, tiny_data: Splits, capsys: pytest.CaptureFixture[str]
+    here: Path, nano: ViT, tiny_data: Splits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, test = tiny_data.train, tiny_data.test
     assert isinstance(train.images, torch.Tensor) and isinstance(test.images, torch.Tensor)
