@@ -13,10 +13,22 @@ from typing import Any
 from ssl_bench.commands.convert import convert
 from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.pretrain import pretrain
+from ssl_bench.config.method_facts import Release
 from ssl_bench.config.parsing import read_yaml
 from ssl_bench.data.datasets import DATASETS
 from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, training_flops
-from ssl_bench.results.papers.matching import ROWS, Run, Target, find_evaluation, find_run, matching, released, target
+from ssl_bench.results.papers.matching import (
+    ROWS,
+    Measurement,
+    Run,
+    convert_arguments,
+    file_path,
+    find_evaluation,
+    find_run,
+    matching,
+    measurement,
+    released,
+)
 from ssl_bench.results.papers.published import Number, published
 from ssl_bench.results.papers.table_spec import Definition, read_definition
 from ssl_bench.results.rows.row import Row, read_rows
@@ -29,18 +41,18 @@ class Step:
     """One encoder of a table, what of it is measured and what isn't.
 
     Attributes:
-        target: The encoder, with any of its evaluations.
+        wanted: The encoder, with any of its evaluations.
         run: How to pre-train it, or why that can't be done.
-        file: The authors' file that holds it, where one is known.
-        found: That file, or its conversion, on this machine.
+        release: The authors' file that holds it, where one is known.
+        found: That file on this machine.
         missing: (evaluation, data) still to be measured that can be.
         done: Cells that have a row.
         skipped: Cells that can't be measured, by reason.
     """
 
-    target: Target
+    wanted: Measurement
     run: Run | str
-    file: str
+    release: Release | None
     found: Path | None
     missing: list[tuple[str, str]] = field(default_factory=list)
     done: int = 0
@@ -56,16 +68,16 @@ class Step:
             return lacking[0]
         if self.found:
             return ""
-        return self.run if isinstance(self.run, str) else missing_data(self.target.data)
+        return self.run if isinstance(self.run, str) else missing_data(self.wanted.data)
 
     @cached_property
     def cost(self) -> tuple[float, float] | None:
         """Images seen and FLOPs of pre-training (none with the authors' file) and of the missing evaluations."""
         images, flops = 0.0, 0.0
         if not self.found and not isinstance(self.run, str):
-            if self.target.data not in IMAGES or self.target.epochs is None:
+            if self.wanted.data not in IMAGES or self.wanted.epochs is None:
                 return None
-            images = IMAGES[self.target.data][0] * self.target.epochs
+            images = IMAGES[self.wanted.data][0] * self.wanted.epochs
             flops = images * training_flops(self.run.resolved)
         for evaluation, data in self.missing:
             if data not in IMAGES:
@@ -74,13 +86,15 @@ class Step:
             protocol = read_yaml(shipped("evaluations") / f"{evaluation}.yaml")
             passes, forward = evaluation_passes(protocol)
             images += train * passes + test
-            flops += (train * forward + test) * encoder_flops(self.target.backbone)
+            flops += (train * forward + test) * encoder_flops(self.wanted.backbone)
         return images, flops
 
     def commands(self) -> list[str]:
         """What makes the encoder, then what judges it."""
-        make = f"ssl-bench convert {self.file}" if self.found else ""
-        if not make and isinstance(self.run, Run):
+        make = ""
+        if self.found and self.release:
+            make = f"ssl-bench convert {convert_arguments(self.wanted, self.release)}"
+        elif isinstance(self.run, Run):
             make = f"ssl-bench pretrain {self.run.arguments}"
         names = ",".join(name for name, _ in self.missing)
         return [make, f"ssl-bench evaluate --evaluations {names} --data {self.missing[0][1]}"] if self.missing else []
@@ -148,13 +162,14 @@ def make_plan(definition: Definition, numbers: Sequence[Number], rows: Sequence[
             number = definition.number(row, column, numbers)
             if number is None:
                 continue
-            cell = target(number, row, column)
+            cell = measurement(number, row, column)
             key = (cell.method, cell.backbone or cell.printed, cell.data, cell.epochs, cell.settings)
             if key not in steps:
-                file = released(cell)
-                steps[key] = Step(cell, find_run(cell), file, find_file(cell, file, checkpoints))
+                release = released(cell)
+                found = find_file(cell.method, release, checkpoints) if release else None
+                steps[key] = Step(cell, find_run(cell), release, found)
             step = steps[key]
-            reason = step.run if isinstance(step.run, str) and not step.file else find_evaluation(cell)
+            reason = step.run if isinstance(step.run, str) and not step.release else find_evaluation(cell)
             if matching(cell, rows)[0]:
                 step.done += 1
             elif reason:
@@ -164,13 +179,10 @@ def make_plan(definition: Definition, numbers: Sequence[Number], rows: Sequence[
     return list(steps.values())
 
 
-def find_file(wanted: Target, file: str, checkpoints: Path) -> Path | None:
-    """The authors' file on this machine. A name that several releases share is looked for in a folder of its own."""
-    if not file:
-        return None
-    name, _, shared = file.partition(" of ")
-    places = [checkpoints / wanted.method / wanted.backbone / name, *([] if shared else [checkpoints / name])]
-    return next((place for place in places if place.is_file()), None)
+def find_file(method: str, release: Release, checkpoints: Path) -> Path | None:
+    """The authors' file in a folder of checkpoints: METHOD/BACKBONE/FILE, or as ``file_path``."""
+    places = (Path(method, release.backbone, release.file), file_path(method, release))
+    return next((checkpoints / place for place in places if (checkpoints / place).is_file()), None)
 
 
 def missing_data(name: str) -> str:
@@ -195,12 +207,12 @@ def too_long(step: Step, speed: float, max_hours: float | None) -> bool:
 
 def describe(step: Step, speed: float, max_hours: float | None) -> list[str]:
     """The plan of one encoder, in lines."""
-    lines = [f"\n{step.target.encoder}"]
+    lines = [f"\n{step.wanted.encoder}"]
     if step.done:
         lines.append(f"  measured: {step.done} {'number' if step.done == 1 else 'numbers'}")
-    if step.file:
+    if step.release:
         state = f"found: {step.found}" if step.found else "not here; with it in --checkpoints nothing need be trained"
-        lines.append(f"  released weights: {step.file} ({state})")
+        lines.append(f"  released weights: {file_path(step.wanted.method, step.release)} ({state})")
     if step.missing:
         lines += [f"  {'would run' if step.skip else 'run'}: {command}" for command in step.commands() if command]
         cost = step.cost
@@ -239,13 +251,20 @@ def format_hours(value: float | None) -> str:
 
 def execute(step: Step, out: Path, checkpoints: Path) -> str | None:
     """Convert or pre-train, then evaluate; a line that says why, if it failed."""
-    wanted = step.target
+    wanted = step.wanted
     try:
         if step.found:
             name = f"{wanted.method}-{wanted.backbone}-{wanted.data}-{wanted.epochs:g}.pt"
             encoder = checkpoints / "converted" / name
-            made, epochs = wanted.data, wanted.epochs
-            convert(step.found, method=wanted.method, backbone=wanted.backbone, out=encoder, data=made, epochs=epochs)
+            convert(
+                step.found,
+                method=wanted.method,
+                backbone=wanted.backbone,
+                branch=step.release.branch if step.release else None,
+                out=encoder,
+                data=wanted.data,
+                epochs=wanted.epochs,
+            )
         else:
             assert isinstance(step.run, Run)
             encoder = pretrain(wanted.method, recipe=step.run.recipe, overrides=step.run.overrides)

@@ -16,20 +16,18 @@ from ssl_bench.cli import make_parser
 from ssl_bench.commands import reproduce as module
 from ssl_bench.commands.pretrain import build
 from ssl_bench.commands.reproduce import find_file, make_plan, missing_data, reproduce
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.cost import BACKWARD, encoder_flops, training_flops
 from ssl_bench.results.papers.matching import (
-    OWN,
-    RELEASES,
-    SIZE_OF,
     Run,
     find_run,
     how_to_fill,
+    measurement,
     our_backbone,
     released,
-    target,
 )
 from ssl_bench.results.papers.published import published, select
 from ssl_bench.results.papers.table_spec import Column, RowOf, read_definition
@@ -116,7 +114,7 @@ def test_cells_name_the_papers_own_protocol() -> None:
         for row in definition.rows:
             for column in definition.columns:
                 if (number := definition.number(row, column, published())) is not None and column.evaluation:
-                    found[name, number.method, number.backbone, number.protocol] = target(
+                    found[name, number.method, number.backbone, number.protocol] = measurement(
                         number, row, column
                     ).evaluation
     small, base, large = "ViT-S/16", "ViT-B/16", "ViT-L/16"
@@ -131,13 +129,12 @@ def test_cells_name_the_papers_own_protocol() -> None:
     assert found["ibot", "dino", base, "finetune"] == found["ibot", "ibot", base, "finetune"] == "finetune-ibot"
     assert found["dino", "dino", small, "knn"] == "knn-dino"
     assert found["survey", "esvit", "Swin-T/W7", "linear"] == ""
-    assert {method for _, method in OWN} <= set(METHODS) and set(SIZE_OF) <= set(OWN.values())
 
 
 def test_commands_of_empty_cells_can_be_run() -> None:
     """Every command in a table's notes parses."""
     number = select(published(), {"method": "mae", "backbone": "ViT-B/16", "place": "Table 12"})[0]
-    text = how_to_fill(target(number, RowOf({}), Column("", {}, "own")))
+    text = how_to_fill(measurement(number, RowOf({}), Column("", {}, "own")))
     commands = re.findall(r"`ssl-bench ([^`]+)`", text)
     assert [command.split()[0] for command in commands] == ["convert", "pretrain", "evaluate"]
     for command in commands:
@@ -168,45 +165,57 @@ def test_max_hours_skips_long_runs(tmp_path: Path) -> None:
 
 def test_shared_file_names_need_a_folder(tmp_path: Path) -> None:
     number = select(published(), {"method": "moco_v3", "backbone": "ViT-B/16", "place": "Table 4", "source": MOCO})[0]
-    wanted = target(number, RowOf({}), Column("linear", {}, "linear"))
-    assert released(wanted) == "vit-b-300ep.pth.tar"
-    shared = "checkpoint_teacher.pth of ViT-S/16"
-    (tmp_path / "checkpoint_teacher.pth").write_bytes(b"")
-    assert find_file(wanted, shared, tmp_path) is None
-    own = tmp_path / "moco_v3" / "vit_base_patch16_224" / "checkpoint_teacher.pth"
+    wanted = measurement(number, RowOf({}), Column("linear", {}, "linear"))
+    release = released(wanted)
+    assert release is not None and release.file == "vit-b-300ep.pth.tar"
+    (tmp_path / release.file).write_bytes(b"")
+    assert find_file("moco_v3", release, tmp_path) == tmp_path / release.file
+    shared = method_facts("ibot").releases[1]
+    assert shared.file == "checkpoint_teacher.pth"
+    (tmp_path / shared.file).write_bytes(b"")
+    assert find_file("ibot", shared, tmp_path) is None
+    own = tmp_path / "ibot" / "vit_base_patch16_224" / "checkpoint_teacher.pth"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"")
-    assert find_file(wanted, shared, tmp_path) == own
+    assert find_file("ibot", shared, tmp_path) == own
+
+
+def test_a_release_of_another_branch_says_so() -> None:
+    """iBOT of ImageNet-22K: the authors published the student alone."""
+    number = select(
+        published(), {"method": "ibot", "backbone": "ViT-L/16", "pretrain_data": "imagenet22k", "epochs": "50"}
+    )[0]
+    text = how_to_fill(measurement(number, RowOf({}), Column("", {}, "linear")))
+    file = "checkpoint_student.pth"
+    assert f"convert {file} --method ibot --backbone vit_large_patch16_224 --branch student --pretrained-on" in text
 
 
 def test_released_epochs_are_the_published_ones() -> None:
     """Each release's epochs are stated by some source of the same method, backbone and data."""
-    for (method, backbone, data), (_, epochs) in RELEASES.items():
-        same = [
-            n
-            for n in select(published(), {"method": method, "pretrain_data": data})
-            if our_backbone(n.backbone) == backbone
-        ]
-        assert str(epochs) in {n.epochs for n in same}, (method, backbone)
+    for method in METHODS:
+        for release in method_facts(method).releases:
+            numbers = select(published(), {"method": method, "pretrain_data": release.data})
+            stated = {n.epochs for n in numbers if our_backbone(n.backbone) == release.backbone}
+            assert f"{release.epochs:g}" in stated, (method, release.file)
 
 
 def test_recipes_of_a_table_resolve() -> None:
     for step in make_plan(read_definition("survey"), published(), [], Path("none")):
         if isinstance(step.run, Run):
             recipe = step.run.resolved
-            assert (recipe.training.epochs, recipe.data) == (step.target.epochs, step.target.data)
-            assert recipe.backbone["name"] == step.target.backbone
-            assert all(recipe.settings[key] == value for key, value in step.target.settings)
+            assert (recipe.training.epochs, recipe.data) == (step.wanted.epochs, step.wanted.data)
+            assert recipe.backbone["name"] == step.wanted.backbone
+            assert all(recipe.settings[key] == value for key, value in step.wanted.settings)
 
 
 def test_why_there_is_no_run() -> None:
     number = select(published(), {"method": "mae", "backbone": "ViT-H/14", "place": "Table 12"})[0]
     assert (
-        find_run(target(number, RowOf({}), Column("", {})))
+        find_run(measurement(number, RowOf({}), Column("", {})))
         == "mae has no recipe for vit_huge_patch14_224 on imagenet1k"
     )
     number = select(published(), {"method": "byol", "backbone": "ViT-B/16", "source": MOCO})[0]
-    assert find_run(target(number, RowOf({}), Column("", {}))) == "byol is not implemented" or "byol" in METHODS
+    assert find_run(measurement(number, RowOf({}), Column("", {}))) == "byol is not implemented" or "byol" in METHODS
 
 
 def test_missing_data() -> None:

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.config.method_facts import Release, method_facts
 from ssl_bench.config.parsing import read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names
 from ssl_bench.methods import METHODS
@@ -21,58 +22,11 @@ from ssl_bench.utils.shipped import shipped
 
 ROWS = Path("results/reproduce")  # where `ssl-bench reproduce` writes
 SIZES = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large", "H": "vit_huge"}
-# (method, backbone, data) -> the file that the authors released, and its epochs of pre-training (their READMEs).
-RELEASES = {
-    ("mae", "vit_base_patch16_224", "imagenet1k"): ("mae_pretrain_vit_base.pth", 1600),
-    ("mae", "vit_large_patch16_224", "imagenet1k"): ("mae_pretrain_vit_large.pth", 1600),
-    ("mae", "vit_huge_patch14_224", "imagenet1k"): ("mae_pretrain_vit_huge.pth", 1600),
-    ("moco_v3", "vit_small_patch16_224", "imagenet1k"): ("vit-s-300ep.pth.tar", 300),
-    ("moco_v3", "vit_base_patch16_224", "imagenet1k"): ("vit-b-300ep.pth.tar", 300),
-    ("dino", "vit_small_patch16_224", "imagenet1k"): ("dino_deitsmall16_pretrain.pth", 800),
-    ("dino", "vit_base_patch16_224", "imagenet1k"): ("dino_vitbase16_pretrain.pth", 400),
-    ("dino", "vit_small_patch8_224", "imagenet1k"): ("dino_deitsmall8_pretrain.pth", 800),
-    ("dino", "vit_base_patch8_224", "imagenet1k"): ("dino_vitbase8_pretrain.pth", 300),
-    ("ibot", "vit_small_patch16_224", "imagenet1k"): ("checkpoint_teacher.pth of ViT-S/16", 800),
-    ("ibot", "vit_base_patch16_224", "imagenet1k"): ("checkpoint_teacher.pth of ViT-B/16", 400),
-    ("ibot", "vit_large_patch16_224", "imagenet1k"): ("checkpoint_teacher.pth of ViT-L/16", 300),
-    ("ibot", "vit_large_patch16_224", "imagenet22k"): ("checkpoint_student.pth of ViT-L/16, ImageNet-22K", 50),
-    ("beit", "vit_base_patch16_224", "imagenet22k"): ("beit_base_patch16_224_pt22k.pth", 150),
-    ("beit", "vit_large_patch16_224", "imagenet22k"): ("beit_large_patch16_224_pt22k.pth", 150),
-}
-
-# (what a column shows, method) -> our file of the protocol behind the method's published numbers. Linear: the authors'
-# eval_linear, main_lincls, main_linprobe, run_linear_eval and eval_linear_multi. k-NN: DINO's eval_knn, which is iBOT's
-# too. Fine-tuning: DINO by DeiT's recipe (its table 6), MoCo v3 by a shorter one.
-OWN = {
-    ("linear", "moco_v3"): "linear-mocov3",
-    ("linear", "dino"): "linear-dino",
-    ("linear", "ibot"): "linear-ibot",
-    ("linear", "beit"): "linear-beit",
-    ("linear", "mae"): "linear-mae",
-    ("knn", "dino"): "knn-dino",
-    ("knn", "ibot"): "knn-dino",
-    ("finetune", "moco_v3"): "finetune-mocov3",
-    ("finetune", "dino"): "finetune-deit",
-    ("finetune", "ibot"): "finetune-ibot",
-    ("finetune", "beit"): "finetune-beit",
-    ("finetune", "mae"): "finetune-mae",
-    ("finetune", "eva"): "finetune-eva",
-}
-# Protocols whose published values depend on the size: the size that the file is for. Another has NAME-SIZE.yaml.
-SIZE_OF = {
-    "linear-dino": "small",
-    "linear-ibot": "small",
-    "finetune-mocov3": "base",
-    "finetune-ibot": "base",
-    "finetune-beit": "base",
-    "finetune-mae": "base",
-    "finetune-eva": "base",
-}
 
 
 @dataclass(frozen=True)
-class Target:
-    """A measurement that stands for a published number: the encoder, and how it is judged.
+class Measurement:
+    """A measurement that would stand beside a published number: the encoder, and how it is evaluated.
 
     Attributes:
         method: Name of the method.
@@ -104,10 +58,10 @@ class Target:
         return f"{self.method} {self.printed}, {self.data or 'unstated data'}, {epochs} epochs{changed}"
 
 
-def target(number: Number, row: RowOf, column: Column) -> Target:
+def measurement(number: Number, row: RowOf, column: Column) -> Measurement:
     """What would have to be measured to stand beside a number."""
     epochs = number.epochs or row.stands_for.get("epochs", "")
-    return Target(
+    return Measurement(
         number.method,
         our_backbone(number.backbone, number.setting),
         number.backbone,
@@ -121,15 +75,13 @@ def target(number: Number, row: RowOf, column: Column) -> Target:
 
 
 def protocol(number: Number, row: RowOf, column: Column) -> str:
-    """Our protocol for a number: the column's, or the method's own where it says so; empty where there is none.
-
-    Where the published values depend on the size, it is the file for that size: "finetune-mae-large".
-    """
+    """Our protocol for a number: the column's, or where it says "own" the method's; empty where there is none."""
     if column.evaluation != "own":
         return column.evaluation
-    name = row.protocols.get(number.protocol) or OWN.get((number.protocol, number.method), "")
+    method = row.protocols.get(number.protocol, number.method)
+    found = method_facts(method).protocols.get(number.protocol, "")
     size = our_backbone(number.backbone, number.setting).partition("_patch")[0].removeprefix("vit_")
-    return f"{name}-{size}" if size and SIZE_OF.get(name, size) != size else name
+    return found if isinstance(found, str) else found.get(size, "")
 
 
 def our_backbone(printed: str, setting: str = "") -> str:
@@ -145,9 +97,9 @@ def our_backbone(printed: str, setting: str = "") -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A shipped recipe with what a target changes in it."""
+    """A shipped recipe with what a measurement changes in it."""
 
-    target: Target
+    wanted: Measurement
     recipe: str
     overrides: dict[str, Any]
 
@@ -155,7 +107,7 @@ class Run:
     def arguments(self) -> str:
         """For example "mae --recipe vit_large_in1k --set epochs=800"."""
         changed = " ".join(f"{key}={yaml_text(value)}" for key, value in self.overrides.items())
-        return f"{self.target.method} --recipe {self.recipe}" + (f" --set {changed}" if changed else "")
+        return f"{self.wanted.method} --recipe {self.recipe}" + (f" --set {changed}" if changed else "")
 
     @cached_property
     def resolved(self) -> Recipe:
@@ -164,12 +116,12 @@ class Run:
         Raises:
             UserError: The recipe file, or a setting of the table, is wrong.
         """
-        return load_recipe(self.target.method, self.recipe, self.overrides, origin="the table's settings")
+        return load_recipe(self.wanted.method, self.recipe, self.overrides, origin="the table's settings")
 
 
 @cache
-def find_run(wanted: Target) -> Run | str:
-    """The run that makes a target's encoder, or why there is none."""
+def find_run(wanted: Measurement) -> Run | str:
+    """The run that makes a measurement's encoder, or why there is none."""
     if wanted.method not in METHODS:
         return f"{wanted.method} is not implemented"
     if not wanted.backbone:
@@ -188,8 +140,8 @@ def find_run(wanted: Target) -> Run | str:
     return found or f"{wanted.method} has no recipe for {wanted.backbone} on {wanted.data}"
 
 
-def find_evaluation(wanted: Target) -> str:
-    """Why a target can't be judged; empty when it can."""
+def find_evaluation(wanted: Measurement) -> str:
+    """Why a measurement can't be made of any encoder; empty when it can."""
     if not wanted.evaluation:
         return "no protocol of ours measures this"
     if not (shipped("evaluations") / f"{wanted.evaluation}.yaml").is_file():
@@ -197,19 +149,27 @@ def find_evaluation(wanted: Target) -> str:
     return ""
 
 
-def released(wanted: Target) -> str:
-    """The file of the authors' release with a target's encoder; empty where none is known or none of ours reads it."""
-    name, epochs = RELEASES.get((wanted.method, wanted.backbone, wanted.data), ("", 0))
-    return name if wanted.method in METHODS and epochs == wanted.epochs and not wanted.settings else ""
+def released(wanted: Measurement) -> Release | None:
+    """The authors' file with a measurement's encoder; None where none is known or none of our methods reads it."""
+    release = method_facts(wanted.method).release(wanted.backbone, wanted.data)
+    same = release is not None and release.epochs == wanted.epochs and not wanted.settings
+    return release if same and wanted.method in METHODS else None
+
+
+def file_path(method: str, release: Release) -> Path:
+    """Where a released file is looked for: FILE, or METHOD/BACKBONE/FILE where several releases have that name."""
+    shared = sum(other.file == release.file for other in method_facts(method).releases) > 1
+    return Path(method, release.backbone, release.file) if shared else Path(release.file)
 
 
 # Our rows -------------------------------------------------------------------------------------------------------------
 
 
-def matching(wanted: Target, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows that measured a target, one per seed, and what to say about them; none where they leave a choice."""
+def matching(wanted: Measurement, rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows of a measurement, one per seed, and what to say about them; none where they leave a choice."""
     run = find_run(wanted)
-    found = [row for row in rows if _same_judge(wanted, row) and (_same_weights(wanted, row) or _same_run(run, row))]
+    evaluated = [row for row in rows if _same_evaluation(wanted, row)]
+    found = [row for row in evaluated if _same_weights(wanted, row) or _same_run(run, row)]
     if not found:
         return [], []
     kinds = {
@@ -218,29 +178,31 @@ def matching(wanted: Target, rows: Sequence[Row]) -> tuple[list[Row], list[str]]
     }
     if len(kinds) > 1:
         return [], [f"{wanted.encoder}: rows of several versions, settings or origins; keep those of one in the folder"]
-    return found, [] if found[0]["recipe"] else [_whose(wanted, found[0])]
+    return found, [] if found[0]["recipe"] else [_origin(wanted, found[0])]
 
 
-def _same_judge(wanted: Target, row: Row) -> bool:
-    judged, trained = row["evaluation"], row["pretraining"] or {}
+def _same_evaluation(wanted: Measurement, row: Row) -> bool:
+    evaluation, trained = row["evaluation"], row["pretraining"] or {}
     asked = (wanted.method, wanted.evaluation, wanted.test_data, wanted.data)
-    same = asked == (row["method"], judged["name"], judged["data"], trained.get("data"))
+    same = asked == (row["method"], evaluation["name"], evaluation["data"], trained.get("data"))
     return same and wanted.metric in row["metrics"]
 
 
-def _same_weights(wanted: Target, row: Row) -> bool:
-    """Weights from elsewhere: their backbone and epochs; where those aren't known, a release of that backbone."""
+def _same_weights(wanted: Measurement, row: Row) -> bool:
+    """Released weights: their backbone and epochs; where those aren't known, a release of that backbone."""
     if row["recipe"] is not None or "external weights" not in row["flags"] or wanted.settings:
         return False
     epochs = (row["pretraining"] or {}).get("epochs")
-    known = bool(released(wanted)) if epochs is None else epochs == wanted.epochs
+    known = released(wanted) is not None if epochs is None else epochs == wanted.epochs
     return row["backbone"]["name"] == wanted.backbone and known
 
 
-def _whose(wanted: Target, row: Row) -> str:
+def _origin(wanted: Measurement, row: Row) -> str:
     if (epochs := (row["pretraining"] or {}).get("epochs")) is not None:
-        return f"measured on weights from elsewhere, of {epochs:g} epochs as `convert` was told"
-    return f"measured on the authors' weights, taken to be {released(wanted)}"
+        return f"measured on released weights, of {epochs:g} epochs as `convert` was told"
+    release = released(wanted)
+    assert release is not None  # or the row would not match
+    return f"measured on the authors' weights, taken to be {file_path(wanted.method, release)}"
 
 
 def _same_run(run: Run | str, row: Row) -> bool:
@@ -257,19 +219,23 @@ def _same_run(run: Run | str, row: Row) -> bool:
     return True
 
 
-def how_to_fill(wanted: Target) -> str:
-    """The command that measures a target, or why there is none."""
-    run, file = find_run(wanted), released(wanted)
-    reason = run if isinstance(run, str) and not file else find_evaluation(wanted)
+def how_to_fill(wanted: Measurement) -> str:
+    """The commands of a measurement, or why there are none."""
+    run, release = find_run(wanted), released(wanted)
+    reason = run if isinstance(run, str) and not release else find_evaluation(wanted)
     if reason:
         return f"not measured: {reason}"
-    steps = []
-    if file:
-        steps.append(
-            f"ssl-bench convert {file.split(' of ')[0]} --method {wanted.method} --backbone {wanted.backbone} "
-            f"--pretrained-on {wanted.data} --epochs {wanted.epochs:g} --out encoder.pt"
-        )
+    steps = [f"ssl-bench convert {convert_arguments(wanted, release)} --out encoder.pt"] if release else []
     if not isinstance(run, str):
         steps.append(f"ssl-bench pretrain {run.arguments}")
     evaluate = f"ssl-bench evaluate encoder.pt --evaluations {wanted.evaluation} --data {wanted.test_data} --out {ROWS}"
     return f"to measure: {' or '.join(f'`{step}`' for step in steps)}, then `{evaluate}`"
+
+
+def convert_arguments(wanted: Measurement, release: Release) -> str:
+    """For example "mae_pretrain_vit_base.pth --method mae --backbone vit_base_patch16_224 ..."."""
+    branch = f" --branch {release.branch}" if release.branch else ""
+    return (
+        f"{file_path(wanted.method, release)} --method {wanted.method} --backbone {wanted.backbone}{branch} "
+        f"--pretrained-on {wanted.data} --epochs {wanted.epochs:g}"
+    )

@@ -14,7 +14,7 @@ from ssl_bench.methods import BASELINES
 from ssl_bench.results.leaderboard.aggregate import Cell, summarise
 from ssl_bench.results.leaderboard.legends import FOOTNOTES
 from ssl_bench.results.leaderboard.table import Table, build
-from ssl_bench.results.papers.matching import how_to_fill, matching, target
+from ssl_bench.results.papers.matching import how_to_fill, matching, measurement
 from ssl_bench.results.papers.other_data import LEGEND as OWN_LEGEND
 from ssl_bench.results.papers.other_data import OwnColumn, own_columns
 from ssl_bench.results.papers.published import Number, conflicts
@@ -208,7 +208,7 @@ def fill(definition: Definition, numbers: Sequence[Number], rows: Sequence[Row])
 
 
 def _entry(number: Number, row: RowOf, column: Column, numbers: Sequence[Number], rows: Sequence[Row]) -> Entry:
-    wanted = target(number, row, column)
+    wanted = measurement(number, row, column)
     found, notes = matching(wanted, rows) if column.evaluation else ([], [])
     others = conflicts(number, numbers, row.stands_for.get("epochs", ""))
     said: dict[str, list[str]] = {}

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
+from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.published import COLUMNS, Number, select
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.shipped import shipped
@@ -23,7 +25,7 @@ class Column:
         label: Its heading.
         where: Fields of ``Number`` -> text.
         evaluation: Our protocol that measures the same thing: its name, or "own" for that of each row's method
-            (``measuring.OWN``); none where we have nothing like it.
+            (its ``method.yaml``); none where we have nothing like it.
         note: How our protocol differs from the published one.
     """
 
@@ -43,7 +45,8 @@ class RowOf:
         unlike: Why its numbers can't be set beside those of the other rows.
         stands_for: What the source leaves out and another source says: epochs.
         settings: Keywords of the method that differ from its recipe's.
-        protocols: Instead of the method's own: what a column shows (linear, finetune) -> our protocol.
+        protocols: Where its own protocol isn't the method's: what a column shows (linear, finetune) -> the method whose
+            protocol it is.
         facts: Text of the descriptive columns.
     """
 
@@ -129,7 +132,7 @@ def read_definition(name: str) -> Definition:
             str(entry.get("unlike", "")),
             _fields(path, entry.get("stands_for", {}), ()),
             dict(entry.get("settings", {})),
-            dict(entry.get("protocols", {})),
+            _protocols(path, entry.get("protocols", {})),
             {heading: str(entry.get(heading, "")) for heading in facts},
         )
         for entry in _entries(path, values, "rows")
@@ -151,6 +154,16 @@ def _fields(path: Path, entry: Any, reserved: Sequence[str]) -> dict[str, str]:
         raise UserError(f"{path}: expected keys and values, found {entry!r}")
     _check_keys(path, entry, (*COLUMNS, *reserved))
     return {key: "" if value is None else str(value) for key, value in entry.items() if key not in reserved}
+
+
+def _protocols(path: Path, entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: protocols: expected keys and values, found {entry!r}")
+    for shown, method in entry.items():
+        having = [name for name in METHODS if shown in method_facts(name).protocols]
+        if method not in having:
+            raise UserError(f"{path}: protocols: {unknown(f'method with a protocol for {shown}', method, having)}")
+    return dict(entry)
 
 
 def _check_keys(path: Path, entry: Mapping[str, Any], valid: Sequence[str]) -> None:

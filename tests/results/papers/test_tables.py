@@ -226,7 +226,7 @@ def test_weights_of_stated_epochs_fill_their_cell_alone(tmp_path: Path, epochs: 
     seal(path.parent, values)
     cell = mae_linear(tmp_path, tmp_path)
     assert bool(cell["measured"]) is fills
-    assert not fills or "weights from elsewhere, of 1600 epochs as `convert` was told" in cell["notes"]
+    assert not fills or "released weights, of 1600 epochs as `convert` was told" in cell["notes"]
 
 
 def test_rows_of_two_versions_fill_nothing(tmp_path: Path) -> None:
@@ -328,3 +328,20 @@ def test_wrong_requests(tmp_path: Path) -> None:
             table(str(definition))
     with pytest.raises(UserError, match="no such file"):
         table(str(tmp_path / "none.yaml"))
+
+
+def test_a_row_may_have_another_methods_protocol(tmp_path: Path) -> None:
+    text = (
+        "title: T\ncolumns: [{label: c, protocol: finetune, evaluation: own}]\n"
+        "rows: [{method: dino, protocols: {finetune: PROTOCOL}}]\n"
+    )
+    file = tmp_path / "t.yaml"
+    file.write_text(text.replace("PROTOCOL", "ibot"))
+    definition = read_definition(str(file))
+    assert definition.rows[0].protocols == {"finetune": "ibot"}
+    file.write_text(text.replace("PROTOCOL", "finetune-ibot"))
+    with pytest.raises(UserError, match=r"t\.yaml: protocols: unknown method with a protocol for finetune 'finetune-"):
+        read_definition(str(file))
+    file.write_text(text.replace("{finetune: PROTOCOL}", "ibot"))
+    with pytest.raises(UserError, match=r"t\.yaml: protocols: expected keys and values, found 'ibot'"):
+        read_definition(str(file))
