@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ssl_bench.utils.errors import RunError
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ssl_bench.utils.errors import RunError
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -57,11 +54,13 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process: others wait here. The lock ends with the process, however it ends."""
+    """Hold a folder for one process: others wait here. The lock ends with the process, however it ends.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield
 
 

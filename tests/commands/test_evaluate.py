@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -97,12 +98,11 @@ def test_a_row_that_another_process_writes_meanwhile_is_not_measured_again(
 def test_the_folder_of_a_row_is_held_while_it_is_made(
     here: Path, nano: ViT, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fcntl = pytest.importorskip("fcntl")
     measure = KNN.run
 
     def run(self: KNN, encoder: Any, data: Any) -> Any:
-        with (encoder.folder / ".lock").open("w") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(Timeout):
+            FileLock(encoder.folder / ".lock", timeout=0).acquire()
         return measure(self, encoder, data)
 
     monkeypatch.setattr(KNN, "run", run)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from ssl_bench.utils.errors import RunError, UserError
-from ssl_bench.utils.files import content_hash, write_atomic
+from ssl_bench.utils.files import content_hash, locked, write_atomic
 from ssl_bench.utils.shipped import find_yaml
 
 
@@ -39,3 +43,24 @@ def test_unknown_names_list_the_shipped_ones() -> None:
         find_yaml("results", "quik", "{}/suite.yaml")
     with pytest.raises(UserError, match=r"unknown evaluation 'kn': did you mean 'knn'.*knn-lightly.*linear"):
         find_yaml("evaluations", "kn")
+
+
+def test_a_folder_is_held_until_its_process_is_killed(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from ssl_bench.utils.files import locked\n"
+    code += f"with locked(Path({str(tmp_path / 'run')!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "run" / ".lock", timeout=0.2).acquire()
+        other.kill()
+        start = time.monotonic()
+        with locked(tmp_path / "run"):
+            assert time.monotonic() - start < 10
+    with locked(tmp_path / "run"):  # again, after it was left
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), locked(tmp_path / "file" / "run"):
+        pass
