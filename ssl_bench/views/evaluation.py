@@ -24,6 +24,7 @@ def resize_crop(image: Tensor, size: int | tuple[int, int], interpolation: str =
         uint8 (..., 3, *size).
 
     Example:
+        >>> import torch
         >>> resize_crop(torch.zeros(3, 375, 500, dtype=torch.uint8), 224).shape
         torch.Size([3, 224, 224])
     """

@@ -1,6 +1,6 @@
 """The execution of views: their random numbers, and the crops cut with them, batched or one by one.
 
-`ssl_bench/views.py` says what a view is and how the two ways compare.
+`view.py` says what a view is and how the two ways compare.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def groups(crops: Sequence[View]) -> Iterator[list[int]]:
         yield list(group)
 
 
-# Batched execution: x is float32 (N, 3, H, W) in [0, 1], parameters are (N,) -----------------------------------------
+# Batched execution: x is float32 (N, 3, H, W) in levels, parameters are (N,) ------------------------------------------
 
 
 def run(images: Tensor, views: Sequence[View], draw: Draw) -> Tensor:
@@ -147,16 +147,19 @@ def run(images: Tensor, views: Sequence[View], draw: Draw) -> Tensor:
         _apply(x, draw.blur, gaussian_blur, draw.sigma)
     if any(v.solarize for v in views):
         _apply(x, draw.solarize, partial(solarize, threshold=view.solarize_threshold))
-    shift, gain = normaliser(view.mean, view.std, x.device)
+    shift, gain = normaliser(view.mean, view.std, x.device, 255)
     for piece in x.split(_step(x)):
         piece.mul_(gain).add_(shift)
     return x.view(len(views), len(images), *x.shape[1:])
 
 
 @lru_cache(maxsize=64)
-def normaliser(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def normaliser(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, white: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Shift and gain (3, 1, 1) that normalise values from 0 to ``white``."""
     mean_, std_ = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-    return (-mean_ / std_).to(device), (1 / std_).to(device)
+    return (-mean_ / std_).to(device), (1 / (std_ * white)).to(device)
 
 
 def on_host(x: Tensor) -> bool:
@@ -173,15 +176,15 @@ def _crop(images: Tensor, view: View, draw: Draw, out: Tensor) -> None:
     batch, _, height, width = images.shape
     step = _step(images)
     for start in range(0, batch, step):
-        pixels = images[start : start + step].float().div_(255).flatten(1, 2)
+        pixels = images[start : start + step].float().flatten(1, 2)
         for first in range(start, len(out), batch):  # of each view
             rows = slice(first, first + len(pixels))
             to_height, to_width = view.sides
             across = resampling(draw.left[rows], draw.width[rows], width, to_width, view.interpolation, draw.flip[rows])
             down = resampling(draw.top[rows], draw.height[rows], height, to_height, view.interpolation)
-            # PIL saturates after each pass, which only bicubic can overshoot.
-            x = (pixels @ across.mT).clamp_(0, 1).view(-1, 3, height, to_width)
-            torch.matmul(down.unsqueeze(1), x, out=out[rows]).clamp_(0, 1)
+            # PIL saturates, which only bicubic can overshoot, and rounds after each pass.
+            x = (pixels @ across.mT).clamp_(0, 255).round_().view(-1, 3, height, to_width)
+            torch.matmul(down.unsqueeze(1), x, out=out[rows]).clamp_(0, 255).round_()
 
 
 def _jitter(x: Tensor, order: Tensor, factors: Tensor, used: Sequence[int]) -> None:
@@ -233,7 +236,7 @@ def view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
         crop = crop.flip(-1)
     if view.augment is not None:
         crop = view.augment(crop)
-    x = crop.float().contiguous().div_(255).unsqueeze(0)
+    x = crop.float().contiguous().unsqueeze(0)
     for index in draw.order:
         if index >= 0 and view.jitter[index]:
             x = COLOUR[index](x, torch.tensor([draw.factors[index]]))
@@ -243,5 +246,5 @@ def view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
         x = blur_one(x, float(draw.sigma))
     if draw.solarize:
         x = solarize(x, view.solarize_threshold)
-    shift, gain = normaliser(view.mean, view.std, x.device)
+    shift, gain = normaliser(view.mean, view.std, x.device, 255)
     return x.squeeze(0).mul(gain).add_(shift)

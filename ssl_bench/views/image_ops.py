@@ -1,6 +1,7 @@
-"""Image operations on a batch with one parameter an image: torchvision's, in float and without rounding in between.
+"""Image operations on a batch with one parameter an image: torchvision's on PIL images.
 
-Images are float32 (N, 3, H, W) in [0, 1], parameters (N,).
+Images are float32 (N, 3, H, W) in levels, 0 to 255, parameters (N,). Brightness, contrast and saturation are rounded
+down as by PIL, which would otherwise be 1.3 levels darker after the three; hue and blur are left in float.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-GRAY = (0.2989, 0.587, 0.114)  # torchvision's rounding of the ITU-R 601 luma weights
+GRAY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's rounding of the ITU-R 601 luma weights
 
 
 def resampling(
@@ -83,20 +84,19 @@ def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
     """Scale the values."""
-    return (x * factor.view(-1, 1, 1, 1)).clamp_(max=1)
+    return (x * factor.view(-1, 1, 1, 1)).clamp_(max=255).floor_()
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Move the values away from (factor > 1) or towards the mean gray of the image."""
-    means = x.mean((2, 3))  # (N, 3)
-    mean = means[:, 0] * GRAY[0] + means[:, 1] * GRAY[1] + means[:, 2] * GRAY[2]
-    return (x * factor.view(-1, 1, 1, 1)).add_(((1 - factor) * mean).view(-1, 1, 1, 1)).clamp_(0, 1)
+    """Move the values away from (factor > 1) or towards the mean gray of the image, a whole level."""
+    mean = gray(x).mean((1, 2, 3)).add_(0.5).floor_().view(-1, 1, 1, 1)
+    return torch.addcmul(mean, x - mean, factor.view(-1, 1, 1, 1)).clamp_(0, 255).floor_()
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Move the values away from (factor > 1) or towards the gray of their pixel."""
-    factor = factor.view(-1, 1, 1, 1)
-    return (x * factor).add_(gray(x).mul_(1 - factor)).clamp_(0, 1)
+    low = gray(x)
+    return torch.addcmul(low, x - low, factor.view(-1, 1, 1, 1)).clamp_(0, 255).floor_()
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ COLOUR = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
 def gray(x: Tensor) -> Tensor:
-    """(N, 3, S, S) -> (N, 1, S, S)."""
-    return (x[:, 0:1] * GRAY[0]).add_(x[:, 1:2], alpha=GRAY[1]).add_(x[:, 2:3], alpha=GRAY[2])
+    """(N, 3, S, S) -> (N, 1, S, S), whole levels."""
+    return (x[:, 0:1] * GRAY[0]).add_(x[:, 1:2], alpha=GRAY[1]).add_(x[:, 2:3], alpha=GRAY[2]).round_()
 
 
 def drop_colour(x: Tensor) -> Tensor:
@@ -131,7 +131,8 @@ def drop_colour(x: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor, threshold: float) -> Tensor:
-    return torch.where(x >= threshold, 1 - x, x)
+    """Invert the values at or above a threshold in [0, 1]."""
+    return torch.where(x >= 255 * threshold, 255 - x, x)
 
 
 def blur_one(x: Tensor, sigma: float) -> Tensor:

@@ -28,8 +28,7 @@ def make_views(
 ) -> list[Tensor]:
     """Draw every view of every image of a batch, each crop with a draw of its own.
 
-    Values stay in float from the crop to the end, where PIL rounds to 8 bits after every step. Nothing here waits for
-    a CUDA device.
+    Values are rounded to whole levels where PIL rounds them, except by hue and blur. Nothing waits for a CUDA device.
 
     Args:
         images: uint8 (B, 3, H, W).

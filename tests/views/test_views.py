@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -62,37 +64,59 @@ def test_crop_is_torchvision_resized_crop(interpolation: str, box: tuple[int, in
     out = torch.empty(2, 3, size, size)
     D._crop(images, view, D.Draw(top, left, height, width, flip, *rest), out)
     out[1] = tv.horizontal_flip(out[1])
-    levels, exact = (
-        tv.resized_crop(x, *box, [size, size], INTERPOLATION[interpolation], antialias=True)
-        for x in (images, images / 255)
-    )
-    if interpolation == "bilinear":  # on float images torchvision lets bicubic overshoot [0, 1]
-        torch.testing.assert_close(out, exact, atol=1e-6, rtol=0)
-    # On 8-bit images it saturates as we do, and rounds after each of the two passes: half a level, times the gain of
-    # the filter for the first.
-    assert (out * 255 - levels).abs().max() < 1.3
+    crop = partial(tv.resized_crop, size=[size, size], interpolation=INTERPOLATION[interpolation])
+    difference = (out - torch.stack([on_pil(crop, image, *box) for image in images])).abs()
+    assert difference.max() <= 2 and difference.mean() < 0.4  # each pass rounds, and PIL chooses their order
+
+
+def on_pil(operation: Callable[..., Image.Image], image: Tensor, *arguments: Any) -> Tensor:
+    """A torchvision operation on an 8-bit PIL image, as the authors' pipelines have it: (3, H, W) levels, float32."""
+    return tv.pil_to_tensor(operation(tv.to_pil_image(image), *arguments)).float()
 
 
 @pytest.mark.parametrize(
-    ("ours", "reference", "low", "high"),
+    ("ours", "reference"),
     [
-        (imageops.adjust_brightness, tv.adjust_brightness, 0.0, 2.0),
-        (imageops.adjust_contrast, tv.adjust_contrast, 0.0, 2.0),
-        (imageops.adjust_saturation, tv.adjust_saturation, 0.0, 2.0),
-        (imageops.adjust_hue, tv.adjust_hue, -0.5, 0.5),
+        (imageops.adjust_brightness, tv.adjust_brightness),
+        (imageops.adjust_contrast, tv.adjust_contrast),
+        (imageops.adjust_saturation, tv.adjust_saturation),
     ],
 )
-def test_colour_operation_is_torchvisions(
-    ours: Callable[[Tensor, Tensor], Tensor], reference: Callable[[Tensor, float], Tensor], low: float, high: float
+def test_colour_operation_is_that_on_pil_images(
+    ours: Callable[[Tensor, Tensor], Tensor], reference: Callable[[Image.Image, float], Image.Image]
 ) -> None:
+    images = photos(60, 24, 24)
+    factors = torch.linspace(0, 2, 60)[torch.randperm(60, generator=seeded())]
+    expected = torch.stack([on_pil(reference, x, f) for x, f in zip(images, factors.tolist(), strict=True)])
+    difference = ours(images.float(), factors) - expected
+    assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 5e-3  # sums of floats at whole levels
+
+
+def test_hue_is_torchvisions_in_float() -> None:
     x = torch.rand(40, 3, 8, 8, generator=seeded())
     x[0] = x[0, :1]  # gray
     x[1, 0], x[2, 1], x[3, 2], x[4] = 1.0, 1.0, 0.0, 0.0  # ties and extremes
     x[5, 1] = x[5, 0]
     x[6, 2] = x[6, 1]
-    factors = torch.linspace(low, high, 40)[torch.randperm(40, generator=seeded())]
-    expected = torch.stack([reference(image, float(factor)) for image, factor in zip(x, factors, strict=True)])
-    torch.testing.assert_close(ours(x, factors), expected, atol=3e-6, rtol=0)
+    factors = torch.linspace(-0.5, 0.5, 40)[torch.randperm(40, generator=seeded())]
+    expected = torch.stack([tv.adjust_hue(image, float(factor)) for image, factor in zip(x, factors, strict=True)])
+    torch.testing.assert_close(imageops.adjust_hue(255 * x, factors) / 255, expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("strengths", "rest"), [((0.4, 0.4, 0.4, 0.0), 0.02), ((0.4, 0.4, 0.2, 0.1), 1.0)])
+def test_jitter_against_pil_images(strengths: tuple[float, ...], rest: float) -> None:
+    """MoCo v3's and DINO's: less than a tenth of a level darker than PIL, whose hue has 8 bits; BEiT's: equal."""
+    images, operations = photos(200), (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    view = View(32, jitter=strengths, jitter_p=1.0, **PLAIN)  # type: ignore[arg-type]
+    draw = D.Draw(*(field[0] for field in D.sample((view,), 200, 32, 32, seeded(5))))
+    out = 255 * make_views(images, [view], seeded(5))[0]
+    expected = []
+    for image, order, factors in zip(images, draw.order.tolist(), draw.factors.tolist(), strict=True):
+        for index in (i for i in order if strengths[i]):
+            image = on_pil(operations[index], image.to(torch.uint8), factors[index])
+        expected.append(image)
+    difference = out - torch.stack(expected)
+    assert difference.mean().abs() < 0.15 * rest and difference.abs().mean() < rest
 
 
 def test_blur_is_gaussian_with_repeated_border() -> None:
@@ -121,24 +145,24 @@ def test_blur_is_close_to_pil() -> None:
 def test_grayscale_and_solarize_are_torchvisions() -> None:
     images = photos(4)
     gray = make_views(images, [View(32, grayscale=1.0, **PLAIN)], seeded())[0]
-    torch.testing.assert_close(gray, tv.rgb_to_grayscale(images / 255, 3), atol=1e-6, rtol=0)
+    on_pil = torch.stack([tv.pil_to_tensor(tv.rgb_to_grayscale(tv.to_pil_image(image), 3)) for image in images])
+    torch.testing.assert_close(gray, on_pil / 255, atol=1e-6, rtol=0)
     solarized = make_views(images, [View(32, solarize=1.0, **PLAIN)], seeded())[0]
     torch.testing.assert_close(solarized, tv.solarize(images, 128) / 255, atol=1e-6, rtol=0)
 
 
 def test_order_of_jitter_is_applied_as_drawn() -> None:
-    """The result of every image is the chain of torchvision's operations in its own order."""
+    """The result of every image is the chain of the operations in its own order."""
     images = photos(60)
     view = View(32, jitter=(0.8, 0.8, 0.8, 0.3), jitter_p=0.7, **PLAIN)
     draw = D.Draw(*(field[0] for field in D.sample((view,), 60, 32, 32, seeded(5))))
     out = make_views(images, [view], seeded(5))[0]
-    operations = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
-    for image, result, order, factors in zip(images, out, draw.order.tolist(), draw.factors.tolist(), strict=True):
-        expected = image / 255
+    for image, result, order, factors in zip(images, out, draw.order.tolist(), draw.factors, strict=True):
+        expected = image[None].float()
         for index in order:
             if index >= 0:
-                expected = operations[index](expected, factors[index])
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+                expected = imageops.COLOUR[index](expected, factors[index, None])
+        torch.testing.assert_close(255 * result, expected[0], atol=1e-3, rtol=0)
     assert len({tuple(order) for order in draw.order.tolist()}) > 15
 
 
@@ -307,7 +331,7 @@ def test_every_image_and_every_crop_has_its_own_draw() -> None:
     crops = make_views(ramps(16), [View(8, scale=(0.1, 0.5), flip=0.0, count=4)], seeded())
     assert len(crops) == 4
     corners = torch.cat([crop[:, :2, 0, 0] for crop in crops])
-    assert len(corners.unique(dim=0)) == 64
+    assert len(corners.unique(dim=0)) > 60  # whole levels; a few may meet
 
 
 def test_crops_come_in_the_order_of_the_views() -> None:
