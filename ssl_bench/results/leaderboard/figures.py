@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.curves import training_curves
@@ -98,6 +99,8 @@ def compute(table: Table) -> Drawn:
             label = f"{short_label(each)} (no training)"
             axes.axhline(each.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
     axes.set(xscale="log", xlabel="FLOPs of pre-training, teachers included", ylabel=axis_label(table, evaluation))
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 2)))  # labels below two decades
     return add_legend(figure, axes, table.title)
 
 
