@@ -40,8 +40,9 @@ class ViT(Backbone, VisionTransformer):
         num_heads: Attention heads; the size's own when left out (MoCo v3's ViT-S has 12).
         pos_embed: Position embedding: learned; fixed sine-cosine with the column first (sincos_xy, MAE) or with
             the row first (sincos_yx, MoCo v3); none.
-        relative_positions: Add a learned bias for each relative position to the attention, one table for all blocks
-            (BEiT, section 2.2 of its code's pre-training form).
+        relative_positions: Add a learned bias for each relative position to the attention: none; shared, one table for
+            all blocks (BEiT's pre-training, ``modeling_pretrain.py``); per_block (its fine-tuning,
+            ``modeling_finetune.py``).
         init: Initial weights: timm's truncated normal; mae (Xavier, ``models_mae.py``); moco_v3 (Xavier with q, k and
             v as separate matrices and a tiny cls token, ``vits.py``); dino (truncated normal,
             ``vision_transformer.py``); beit (truncated at one sigma and scaled down with depth,
@@ -73,7 +74,7 @@ class ViT(Backbone, VisionTransformer):
         *,
         num_heads: int | None = None,
         pos_embed: Literal["learned", "sincos_xy", "sincos_yx", "none"] = "sincos_xy",
-        relative_positions: bool = False,
+        relative_positions: Literal["none", "shared", "per_block"] = "none",
         init: Literal["timm", "mae", "moco_v3", "dino", "beit"] = "mae",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
@@ -105,8 +106,14 @@ class ViT(Backbone, VisionTransformer):
         self.num_heads = heads
         self.stages = (Stage(depth, dim, patch),)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
-        self.multi_crop = not relative_positions
-        self.rel_pos_bias = RelativePositionBias(self.grid, heads) if relative_positions else None
+        self.relative_positions, self.multi_crop = relative_positions, relative_positions == "none"
+        self.rel_pos_bias = RelativePositionBias(self.grid, heads) if relative_positions == "shared" else None
+        if relative_positions == "per_block":
+            shared: Any = RelativePositionBias(self.grid, heads)
+            self.register_buffer("relative_position_index", shared.relative_position_index, persistent=False)
+            for block in self.blocks:
+                own = nn.Parameter(torch.zeros_like(shared.relative_position_bias_table))
+                block.attn.register_parameter("relative_position_bias_table", own)  # type: ignore[union-attr]
         self.resample: str = pos_embed if pos_embed.startswith("sincos") else resample
         if pos_embed.startswith("sincos"):
             table = sincos_position_embedding(dim, self.grid, first=pos_embed[-2])
@@ -132,7 +139,9 @@ class ViT(Backbone, VisionTransformer):
     @classmethod
     def abilities(cls, name: str, **options: Any) -> frozenset[str]:
         """Relative positions are for one image size."""
-        return super().abilities(name, **options) - ({"multi_crop"} if options.get("relative_positions") else set())
+        return super().abilities(name, **options) - (
+            {"multi_crop"} if options.get("relative_positions", "none") != "none" else set()
+        )
 
     def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
@@ -147,7 +156,7 @@ class ViT(Backbone, VisionTransformer):
 
     @property
     def layer_ids(self) -> dict[str, int]:
-        """BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``); relative positions are of the last."""
+        """BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``); shared relative positions are last."""
         return {name: self._layer_of(name) for name, _ in self.named_parameters()}
 
     def _layer_of(self, name: str) -> int:
@@ -160,7 +169,7 @@ class ViT(Backbone, VisionTransformer):
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """Positions of a square grid on this grid: absolute ones by ``resample``, relative ones by BEiT's rule
         (``run_class_finetuning.py``)."""
-        relative = name == "rel_pos_bias.relative_position_bias_table"
+        relative = name.endswith("relative_position_bias_table")
         shape = self.state_dict()[name].shape
         if not (relative or name == "pos_embed") or value.ndim != len(shape) or value.shape[-1] != shape[-1]:
             return value
@@ -189,8 +198,8 @@ class ViT(Backbone, VisionTransformer):
             handle.remove()
         q, k, _ = seen[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         logits = q[:, :, :1] @ k.transpose(-2, -1) * attention.scale  # (B, heads, 1, N)
-        if self.rel_pos_bias is not None:
-            logits = logits + self.rel_pos_bias()[None, :, :1]
+        if self.relative_positions != "none":
+            logits = logits + self._relative_bias(len(self.blocks) - 1)[:, :, :1]
         weights = logits.float().softmax(dim=-1)[:, :, 0, self.num_prefix_tokens :]
         return weights.unflatten(2, self.grid_of((images.shape[-2], images.shape[-1])))
 
@@ -200,7 +209,7 @@ class ViT(Backbone, VisionTransformer):
         """(B, prefix + L, D) embeddings with their positions, as ``forward`` describes them."""
         x = self.patch_embed(images)  # (B, rows, columns, D)
         grid = (x.shape[1], x.shape[2])
-        assert self.rel_pos_bias is None or grid == self.grid, "relative positions are for one image size"
+        assert self.relative_positions == "none" or grid == self.grid, "relative positions are for one image size"
         x = x.flatten(1, 2)
         if swap is not None:
             x = x.gather(1, swap[..., None].expand(-1, -1, x.shape[-1]))
@@ -221,17 +230,26 @@ class ViT(Backbone, VisionTransformer):
 
     def _encode(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()[None]  # (1, heads, 1 + L, 1 + L)
         fused = fused_attention(x)
-        if bias is not None and torch.is_autocast_enabled(x.device.type):
-            bias = bias.to(torch.get_autocast_dtype(x.device.type))
-        outputs = []
+        bias, outputs = None, []
         for i, block in enumerate(self.blocks, start=1):
             block.attn.fused_attn = fused  # type: ignore[union-attr]
+            if self.relative_positions == "per_block" or (self.rel_pos_bias is not None and bias is None):
+                bias = self._relative_bias(i - 1)
+                if torch.is_autocast_enabled(x.device.type):
+                    bias = bias.to(torch.get_autocast_dtype(x.device.type))
             x = block(x, attn_mask=bias)
             if i in blocks:
                 outputs.append(self.norm(x))
         return outputs or [self.norm(x)]
+
+    def _relative_bias(self, block: int) -> Tensor:
+        """(1, heads, 1 + L, 1 + L): what a block, counted from 0, adds to its attention."""
+        if self.rel_pos_bias is not None:
+            return self.rel_pos_bias()[None]
+        attention: Any = self.blocks[block].attn
+        index: Any = self.relative_position_index
+        return attention.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
     def _split(self, x: Tensor) -> Tokens:
         return Tokens(x[:, 0], x[:, self.num_prefix_tokens :])

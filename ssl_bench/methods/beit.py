@@ -51,7 +51,7 @@ class BEiT(Method):
     needs = ("mask",)
     backbone_options = {
         "pos_embed": "none",
-        "relative_positions": True,
+        "relative_positions": "shared",
         "init": "beit",
         "layer_scale": 0.1,
         "drop_path": 0.1,

@@ -162,7 +162,7 @@ def test_swapped_patches_take_the_embedding_but_not_the_position(nano: ViT, imag
     ],
 )
 def test_relative_position_index_is_beits(grid: tuple[int, int], row: list[int], corner: int, length: int) -> None:
-    backbone = ViT(f"vit_nano_patch4_{4 * grid[0]}x{4 * grid[1]}", relative_positions=True, pos_embed="none")
+    backbone = ViT(f"vit_nano_patch4_{4 * grid[0]}x{4 * grid[1]}", relative_positions="shared", pos_embed="none")
     index = backbone.rel_pos_bias.relative_position_index
     assert index[0].tolist() == row and index[0, 0] == corner
     assert backbone.rel_pos_bias.relative_position_bias_table.shape == (length, 2)
@@ -173,7 +173,7 @@ def test_relative_position_index_is_beits(grid: tuple[int, int], row: list[int],
 
 
 def test_relative_position_index_at_14_x_14() -> None:
-    backbone = ViT("vit_nano_patch16_224", relative_positions=True, pos_embed="none")
+    backbone = ViT("vit_nano_patch16_224", relative_positions="shared", pos_embed="none")
     index = backbone.rel_pos_bias.relative_position_index
     assert [index[1, 1], index[1, 196], index[196, 1]] == [364, 0, 728]
     assert [index[0, 1], index[1, 0], index[0, 0]] == [729, 730, 731]
@@ -208,7 +208,7 @@ def test_attention_with_a_bias_gives_beits_numbers(fused: bool) -> None:
 
 
 def test_relative_positions_learn_and_move_every_token(images: torch.Tensor) -> None:
-    backbone = ViT(NANO, relative_positions=True, pos_embed="none", init="beit", layer_scale=0.1)
+    backbone = ViT(NANO, relative_positions="shared", pos_embed="none", init="beit", layer_scale=0.1)
     before = backbone(images).patches
     backbone(images).patches.sum().backward()
     table = backbone.rel_pos_bias.relative_position_bias_table
@@ -217,6 +217,28 @@ def test_relative_positions_learn_and_move_every_token(images: torch.Tensor) -> 
     assert not torch.allclose(backbone(images).patches, before)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.isfinite(backbone(images).cls).all()
+
+
+def test_a_table_for_each_block_is_timms_beit(images: torch.Tensor) -> None:
+    """BEiT's fine-tuning form: timm's keys, and its numbers when the same weights are loaded."""
+    ours = ViT(NANO, relative_positions="per_block", pos_embed="none", layer_scale=0.1).eval()
+    assert "multi_crop" not in ViT.abilities(NANO, relative_positions="per_block") and not ours.multi_crop
+    assert ours.layer_ids["blocks.1.attn.relative_position_bias_table"] == 2
+    for p in ours.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    weights = {name: value for name, value in ours.state_dict().items() if not name.endswith("qkv.bias")}
+    shape = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0, "global_pool": ""}
+    official = timm.models.beit.Beit(
+        img_size=16, patch_size=4, **shape, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1
+    ).eval()
+    renamed = {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): w for name, w in weights.items()}
+    for i, block in enumerate(ours.blocks):
+        block.attn.qkv.bias.data[24:48] = 0
+        q, _, v = block.attn.qkv.bias.data.chunk(3)
+        renamed |= {f"blocks.{i}.attn.q_bias": q, f"blocks.{i}.attn.v_bias": v}
+    official.load_state_dict(renamed, strict=True)
+    torch.testing.assert_close(ours(images).patches, official.forward_features(images)[:, 1:], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(*(block.attn.relative_position_bias_table for block in ours.blocks))
 
 
 def test_beit_initial_weights() -> None:

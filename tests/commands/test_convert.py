@@ -223,7 +223,7 @@ def test_out_again_into_plain_timm(name: str, tmp_path: Path) -> None:
 
 
 def test_a_pre_trained_k_bias_is_a_no_op_in_timm(tmp_path: Path) -> None:
-    spec = {"name": NANO, "pos_embed": "none", "relative_positions": True, "layer_scale": 0.1}
+    spec = {"name": NANO, "pos_embed": "none", "relative_positions": "shared", "layer_scale": 0.1}
     ours = randomise(ViT(**spec), 0)
     save_encoder(tmp_path / "e.pt", ours, spec, "beit", {})
     net = beit(1, **BEIT)

@@ -29,12 +29,15 @@ def folder(tiny_data: Splits, tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("options", [{}, {"relative_positions": True, "pos_embed": "none"}, {"registers": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, *({"relative_positions": kind} for kind in ("shared", "per_block")), {"registers": 2}]
+)
 def test_attention_is_what_the_block_multiplies_the_values_with(options: dict[str, object]) -> None:
     torch.manual_seed(0)
     vit = ViT(NANO, **options).eval()  # type: ignore[arg-type]
-    if vit.rel_pos_bias is not None:
-        torch.nn.init.normal_(vit.rel_pos_bias.relative_position_bias_table)
+    for name, table in vit.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            torch.nn.init.normal_(table)
     images = torch.randn(2, 3, 16, 16)
     seen: list[torch.Tensor] = []
     attention = vit.blocks[-1].attn

@@ -180,7 +180,7 @@ def test_an_encoder_file_is_a_teacher(tmp_path: Path, nano: ViT) -> None:
 
 
 def test_relative_positions_keep_their_grid(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"name": NANO, "pos_embed": "none", "relative_positions": True}
+    options: dict[str, Any] = {"name": NANO, "pos_embed": "none", "relative_positions": "shared"}
     name = saved(tmp_path, ViT(**options), options)
     assert make_teacher(name, (4, 4)).image_size == (16, 16)
     with pytest.raises(UserError, match="one image size, of 4 x 4 patches, not the student's 2 x 3"):
@@ -207,7 +207,7 @@ def test_another_target_network_is_no_teacher() -> None:
     [
         {},
         {"pos_embed": "learned", "layer_scale": 0.1, "registers": 2, "num_heads": 4},
-        {"pos_embed": "none", "relative_positions": True},
+        {"pos_embed": "none", "relative_positions": "shared"},
     ],
 )
 def test_a_clip_tower_is_built_again_from_its_spec(options: dict[str, Any]) -> None:
