@@ -45,7 +45,8 @@ class Stage(NamedTuple):
 class Backbone(nn.Module, ABC):
     """An image encoder. A family subclasses this and timm's class, in this order, and keeps timm's state-dict keys.
 
-    The constructor takes the name, and the family's own options as keywords alone; these become keys of recipes. It
+    The constructor takes the name, and the family's own options as keywords alone; these become keys of recipes. Those
+    in ``utils.starts.NOT_AT_START`` must leave the initial features as they are, draws included. It
     sets ``name``, ``image_size``, ``embed_dim``, ``cell``, ``stages`` and, where ``can_mask``, ``mask_token``.
 
     Attributes:
@@ -59,8 +60,6 @@ class Backbone(nn.Module, ABC):
         has_cls: There is a class token.
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
-        not_at_start: Keywords of the constructor that leave the features of the untrained network as they are:
-            networks that differ in nothing else start from the same weights.
         name: In timm's grammar, image size last.
         image_size: Height and width, pixels.
         embed_dim: Channels D of the tokens that come out.
@@ -81,7 +80,6 @@ class Backbone(nn.Module, ABC):
     can_keep: ClassVar[bool] = False
     can_swap: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
-    not_at_start: ClassVar[tuple[str, ...]] = ("drop_path", "mask_token")
     has_cls: bool = False
     multi_crop: bool = False
 

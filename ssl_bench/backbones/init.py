@@ -53,7 +53,7 @@ def init_beit(vit: VisionTransformer, std: float = 0.02) -> None:
             nn.init.trunc_normal_(module.weight, std=std, a=-std, b=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for token in (vit.cls_token, vit.pos_embed, vit.mask_token):
+    for token in (vit.cls_token, vit.pos_embed):
         if isinstance(token, nn.Parameter) and token.requires_grad:
             nn.init.trunc_normal_(token, std=std, a=-std, b=std)
     for i, block in enumerate(vit.blocks, start=1):

@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,7 +65,6 @@ class ViT(Backbone, VisionTransformer):
     """
 
     family = "vit"
-    not_at_start = ("drop_path", "mask_token", "resample")
     can_mask = can_keep = can_swap = has_attention = True
     has_cls = multi_crop = True
 
@@ -120,10 +120,11 @@ class ViT(Backbone, VisionTransformer):
             assert self.pos_embed is not None
             self.pos_embed.data.copy_(table[-self.pos_embed.shape[1] :])
             self.pos_embed.requires_grad_(False)
-        if self.mask_token is not None:
-            nn.init.normal_(self.mask_token, std=0.02)
         if init != "timm":
             INITS[init](self)
+        if self.mask_token is not None:  # last, so that the other weights are those without it
+            normal = nn.init.normal_ if init != "beit" else partial(nn.init.trunc_normal_, a=-0.02, b=0.02)
+            normal(self.mask_token, std=0.02)
 
     @classmethod
     def check_name(cls, name: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names, resolve_method
-from ssl_bench.methods import BASELINES
+from ssl_bench.methods import BASELINES, UNTRAINED
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.shipped import find_yaml
+from ssl_bench.utils.starts import start_of
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,36 @@ def load_suite(name: str) -> Suite:
 def resolve(
     suite: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
 ) -> list[Recipe]:
-    """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given."""
-    recipes = []
-    for method in dict.fromkeys([*BASELINES, *methods]):
-        name, cls = resolve_method(method)
-        brings_recipe = suite.recipe in recipe_names(name)
-        fallback = {} if brings_recipe or not cls.trains else suite.training
-        own = suite.seeds_of.get(name, suite.seeds) if seeds is None else seeds
-        for seed in own[:1] if name == "raw_pixels" else own:  # pixels have no weights to draw
-            layer = {**fallback, "backbone": suite.backbone, "data": data, "seed": seed}
-            named = suite.recipe if brings_recipe else None
-            recipe = load_recipe(method, named, layer, origin=f"suite {suite.name}")
-            recipes.append(scaled(recipe, budget))
-    return recipes
+    """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given.
+
+    The untrained network is there once for each start: the backbone as one or more of the methods initialise it.
+    """
+    trained = {name: None for name in [*BASELINES, *methods] if name != UNTRAINED}
+    recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, data, {})]
+    starts = {content_hash(start_of(r.backbone)): start_of(r.backbone) for r in recipes if r.cls.trains}
+    untrained = [r for start in starts.values() for r in _of_method(suite, UNTRAINED, seeds, data, start)]
+    return [scaled(recipe, budget) for recipe in (*untrained, *recipes)]
+
+
+def _of_method(
+    suite: Suite, method: str, seeds: Sequence[int] | None, data: str, start: Mapping[str, Any]
+) -> list[Recipe]:
+    """The recipes of one method, one a seed; with the options of a start."""
+    name, cls = resolve_method(method)
+    brings_recipe = suite.recipe in recipe_names(name)
+    fallback = {} if brings_recipe or not cls.trains else suite.training
+    own = suite.seeds_of.get(name, suite.seeds) if seeds is None else seeds
+    named = suite.recipe if brings_recipe else None
+    options = {key: value for key, value in start.items() if key != "name"}
+    return [
+        load_recipe(
+            method,
+            named,
+            {**fallback, **options, "backbone": suite.backbone, "data": data, "seed": seed},
+            origin=f"suite {suite.name}",
+        )
+        for seed in (own[:1] if name == "raw_pixels" else own)  # pixels have no weights to draw
+    ]
 
 
 def scaled(recipe: Recipe, budget: float) -> Recipe:

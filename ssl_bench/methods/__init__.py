@@ -26,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "eva": EVA,
 }
-BASELINES = ("untrained", "raw_pixels", "supervised")
+UNTRAINED = "untrained"
+BASELINES = (UNTRAINED, "raw_pixels", "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
 TEACHERS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}

@@ -226,8 +226,8 @@ def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
 
 def test_budget_scales_target_networks_too() -> None:
     suite = load_suite("quick-all")
-    (whole,) = resolve(suite, ["beit"], [0], "shapes")[3:]
-    (half,) = resolve(suite, ["beit"], [0], "shapes", 0.5)[3:]
+    (whole,) = resolve(suite, ["beit"], [0], "shapes")[4:]
+    (half,) = resolve(suite, ["beit"], [0], "shapes", 0.5)[4:]
     assert half.training.epochs == whole.training.epochs / 2
     assert half.teachers["tokenizer"].training.epochs == whole.teachers["tokenizer"].training.epochs / 2
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 
 from ssl_bench.results.frame import to_frame
 from ssl_bench.results.rows.row import Row
+from ssl_bench.utils.starts import start_labels, start_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Aggregate:
 
 
 def aggregate_rows(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> list[Aggregate]:
-    """Average over seeds: a method with two recipes becomes two aggregates, with a part of the recipe's hash as label.
+    """Average over seeds: a method with two recipes becomes two aggregates, labelled by what tells them apart.
 
     Args:
         rows: In any order.
@@ -110,11 +112,25 @@ def aggregate_rows(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> li
         by_evaluation, cells = found.setdefault((method, recipe), ({}, {}))
         by_evaluation[evaluation] = [rows[at] for at in frame.index[members[key]]]
         cells[evaluation] = cell
-    recipes = frame.groupby("method")["recipe"].nunique()
-    return [
-        Aggregate(method if recipes[method] == 1 else f"{method} ({recipe[:6]})", *parts)
-        for (method, recipe), parts in found.items()
-    ]
+    made = [Aggregate(method, *parts) for (method, _), parts in found.items()]
+    return [replace(each, label=label) for each, label in zip(made, _labels(made, [r for _, r in found]), strict=True)]
+
+
+def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str]:
+    """The method; where it is there more than once, with what tells it apart.
+
+    Several untrained networks differ in options of their backbone, other methods in the hash of their recipe.
+    """
+    untrained = [each for each in aggregates if each.method == "untrained"]
+    starts = dict(zip(untrained, start_labels([start_of(each.first["backbone"]) for each in untrained]), strict=True))
+    several = Counter(each.method for each in aggregates)
+    same = Counter(starts.values())
+    labels = []
+    for each, recipe in zip(aggregates, recipes, strict=True):
+        start = starts.get(each, "")
+        how = start if same[start] == 1 else recipe[:6]
+        labels.append(f"{each.method} ({how})" if several[each.method] > 1 else each.method)
+    return labels
 
 
 def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ssl_bench.results.leaderboard.aggregate import Aggregate
 from ssl_bench.results.leaderboard.significance import ALPHA, Standing
+from ssl_bench.utils.starts import start_of
 
 NEVER_TRAINED = ("untrained", "raw_pixels")  # nothing went wrong in their pre-training
 
@@ -41,9 +43,17 @@ class Difference:
 
 
 def untrained_indices(aggregates: Sequence[Aggregate]) -> list[int | None]:
-    """For each aggregate the index of the untrained network it started from; None for that network itself."""
-    index = next((at for at, aggregate in enumerate(aggregates) if aggregate.method == "untrained"), None)
-    return [None if at == index else index for at in range(len(aggregates))]
+    """For each aggregate the index of the untrained network it started from: with the same backbone and initialisation.
+
+    None where no such network was judged, and for the untrained networks themselves.
+    """
+    at = {start_key(each): index for index, each in reversed([*enumerate(aggregates)]) if each.method == "untrained"}
+    return [None if each.method == "untrained" else at.get(start_key(each)) for each in aggregates]
+
+
+def start_key(aggregate: Aggregate) -> str:
+    """Equal for aggregates that started from the same network."""
+    return json.dumps(start_of(aggregate.first["backbone"]), sort_keys=True)
 
 
 def differences(
