@@ -1,3 +1,3 @@
-"""Quantiles behind 95 % intervals; free of torch, so that whoever only reads rows doesn't wait for it."""
+"""Quantiles behind 95 % intervals; without torch, so that reading rows doesn't import it."""
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution

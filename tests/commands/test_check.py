@@ -134,7 +134,7 @@ def test_predictions_of_another_size_or_missing(tmp_path: Path, add_row: Any) ->
     assert any("are missing" in problem for problem in found(tmp_path))
 
 
-def test_predictions_elsewhere(tmp_path: Path, add_row: Any) -> None:
+def test_predictions_of_another_folder(tmp_path: Path, add_row: Any) -> None:
     np.save(tmp_path / "x.npy", np.packbits(RIGHT))
     rewrite(add_row("a", 0, RIGHT).path, predictions="../x.npy")
     assert any("its predictions are named '../x.npy'" in problem for problem in found(tmp_path))

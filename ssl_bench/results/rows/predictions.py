@@ -97,4 +97,4 @@ def correctness(rows: Sequence[Row]) -> Predictions | None:
         if found is None:
             return None
         predictions.append(found)
-    return np.stack(predictions) if predictions and len({len(answer) for answer in predictions}) == 1 else None
+    return np.stack(predictions) if predictions and len({len(each) for each in predictions}) == 1 else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def warnings_of(checkpoint: Checkpoint, splits: Splits) -> list[str]:
-    """What a row says against itself, also said on standard error."""
+    """The warnings that a row stores, also printed on standard error."""
     found = []
     if checkpoint.loaded < 100:
         found.append(f"weights loaded {checkpoint.loaded:.4g} %: the rest of the encoder is untrained")

@@ -113,7 +113,7 @@ def test_curves_need_a_folder_with_logs(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_against_the_linear_probe(everything: Path) -> None:
-    """Under the protocols that most methods share: not those that only one was judged by."""
+    """Under the protocols that most methods share: not those that only one has."""
     figure = figures.finetuning(build(read_rows(everything))[0])
     assert not isinstance(figure, str)
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("linear top1, %", "finetune-mae top1, %")

@@ -143,7 +143,7 @@ def test_unknown_sort_and_format(tmp_path: Path) -> None:
         leaderboard(tmp_path, formats=["pdf"])
 
 
-def test_pretrained_elsewhere_is_said(tmp_path: Path) -> None:
+def test_other_pretraining_data_is_named(tmp_path: Path) -> None:
     write(tmp_path, "m", 0, 40.0, pretraining={"data": "cifar10"})
     write(tmp_path, "untrained", 0, 30.0, pretraining={"data": "cifar10", "images_seen": 0})
     (table,) = build(read_rows(tmp_path))

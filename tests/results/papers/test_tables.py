@@ -51,7 +51,7 @@ mae ViT-H/14 - 87.8
 
 
 def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **changes: Any) -> None:
-    """A row of MAE's ViT-B/16 recipe judged by MAE's linear probe on ImageNet, changed where asked."""
+    """A row of MAE's ViT-B/16 recipe evaluated by MAE's linear probe on ImageNet, changed where asked."""
     overrides = changes.pop("recipe", {})
     recipe = load_recipe("mae", "vit_base_in1k", {"seed": seed, **overrides}).as_dict()
     cost = {
@@ -61,7 +61,7 @@ def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **c
         "patches_encoded_without_gradient": 0,
         "flops": 1e9,
     }
-    judged = {
+    stated = {
         "name": "linear-mae",
         "evaluator": "probe",
         "version": 1,
@@ -87,7 +87,7 @@ def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **c
         "recipe": recipe,
         "views": "1x224",
         "pretraining": trained | changes.pop("pretraining", {}),
-        "evaluation": judged | changes.pop("evaluation", {}),
+        "evaluation": stated | changes.pop("evaluation", {}),
         "metrics": {"top1": {"value": value, "n": 50000, "low": value - 0.4, "high": value + 0.4}},
         "headline": "top1",
         "flags": [],

@@ -45,11 +45,11 @@ PAYLOADS = {
 
 def evil_rows(add_row: Any, text: str) -> tuple[Path, Path]:
     """Rows with the text in every place that a person may fill, and one of MAE beside them: two of the files."""
-    judged = {"evaluator": "linear", "data": text, "pooling": text, "chosen": {text: text}, "settings": {text: 1}}
+    stated = {"evaluator": "linear", "data": text, "pooling": text, "chosen": {text: text}, "settings": {text: 1}}
     trained = {"data": text, "device": text, "facts": {"teacher": {"name": text, "source": text}}}
     texts: dict[str, Any] = {"category": text, "suite": text, "paper": text, "views": text, "made": {"time": text}}
     texts |= {"deviations": [text], "flags": [text], "recipe": {"settings": {text: text}}}
-    same: dict[str, Any] = {"name": text, "evaluation": judged, "backbone": {"name": text}, "pretraining": trained}
+    same: dict[str, Any] = {"name": text, "evaluation": stated, "backbone": {"name": text}, "pretraining": trained}
     rows = [add_row(text, seed, RIGHT, **texts, **same) for seed in (0, 1)]
     return rows[0].path, add_row("mae", 0, RIGHT, **same).path
 
