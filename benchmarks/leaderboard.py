@@ -3,9 +3,9 @@
     python benchmarks/leaderboard.py                 # 10,000 rows in a temporary folder, under a minute on one core
     python benchmarks/leaderboard.py --rows 1000 --formats md,csv,html,latex
 
-A row has the size of a real k-NN or linear row and the predictions of 4,000 test images. Every measurement runs in a fresh
-process: seconds are those after the imports (processor seconds too, for a busy machine), memory is the peak of all of
-it. Goals: a leaderboard within 5 s and 500 MB, and within 1.5 times one read of the folder.
+A row has the size of a real k-NN or linear row and the predictions of 4,000 test images. Every measurement runs in a
+fresh process: seconds are those after the imports (processor seconds too, for a busy machine), memory is the peak of
+all of it. Goals: a leaderboard within 5 s and 500 MB, and within 1.5 times one read of the folder.
 """
 
 from __future__ import annotations

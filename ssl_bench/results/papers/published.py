@@ -172,7 +172,7 @@ def select(numbers: Iterable[Number], wanted: Mapping[str, str]) -> list[Number]
 
 
 def conflicts(number: Number, numbers: Iterable[Number], epochs: str = "") -> list[Number]:
-    """What the method's own paper and repository print in other places for the same thing, where it isn't the same value.
+    """What the method's own paper and repository print in other places for the same thing, where the value differs.
 
     Args:
         number: The one to compare with.
