@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from ssl_bench.commands.pretrain import build, run
+from ssl_bench.commands.pretrain import run
+from ssl_bench.config.build import build
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.loader import Loader

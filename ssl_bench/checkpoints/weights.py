@@ -39,10 +39,13 @@ def check_weights(encoder: nn.Module, weights: Mapping[str, Tensor], path: Path,
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and bytes of a state dict."""
+    """sha256 over names, shapes and bytes of a state dict; without bytes for tensors on ``meta``, which have none."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+        tensor = weights[name].detach()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.is_meta:
+            continue
+        tensor = tensor.cpu().contiguous()
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import seed_everything
 
-from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, code_version, load_encoder, save_encoder, save_weights
-from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
+from ssl_bench.config.build import build
+from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
-from ssl_bench.methods.method import Method
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
@@ -144,16 +142,6 @@ def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:
         "sha256": network.sha256,
         **{key: spent[key] for key in kept},
     }
-
-
-def build(recipe: Recipe, classes: Sequence[str]) -> Method:
-    """The method with its backbone at the initial weights of the recipe's seed."""
-    seed_everything(recipe.seed, verbose=False)
-    known = {"num_classes": len(classes), "class_names": tuple(classes)}
-    wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
-    method = recipe.cls(build_backbone(**recipe.backbone), **wanted, **recipe.settings)
-    method.training_config, method.seed = recipe.training, recipe.seed
-    return method
 
 
 def no_cost() -> dict[str, Any]:

@@ -82,11 +82,12 @@ class Step:
         for evaluation, data in self.missing:
             if data not in IMAGES:
                 return None
-            train, test = IMAGES[data]
+            train, test, _ = IMAGES[data]
             protocol = read_yaml(shipped("evaluations") / f"{evaluation}.yaml")
-            passes, forward = evaluation_passes(protocol)
-            images += train * passes + test
-            flops += (train * forward + test) * encoder_flops(self.wanted.backbone)
+            encoded, trained = evaluation_passes(protocol)
+            images += train * (encoded + trained) + test
+            flops += (train * encoded + test) * encoder_flops(self.wanted.backbone)
+            flops += train * trained * encoder_flops(self.wanted.backbone, backward=True) if trained else 0
         return images, flops
 
     def commands(self) -> list[str]:

@@ -208,7 +208,7 @@ def perplexity(tokens: Tensor, codebook_size: int) -> Tensor:
     """
     ids = tokens.flatten()
     share = torch.full((len(ids),), 1 / len(ids), device=ids.device)
-    p = torch.zeros(codebook_size, device=ids.device).scatter_add_(0, ids, share)
+    p = ids.new_zeros(codebook_size, dtype=torch.float32).scatter_add_(0, ids, share)
     return (-p.xlogy(p).sum()).exp()
 
 
@@ -218,9 +218,13 @@ def load_dalle(path: str | Path) -> Tokenizer:
     Args:
         path: A state dict with the keys of ``dall_e/encoder.py``. Its shapes say which sizes the network has.
 
+    Under ``torch.device("meta")`` nothing is read: the network has the sizes of the release, and no weights.
+
     Raises:
         UserError: No such file, a pickled module as it was released, or another network's weights.
     """
+    if torch.get_default_device().type == "meta":
+        return Tokenizer(channels=0, name="dalle").eval().requires_grad_(False)
     if not Path(path).is_file():
         raise UserError(f"no such tokenizer file: {path}")
     try:

@@ -167,7 +167,7 @@ def make_teacher(name: str, grid: tuple[int, int], network: nn.Module | None = N
 
 
 def download(name: str) -> nn.Module:
-    """A timm model with its pretrained weights.
+    """A timm model with its pretrained weights; under ``torch.device("meta")`` without any.
 
     Raises:
         UserError: timm has no weights of this name.
@@ -177,7 +177,7 @@ def download(name: str) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_pretrained(), n=5, cutoff=0.3)
         raise unknown("timm model with pretrained weights", name, close)
     try:
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=torch.get_default_device().type != "meta")
     except OSError as error:  # no network, no space, or the hub's own errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"cannot download the weights of timm:{name}: {reason}") from error

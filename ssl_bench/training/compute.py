@@ -8,17 +8,22 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.methods.method import Method
+from ssl_bench.training.without_data import shapes_alone, without_data
+from ssl_bench.utils.distributed import one_process
 
-if TYPE_CHECKING:
-    from ssl_bench.methods.method import Method
+FEW = 8  # images on which a method is measured whose cost can't be counted from shapes
 
 
 def best_precision(asked: str = "auto") -> str:
@@ -67,38 +72,109 @@ def peak_memory(device: torch.device) -> int:
     return int(match[1]) * 1024 if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def meter(method: Method, views: list[Tensor], precision: str) -> dict[str, float]:
-    """Cost of one training image, measured on a copy of the method so that nothing in it moves.
+class Cost(NamedTuple):
+    """Of one training image: forward and backward pass of one step, shared out among its images."""
+
+    flops: float  # of matrix products and convolutions, two for each multiply-add; attention as plain products
+    patches: float  # encoded with gradient
+    patches_without_gradient: float  # encoded without: by momentum encoders and teachers
+
+
+def step_cost(method: Method, images: int, classes: int) -> Cost:
+    """What one training step costs, counted from shapes: the same on every machine and in every precision.
+
+    A copy of the method takes a step at the end of its schedules, in one process, on a batch without data. Where the
+    author's code asks for values, it takes the step on its own device, on a few images of noise.
 
     Args:
-        method: On the training device.
-        views: A small batch, as ``loss`` takes it.
-        precision: As in training.
+        method: On any device; nothing in it moves.
+        images: The batch size: similarities to all other images, or captions that several share, depend on it.
+        classes: The labels are 0 to ``classes - 1``, in turn.
 
     Returns:
-        ``flops`` (matrix multiplications of forward and backward, two per multiply-add), ``patches`` encoded with
-        gradient, and ``patches_without_gradient`` encoded without (momentum encoders and teachers); all per image.
+        The mean over the batch. Random masks are drawn by a fixed seed, as many as there are images.
     """
-    twin = copy.deepcopy(method)
+    try:
+        return count_step(without_data(method), images, classes)
+    except Exception:  # whatever an author's code raises that meets a tensor without data
+        return count_step(copy.deepcopy(method), min(images, FEW), classes)
+
+
+def count_step(method: Method, images: int, classes: int) -> Cost:
+    """Like ``step_cost``, with this very method, which is used up: without data if its weights have none.
+
+    A method without data is made by ``without_data``, or under ``torch.device("meta")``.
+    """
+    empty = all(parameter.is_meta for parameter in method.parameters())
+    if empty:
+        method._device = torch.device("cpu")  # where masks are drawn
+    method.seed, method._step, method._draws = 0, 0, 0
+    method.progress, method.epoch = 1.0, float(method.training_config.epochs)
+    device = torch.device("meta") if empty else method.device
+
+    def step() -> None:
+        sides = [view.sides for view in method.views for _ in range(view.count)]
+        method.labels = torch.arange(images, device=method.device) % classes
+        method.loss([torch.rand(images, 3, *side, device=device) for side in sides])["loss"].backward()
+
+    return Cost(*(number / images for number in _count(step, empty)))
+
+
+def forward_flops(network: Callable[[Tensor], Tokens], image_size: tuple[int, int], *, backward: bool = False) -> float:
+    """FLOPs of encoding one image, and of the backward pass if wanted.
+
+    Args:
+        network: Made under ``torch.device("meta")``.
+        image_size: Height and width, pixels.
+        backward: Whether to count the backward pass too.
+
+    Example:
+        >>> from ssl_bench.backbones.vit import Backbone
+        >>> with torch.device("meta"):
+        ...     network = Backbone("vit_base_patch16_224")
+        >>> round(forward_flops(network, (224, 224)) / 1e9, 1)
+        35.1
+    """
+
+    def run() -> None:
+        tokens = network(torch.empty(1, 3, *image_size, device="meta"))
+        if backward:
+            (tokens.cls.sum() + tokens.patches.sum()).backward()
+
+    return _count(run, empty=True)[0]
+
+
+def _count(run: Callable[[], None], empty: bool) -> tuple[int, int, int]:
+    """FLOPs of a computation, and the patches that backbones encode in it with and without gradient."""
     patches = {True: 0, False: 0}
 
     def count(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tokens):
             patches[torch.is_grad_enabled()] += output.patches.shape[0] * output.patches.shape[1]
 
-    random_state = torch.get_rng_state()
     hook = torch.nn.modules.module.register_module_forward_hook(count)  # of teachers too, which are no submodules
+    plain = sdpa_kernel(SDPBackend.MATH)  # fused attention would count as free on some processors
     try:
-        with FlopCounterMode(display=False) as counter:
-            with autocast(views[0].device, precision):
-                loss = twin.loss(views)["loss"]
-            loss.backward()
+        with torch.random.fork_rng(), one_process(), shapes_alone() if empty else contextlib.nullcontext(), plain:
+            torch.manual_seed(0)
+            with _FLOPs() as flops:
+                run()
     finally:
         hook.remove()
-    torch.set_rng_state(random_state)
-    n = len(views[0])
-    return {
-        "flops": counter.get_total_flops() / n,
-        "patches": patches[True] / n,
-        "patches_without_gradient": patches[False] / n,
-    }
+    return flops.total, patches[True], patches[False]
+
+
+class _FLOPs(TorchDispatchMode):
+    """Adds up torch's formulas. Its own ``FlopCounterMode`` keeps an account of each module too, at twice the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result

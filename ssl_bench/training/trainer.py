@@ -15,13 +15,12 @@ from lightning import Trainer
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader
-from ssl_bench.methods.method import Method, step_seed
+from ssl_bench.methods.method import Method
 from ssl_bench.training.callbacks import Report, Resume
-from ssl_bench.training.compute import best_precision, device_name, meter, peak_memory, reset_peak_memory
+from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
 from ssl_bench.training.loggers import make_loggers
 from ssl_bench.training.monitor import Monitor
 from ssl_bench.utils.errors import UserError
-from ssl_bench.views.make import make_views, view_image
 
 
 def train(
@@ -77,7 +76,7 @@ def train(
         num_sanity_val_steps=0,
     )
     device = trainer.strategy.root_device
-    cost = measure(method.to(device), images, precision)
+    cost = step_cost(method.to(device), config.batch_size, len(images.classes))
     reset_peak_memory(device)
     loader = Loader(
         images,
@@ -102,10 +101,10 @@ def train(
         "steps": steps,
         "batch_size": config.batch_size,
         "images_seen": seen,
-        "patches_encoded": round(cost["patches"] * seen),
-        "patches_encoded_without_gradient": round(cost["patches_without_gradient"] * seen),
-        "patches_per_image": cost["patches"],
-        "flops": cost["flops"] * seen,
+        "patches_encoded": round(cost.patches * seen),
+        "patches_encoded_without_gradient": round(cost.patches_without_gradient * seen),
+        "patches_per_image": cost.patches,
+        "flops": cost.flops * seen,
         "wall_seconds": round(resume.elapsed, 2),
         "peak_memory_bytes": peak_memory(device),
         "device": device_name(device),
@@ -127,20 +126,6 @@ def _launched() -> dict[str, Any]:
     if world == 1:
         return {"devices": 1}
     return {"devices": local, "num_nodes": world // local, "strategy": "ddp"}
-
-
-def measure(method: Method, images: ImageSet, precision: str) -> dict[str, float]:
-    """Cost of one image (see ``compute.meter``) on a few real ones."""
-    few = [images.images[i] for i in range(min(4, len(images)))]
-    if images.decoded is not None:
-        generator = torch.Generator(method.device).manual_seed(step_seed(0, 0))
-        views = make_views(torch.stack(few).to(method.device), method.views, generator)
-    else:
-        views = [
-            torch.stack(v).to(method.device) for v in zip(*(view_image(i, method.views, 0) for i in few), strict=True)
-        ]
-    method.labels = images.labels[: len(few)].to(method.device)
-    return meter(method, views, precision)
 
 
 def _quiet() -> None:

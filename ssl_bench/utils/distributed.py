@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def one_process() -> Iterator[None]:
+    """What is computed within is this process's own: ``process`` says that there is no other."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def process() -> tuple[int, int]:
     """Rank of this process and number of processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if _alone or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

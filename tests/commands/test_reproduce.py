@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.cli import make_parser
 from ssl_bench.commands import reproduce as module
-from ssl_bench.commands.pretrain import build
+from ssl_bench.config.build import build
 from ssl_bench.commands.reproduce import find_file, make_plan, missing_data, reproduce
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
