@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench.backbones.vit import ViT
 from ssl_bench.cli import make_parser
 from ssl_bench.commands import reproduce as module
-from ssl_bench.config.build import build
 from ssl_bench.commands.reproduce import find_file, make_plan, missing_data, reproduce
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
-from ssl_bench.config.recipe import load_recipe
 from ssl_bench.methods import METHODS
-from ssl_bench.results.papers.cost import BACKWARD, encoder_flops, training_flops
 from ssl_bench.results.papers.matching import (
     Run,
     find_run,
@@ -48,44 +42,6 @@ def plan_of(name: str, **options: Any) -> str:
     lines: list[str] = []
     assert reproduce(name, dry_run=True, show=lines.append, **options) == []
     return "\n".join(lines)
-
-
-# Cost -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "side"), [("vit_nano_patch4_16", 1.0), ("vit_micro_patch8_32", 0.5)])
-def test_forward_flops_against_torch(name: str, side: float) -> None:
-    backbone = ViT(name)
-    height = round(backbone.image_size[0] * side)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(torch.zeros(2, 3, height, height))
-    assert encoder_flops(name, side=side) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
-
-
-def test_forward_flops_of_kept_patches_against_torch() -> None:
-    backbone = ViT("vit_micro_patch8_32")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(torch.zeros(2, 3, 32, 32), keep=torch.arange(4).expand(2, 4))
-    assert encoder_flops("vit_micro_patch8_32", kept=0.25) == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
-
-
-@pytest.mark.parametrize(("method", "within"), [("mae", 0.02), ("moco_v3", 0.04)])
-def test_training_flops_against_torch(method: str, within: float) -> None:
-    """The formula leaves out heads: MoCo v3's are made small here, as they are beside a ViT-B."""
-    small = {"hidden_dim": 64, "out_dim": 16} if method == "moco_v3" else {"decoder_dim": 64, "decoder_depth": 1}
-    recipe = load_recipe(method, None, {"backbone": "vit_micro_patch8_32", **small})
-    built = build(recipe, ["a", "b"])
-    views = [torch.rand(2, 3, 32, 32) for _ in range(sum(view.count for view in built.views))]
-    with FlopCounterMode(display=False) as counter:
-        built.loss(views)["loss"].backward()
-    assert training_flops(recipe) == pytest.approx(counter.get_total_flops() / 2, rel=within)
-
-
-def test_flops_of_vit_base() -> None:
-    """17.5 billion multiply-adds for one image of 224 px (Liu et al. 2021, Swin, table 1, DeiT-B)."""
-    assert encoder_flops("vit_base_patch16_224") == pytest.approx(2 * 17.5e9, rel=0.01)
-    recipe = load_recipe("mae", "vit_base_in1k")
-    assert training_flops(recipe) < BACKWARD * encoder_flops("vit_base_patch16_224") * 0.6  # a quarter, and the decoder
 
 
 # Plans ----------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import resolve_method
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
+from ssl_bench.training.compute import count_step
+from ssl_bench.training.without_data import without_data
 from ssl_bench.utils.distributed import all_mean
 from ssl_bench.views.make import make_views
 
@@ -140,6 +142,13 @@ def test_works_on_a_grid_that_is_not_square(name: str) -> None:
     views = batch(method, size=24)
     assert views[0].shape[-2:] == (16, 24)
     assert torch.isfinite(method.loss(views)["loss"])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_compute_is_counted_from_shapes(name: str) -> None:
+    """On tensors without data, and the same on real ones: FLOPs, and patches with and without gradient."""
+    method = make(name)
+    assert count_step(without_data(method), 8, 3) == count_step(copy.deepcopy(method), 8, 3)
 
 
 @pytest.mark.parametrize("name", TRAINED)
