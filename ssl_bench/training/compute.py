@@ -103,7 +103,7 @@ def step_cost(method: Method, images: int, classes: int) -> Cost:
 def count_step(method: Method, images: int, classes: int) -> Cost:
     """Like ``step_cost``, with this very method, which is used up: without data if its weights have none.
 
-    A method without data is made by ``without_data``, or under ``torch.device("meta")``.
+    A method without data is made by ``without_data``, or within ``built_without_data()``.
     """
     empty = all(parameter.is_meta for parameter in method.parameters())
     if empty:
@@ -124,13 +124,14 @@ def forward_flops(network: Callable[[Tensor], Tokens], image_size: tuple[int, in
     """FLOPs of encoding one image, and of the backward pass if wanted.
 
     Args:
-        network: Made under ``torch.device("meta")``.
+        network: Made within ``built_without_data()``.
         image_size: Height and width, pixels.
         backward: Whether to count the backward pass too.
 
     Example:
         >>> from ssl_bench.backbones.vit import Backbone
-        >>> with torch.device("meta"):
+        >>> from ssl_bench.training.without_data import built_without_data
+        >>> with built_without_data():
         ...     network = Backbone("vit_base_patch16_224")
         >>> round(forward_flops(network, (224, 224)) / 1e9, 1)
         35.1

@@ -40,6 +40,13 @@ def _modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
+def built_without_data() -> Iterator[None]:
+    """Modules made within have no data: ``torch.device("meta")``, and initial weights that take no time."""
+    with torch.device(META), _Mixed():
+        yield
+
+
+@contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
     """Compute with tensors on ``meta`` as if they were on the CPU.
 
@@ -86,7 +93,7 @@ class _Mixed(TorchDispatchMode):
         if kwargs.get("device") is not None:
             kwargs = kwargs | {"device": META}
         if not _is_new(func):
-            return func(*args, **kwargs)
+            return args[0] if _fills(func) else func(*args, **kwargs)
         key = (func, _key(args), _key(tuple(kwargs.items())))
         if key not in self.known:
             self.known[key] = _form(func(*args, **kwargs))
@@ -112,6 +119,14 @@ def _moved(x: Any) -> Any:
 def _is_new(func: Any) -> bool:
     """Whether an operation gives tensors of its own: no views, and not what it was given."""
     return not func._schema.is_mutable and all(result.alias_info is None for result in func._schema.returns)
+
+
+@cache
+def _fills(func: Any) -> bool:
+    """Whether an operation changes the values of its first argument alone: nothing, where it has none."""
+    results = func._schema.returns
+    inplace = func.overloadpacket.__name__.endswith("_") and len(results) == 1 and results[0].alias_info is not None
+    return inplace and func._schema.arguments[0].is_write and torch.Tag.inplace_view not in func.tags
 
 
 def _key(x: Any) -> Any:

@@ -24,7 +24,7 @@ from ssl_bench.results.papers.cost import training_flops
 from ssl_bench.training import without_data as module
 from ssl_bench.training.compute import count_step, forward_flops, step_cost
 from ssl_bench.training.trainer import train
-from ssl_bench.training.without_data import shapes_alone, without_data
+from ssl_bench.training.without_data import built_without_data, shapes_alone, without_data
 from ssl_bench.utils import distributed
 
 
@@ -41,7 +41,7 @@ def encoder_by_hand(name: str, share: float = 1.0, tokens: float = 1.0) -> float
 
 
 def empty(name: str, **options: Any) -> Backbone:
-    with torch.device("meta"):
+    with built_without_data():
         return Backbone(name, **options)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import torch
-
 from ssl_bench.backbones.vit import Backbone
 from ssl_bench.config.build import build_with_teachers
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.training.compute import count_step, forward_flops
+from ssl_bench.training.without_data import built_without_data
 from ssl_bench.utils.files import content_hash
 
 IMAGES = {  # training and test images, and classes
@@ -36,7 +35,7 @@ def encoder_flops(backbone: str, *, backward: bool = False) -> float:
         backbone: Its name.
         backward: Whether the backbone is trained.
     """
-    with torch.device("meta"):
+    with built_without_data():
         network = Backbone(backbone)
     return forward_flops(network, network.image_size, backward=backward)
 
@@ -50,7 +49,7 @@ def training_flops(recipe: Recipe) -> float:
     key = content_hash({**kept, "batch_size": recipe.training.batch_size, "data": recipe.data})
     if key not in _counted:
         classes = IMAGES[recipe.data][2]
-        with torch.device("meta"):
+        with built_without_data():
             method = build_with_teachers(recipe, [f"class {i}" for i in range(classes)])
         _counted[key] = count_step(method, recipe.training.batch_size, classes).flops
     return _counted[key]
