@@ -129,10 +129,10 @@ def forward_flops(network: Callable[[Tensor], Tokens], image_size: tuple[int, in
         backward: Whether to count the backward pass too.
 
     Example:
-        >>> from ssl_bench.backbones.vit import Backbone
+        >>> from ssl_bench.backbones import build_backbone
         >>> from ssl_bench.training.without_data import built_without_data
         >>> with built_without_data():
-        ...     network = Backbone("vit_base_patch16_224")
+        ...     network = build_backbone("vit_base_patch16_224")
         >>> round(forward_flops(network, (224, 224)) / 1e9, 1)
         35.1
     """

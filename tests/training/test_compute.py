@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_bench.backbones.vit import SIZES, Backbone, parse_name
+from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.vit import SIZES, parse_name
 from ssl_bench.config.build import build, build_with_teachers
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe
@@ -42,7 +44,7 @@ def encoder_by_hand(name: str, share: float = 1.0, tokens: float = 1.0) -> float
 
 def empty(name: str, **options: Any) -> Backbone:
     with built_without_data():
-        return Backbone(name, **options)
+        return build_backbone(name, **options)
 
 
 @pytest.mark.parametrize("name", ["vit_nano_patch4_16", "vit_huge_patch14_224", "vit_tiny_patch16_224x448"])

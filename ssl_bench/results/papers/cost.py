@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from ssl_bench.backbones.vit import Backbone
+from ssl_bench.backbones import build_backbone
 from ssl_bench.config.build import build_with_teachers
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.training.compute import count_step, forward_flops
@@ -36,7 +36,7 @@ def encoder_flops(backbone: str, *, backward: bool = False) -> float:
         backward: Whether the backbone is trained.
     """
     with built_without_data():
-        network = Backbone(backbone)
+        network = build_backbone(backbone)
     return forward_flops(network, network.image_size, backward=backward)
 
 
