@@ -61,7 +61,8 @@ class Method(LightningModule):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         needs = self.needed({"n_local": 0})  # local crops are checked where they are made
-        check_needs(type(self).__name__, type(backbone), backbone.spec, needs)
+        if needs:
+            check_needs(type(self).__name__, type(backbone), backbone.spec, needs)
         self.backbone = backbone
         self.training_config = self.defaults
         self.seed = 0

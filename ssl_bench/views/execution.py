@@ -29,7 +29,7 @@ CHUNK = {"cpu": 2**20, "cuda": 2**29}
 # Drawing the random numbers ------------------------------------------------------------------------------------------
 
 
-class Draw(NamedTuple):
+class CropParameters(NamedTuple):
     """What was drawn for each crop: fields of shape (crops, B) or (crops, B, 4)."""
 
     top: Tensor  # the box, whole pixels of the input
@@ -45,9 +45,12 @@ class Draw(NamedTuple):
     solarize: Tensor  # bool
 
 
-def as_numbers(draws: Draw) -> list[list[Draw]]:
-    """The draws as plain numbers: for each crop, for each image."""
-    return [[Draw(*row) for row in zip(*crop, strict=True)] for crop in zip(*(f.tolist() for f in draws), strict=True)]
+def as_numbers(params: CropParameters) -> list[list[CropParameters]]:
+    """The parameters as plain numbers: for each crop, for each image."""
+    return [
+        [CropParameters(*row) for row in zip(*crop, strict=True)]
+        for crop in zip(*(f.tolist() for f in params), strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)
@@ -63,7 +66,7 @@ def _table(crops: tuple[View, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device).T.unsqueeze(-1)
 
 
-def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generator: torch.Generator) -> Draw:
+def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generator: torch.Generator) -> CropParameters:
     """Draw all random numbers of `crops` for `batch` images of height x width pixels."""
     table = _table(crops, generator.device)
     u = torch.rand(2 * TRIES + 16, len(crops), batch, generator=generator, device=generator.device)
@@ -87,13 +90,13 @@ def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generat
     sigma = torch.lerp(table[11], table[12], u[7])
     factors = torch.lerp(table[13:17], table[17:21], u[8:12]).movedim(0, -1)
     order = torch.where(jittered, u[12:16].argsort(0), -1).movedim(0, -1)
-    draw = Draw(top, left, h, w, flip, order, factors, gray, blur, sigma, solarize)
+    params = CropParameters(top, left, h, w, flip, order, factors, gray, blur, sigma, solarize)
     if any(crop.same for crop in crops):
         source = [0]
         for index, crop in enumerate(crops[1:], start=1):
             source.append(source[-1] if crop.same else index)
-        draw = Draw(*(field[source] for field in draw))
-    return draw
+        params = CropParameters(*(field[source] for field in params))
+    return params
 
 
 @contextlib.contextmanager
@@ -133,20 +136,20 @@ def groups(crops: Sequence[View]) -> Iterator[list[int]]:
 # Batched execution: x is float32 (N, 3, H, W) in levels, parameters are (N,) ------------------------------------------
 
 
-def run(images: Tensor, views: Sequence[View], draw: Draw) -> Tensor:
-    """Views of equal size of `images` (B, 3, H, W) as (views, B, 3, *sides); the fields of `draw` are (views * B,)."""
+def run(images: Tensor, views: Sequence[View], params: CropParameters) -> Tensor:
+    """Views of equal size of `images` (B, 3, H, W) as (views, B, 3, *sides); fields of `params`: (views * B,)."""
     view = views[0]
     x = torch.empty(len(views) * len(images), 3, *view.sides, device=images.device)
-    _crop(images, view, draw, x)
+    _crop(images, view, params, x)
     used = [index for index in range(4) if any(v.jitter[index] and v.jitter_p for v in views)]
     if used:
-        _jitter(x, draw.order, draw.factors, used)
+        _jitter(x, params.order, params.factors, used)
     if any(v.grayscale for v in views):
-        _apply(x, draw.gray, drop_colour)
+        _apply(x, params.gray, drop_colour)
     if any(v.blur for v in views):
-        _apply(x, draw.blur, gaussian_blur, draw.sigma)
+        _apply(x, params.blur, gaussian_blur, params.sigma)
     if any(v.solarize for v in views):
-        _apply(x, draw.solarize, partial(solarize, threshold=view.solarize_threshold))
+        _apply(x, params.solarize, partial(solarize, threshold=view.solarize_threshold))
     shift, gain = normaliser(view.mean, view.std, x.device, 255)
     for piece in x.split(_step(x)):
         piece.mul_(gain).add_(shift)
@@ -171,7 +174,7 @@ def _step(x: Tensor) -> int:
     return max(1, CHUNK["cpu" if on_host(x) else "cuda"] // (x[0].numel() * 4))
 
 
-def _crop(images: Tensor, view: View, draw: Draw, out: Tensor) -> None:
+def _crop(images: Tensor, view: View, params: CropParameters, out: Tensor) -> None:
     """Crop, resize and flip `images` (B, 3, H, W) into `out` (views * B, 3, *sides) by one small matrix per axis."""
     batch, _, height, width = images.shape
     step = _step(images)
@@ -180,8 +183,10 @@ def _crop(images: Tensor, view: View, draw: Draw, out: Tensor) -> None:
         for first in range(start, len(out), batch):  # of each view
             rows = slice(first, first + len(pixels))
             to_height, to_width = view.sides
-            across = resampling(draw.left[rows], draw.width[rows], width, to_width, view.interpolation, draw.flip[rows])
-            down = resampling(draw.top[rows], draw.height[rows], height, to_height, view.interpolation)
+            across = resampling(
+                params.left[rows], params.width[rows], width, to_width, view.interpolation, params.flip[rows]
+            )
+            down = resampling(params.top[rows], params.height[rows], height, to_height, view.interpolation)
             # PIL saturates, which only bicubic can overshoot, and rounds after each pass.
             x = (pixels @ across.mT).clamp_(0, 255).round_().view(-1, 3, height, to_width)
             torch.matmul(down.unsqueeze(1), x, out=out[rows]).clamp_(0, 255).round_()
@@ -223,28 +228,28 @@ def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *paramet
 # One image at a time -------------------------------------------------------------------------------------------------
 
 
-def view_one(image: Tensor, view: View, draw: Draw) -> Tensor:
-    """One crop of `image` (3, H, W); the fields of `draw` are plain numbers."""
-    top, left, height, width = (int(side) for side in draw[:4])
+def view_one(image: Tensor, view: View, params: CropParameters) -> Tensor:
+    """One crop of `image` (3, H, W); the fields of `params` are plain numbers."""
+    top, left, height, width = (int(side) for side in params[:4])
     if view.interpolation == "lanczos":  # torchvision has it for PIL images only
         crop = resize_lanczos(image[:, top : top + height, left : left + width], view.sides)
     else:
         crop = tv.resized_crop(
             image, top, left, height, width, list(view.sides), FILTERS[view.interpolation], antialias=True
         )
-    if draw.flip:
+    if params.flip:
         crop = crop.flip(-1)
     if view.augment is not None:
         crop = view.augment(crop)
     x = crop.float().contiguous().unsqueeze(0)
-    for index in draw.order:
+    for index in params.order:
         if index >= 0 and view.jitter[index]:
-            x = COLOUR[index](x, torch.tensor([draw.factors[index]]))
-    if draw.gray:
+            x = COLOUR[index](x, torch.tensor([params.factors[index]]))
+    if params.gray:
         x = drop_colour(x)
-    if draw.blur:
-        x = blur_one(x, float(draw.sigma))
-    if draw.solarize:
+    if params.blur:
+        x = blur_one(x, float(params.sigma))
+    if params.solarize:
         x = solarize(x, view.solarize_threshold)
     shift, gain = normaliser(view.mean, view.std, x.device, 255)
     return x.squeeze(0).mul(gain).add_(shift)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.views.execution import (
-    Draw,
+    CropParameters,
     as_numbers,
     groups,
     on_host,
@@ -26,7 +26,7 @@ LARGE = 96  # pixels of the longer side from which images on CPU are faster one 
 def make_views(
     images: Tensor, views: Sequence[View], generator: torch.Generator, process: tuple[int, int] = (0, 1)
 ) -> list[Tensor]:
-    """Draw every view of every image of a batch, each crop with a draw of its own.
+    """Draw every view of every image of a batch, each crop with random parameters of its own.
 
     Values are rounded to whole levels where PIL rounds them, except by hue and blur. Nothing waits for a CUDA device.
 
@@ -44,19 +44,19 @@ def make_views(
     batch = len(images)
     crops = [view for view in views for _ in range(view.count)]
     rank, world = process
-    draws = sample(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
+    params = sample(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
     if world > 1:
-        draws = Draw(*(field[:, rank * batch : (rank + 1) * batch] for field in draws))
+        params = CropParameters(*(field[:, rank * batch : (rank + 1) * batch] for field in params))
     if augmented(crops) or (on_host(images) and max(images.shape[2:]) > LARGE):
         with _for_augment(crops, generator):
             return [
                 torch.stack([view_one(*job) for job in zip(images, [view] * batch, rows, strict=True)])
-                for view, rows in zip(crops, as_numbers(draws), strict=True)
+                for view, rows in zip(crops, as_numbers(params), strict=True)
             ]
     outputs: dict[int, Tensor] = {}
     for group in groups(crops):
-        draw = Draw(*(torch.cat([field[crop] for crop in group]) for field in draws))
-        outputs.update(zip(group, run(images, [crops[crop] for crop in group], draw), strict=True))
+        joined = CropParameters(*(torch.cat([field[crop] for crop in group]) for field in params))
+        outputs.update(zip(group, run(images, [crops[crop] for crop in group], joined), strict=True))
     return [outputs[crop] for crop in range(len(crops))]
 
 
@@ -76,9 +76,9 @@ def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator 
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     crops = tuple(view for view in views for _ in range(view.count))
-    draws = sample(crops, 1, image.shape[1], image.shape[2], generator)
+    params = sample(crops, 1, image.shape[1], image.shape[2], generator)
     with _for_augment(crops, generator):
-        return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(draws), strict=True)]
+        return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(params), strict=True)]
 
 
 def _for_augment(views: Sequence[View], generator: torch.Generator) -> AbstractContextManager[None]:

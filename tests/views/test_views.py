@@ -62,7 +62,7 @@ def test_crop_is_torchvision_resized_crop(interpolation: str, box: tuple[int, in
     flip = torch.tensor([False, True])
     rest = [torch.zeros(2)] * 6
     out = torch.empty(2, 3, size, size)
-    D._crop(images, view, D.Draw(top, left, height, width, flip, *rest), out)
+    D._crop(images, view, D.CropParameters(top, left, height, width, flip, *rest), out)
     out[1] = tv.horizontal_flip(out[1])
     crop = partial(tv.resized_crop, size=[size, size], interpolation=INTERPOLATION[interpolation])
     difference = (out - torch.stack([on_pil(crop, image, *box) for image in images])).abs()
@@ -155,7 +155,7 @@ def test_order_of_jitter_is_applied_as_drawn() -> None:
     """The result of every image is the chain of the operations in its own order."""
     images = photos(60)
     view = View(32, jitter=(0.8, 0.8, 0.8, 0.3), jitter_p=0.7, **PLAIN)
-    draw = D.Draw(*(field[0] for field in D.sample((view,), 60, 32, 32, seeded(5))))
+    draw = D.CropParameters(*(field[0] for field in D.sample((view,), 60, 32, 32, seeded(5))))
     out = make_views(images, [view], seeded(5))[0]
     for image, result, order, factors in zip(images, out, draw.order.tolist(), draw.factors, strict=True):
         expected = image[None].float()
@@ -176,7 +176,7 @@ def test_masked_execution_equals_the_grouped_one(monkeypatch: pytest.MonkeyPatch
 
 def test_batched_execution_never_looks_at_values() -> None:
     """Meta tensors have no values, so whatever would wait for a CUDA device fails on them."""
-    draw = D.Draw(*(field[0].to("meta") for field in D.sample((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
+    draw = D.CropParameters(*(field[0].to("meta") for field in D.sample((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
     out = D.run(photos(5).to("meta"), [MOCO_V3_SECOND], draw)
     assert out.shape == (1, 5, 3, 32, 32)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge, check_features
 from ssl_bench.evaluations.selection import choose_head
-from ssl_bench.evaluations.trained.probing import Bank, Probing, join, needed, parts_of
+from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, join, needed, parts_of
 from ssl_bench.metrics.metric import accuracy_metric
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.training.trainer import train
@@ -129,9 +129,9 @@ class Probe(Evaluator):
             betas=(self.momentum, 0.999),
         )
 
-    def bank(self, dim: int, classes: int, count: int) -> Bank:
+    def head_grid(self, dim: int, classes: int, count: int) -> HeadGrid:
         """Untrained heads on features of D dimensions."""
-        return Bank(dim, classes, count, batch_norm=self.batch_norm, std=self.init_std, seed=self.seed)
+        return HeadGrid(dim, classes, count, batch_norm=self.batch_norm, std=self.init_std, seed=self.seed)
 
     def features(self, encoder: Encoder, images: ImageSet) -> dict[str, Tensor]:
         """Checked features of one split under each wanted pooling, joined ones included."""
@@ -154,7 +154,7 @@ class Probe(Evaluator):
         grid = list(itertools.product(self.base_lr, self.weight_decay))
         n_heads = len(dev) * len(grid)
         choosing, reporting = (
-            {pooling: self.bank(x.shape[1], len(data.train.classes), len(grid)) for pooling, x in dev.items()}
+            {pooling: self.head_grid(x.shape[1], len(data.train.classes), len(grid)) for pooling, x in dev.items()}
             for _ in range(2)
         )
         network: Any = encoder.copy()

@@ -22,14 +22,14 @@ FORWARD = 256  # images a forward pass: nothing is kept for a backward pass, so 
 
 
 class Probing(Method):
-    """A frozen encoder and two banks of heads for each pooling: one learns from the fit images, one from all.
+    """A frozen encoder and two grids of heads for each pooling: one learns from the fit images, one from all.
 
     Args:
         network: The encoder; frozen here.
         parts: The poolings, and what each is joined from.
         choosing: Pooling -> the heads that learn from the fit images, to be compared on dev.
         reporting: Pooling -> the heads that learn from all training images.
-        grid: Multiple of the learning rate, and weight decay, of each head of a bank.
+        grid: Multiple of the learning rate, and weight decay, of each head of a grid.
         is_fit: (N,) bool, which training images are fit images.
         training_config: The training.
         view: The crop.
@@ -47,8 +47,8 @@ class Probing(Method):
         network: Any,
         *,
         parts: Mapping[str, tuple[str, ...]],
-        choosing: Mapping[str, Bank],
-        reporting: Mapping[str, Bank],
+        choosing: Mapping[str, HeadGrid],
+        reporting: Mapping[str, HeadGrid],
         grid: Sequence[tuple[float, float]],
         is_fit: Tensor,
         training_config: Training,
@@ -63,6 +63,11 @@ class Probing(Method):
         self.register_buffer("is_fit", is_fit, persistent=False)
         self.fit_rows: Tensor | slice = slice(None)  # of the batch; all of them while the cost is measured
 
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Features are all it takes: the network is frozen."""
+        return ()
+
     @property
     def views(self) -> list[View]:
         """One crop."""
@@ -73,14 +78,14 @@ class Probing(Method):
         (images,) = views
         features = self.encode(images)
         losses = []
-        for banks, rows in ((self.choosing, self.fit_rows), (self.reporting, slice(None))):
+        for head_grids, rows in ((self.choosing, self.fit_rows), (self.reporting, slice(None))):
             assert self.labels is not None
             labels = self.labels[rows]
             if len(labels) < 2:  # BatchNorm needs two
                 continue
-            for pooling, bank in banks.items():
+            for pooling, head_grid in head_grids.items():
                 with torch.autocast(images.device.type, enabled=False):
-                    scores = bank(features[pooling][rows])  # (B, C, H)
+                    scores = head_grid(features[pooling][rows])  # (B, C, H)
                 truth = labels[:, None].expand(-1, scores.shape[2])
                 losses.append(F.cross_entropy(scores, truth, reduction="none").mean(0))
         each = torch.cat(losses).double()  # float64 holds the sum of any float32
@@ -96,11 +101,11 @@ class Probing(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The weights and the biases of each setting of the grid."""
-        banks: list[Any] = [*self.choosing.values(), *self.reporting.values()]
+        head_grids: list[Any] = [*self.choosing.values(), *self.reporting.values()]
         groups: list[dict[str, Any]] = []
         for head, (lr, decay) in enumerate(self.grid):
-            groups.append({"params": [b.weights[head] for b in banks], "lr_scale": lr, "weight_decay": decay})
-            groups.append({"params": [b.biases[head] for b in banks], "lr_scale": lr, "weight_decay": 0.0})
+            groups.append({"params": [b.weights[head] for b in head_grids], "lr_scale": lr, "weight_decay": decay})
+            groups.append({"params": [b.biases[head] for b in head_grids], "lr_scale": lr, "weight_decay": 0.0})
         return groups
 
     def learning_rate(self, step: int, steps: int) -> float:
@@ -122,7 +127,7 @@ class Probing(Method):
         return self
 
 
-class Bank(nn.Module):
+class HeadGrid(nn.Module):
     """H linear heads on the same features, and the BatchNorm before them.
 
     All start from the same weights, so that a head does not depend on the others of its sweep.

@@ -26,7 +26,7 @@ from ssl_bench.evaluations.evaluator import Data, Result
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.trained import probe, probing
 from ssl_bench.evaluations.trained.probe import Probe
-from ssl_bench.evaluations.trained.probing import Bank, Probing, parts_of
+from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, parts_of
 from ssl_bench.methods.method import step_seed
 from ssl_bench.nn.optimizers import LARS
 from ssl_bench.training import callbacks
@@ -83,8 +83,8 @@ def untrained(protocol: Probe, data: Data, dim: int = 2, classes: int = 2) -> Pr
     return Probing(
         Colours(),
         parts={"mean": ("mean",)},
-        choosing={"mean": protocol.bank(dim, classes, len(grid))},
-        reporting={"mean": protocol.bank(dim, classes, len(grid))},
+        choosing={"mean": protocol.head_grid(dim, classes, len(grid))},
+        reporting={"mean": protocol.head_grid(dim, classes, len(grid))},
         grid=grid,
         is_fit=probe.fit_images(data),
         training_config=protocol.training_config(protocol.batch_size),
@@ -96,22 +96,22 @@ def untrained(protocol: Probe, data: Data, dim: int = 2, classes: int = 2) -> Pr
 
 def test_batch_norm_numbers() -> None:
     """Batch statistics while it learns, running ones (momentum 0.1, unbiased variance) when it judges."""
-    bank = Bank(2, 3, 1, batch_norm=True, std=0.01, seed=0)
+    head_grid = HeadGrid(2, 3, 1, batch_norm=True, std=0.01, seed=0)
     x = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]])
     a = 1.2247446418
-    torch.testing.assert_close(bank.norm(x), torch.tensor([[-a, -a], [0, a], [a, 0]]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(bank.norm.running_mean, torch.tensor([0.3, 0.4]))
-    torch.testing.assert_close(bank.norm.running_var, torch.tensor([1.3, 1.3]))
-    torch.testing.assert_close(bank.heads([0]).logits(x)[:, 0], bank.eval()(x)[:, :, 0])
+    torch.testing.assert_close(head_grid.norm(x), torch.tensor([[-a, -a], [0, a], [a, 0]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(head_grid.norm.running_mean, torch.tensor([0.3, 0.4]))
+    torch.testing.assert_close(head_grid.norm.running_var, torch.tensor([1.3, 1.3]))
+    torch.testing.assert_close(head_grid.heads([0]).logits(x)[:, 0], head_grid.eval()(x)[:, :, 0])
 
 
 def test_lars_numbers(data: Data) -> None:
     """MAE's at its learning rate of 6.4: each head has a norm of its own, and the bias none."""
     module = untrained(Probe(base_lr=(0.1, 0.2), optimizer="lars", batch_size=16384, batch_norm=True), data)
-    banks = [module.choosing["mean"], module.reporting["mean"]]
-    for bank in banks:
-        bank.weights[0].data = torch.tensor([[1.0, 2.0], [2.0, 0.0]])
-        bank.biases[0].data = torch.tensor([0.5, -0.5])
+    head_grids = [module.choosing["mean"], module.reporting["mean"]]
+    for head_grid in head_grids:
+        head_grid.weights[0].data = torch.tensor([[1.0, 2.0], [2.0, 0.0]])
+        head_grid.biases[0].data = torch.tensor([0.5, -0.5])
     optimizer = module.configure_optimizers()
     for group in optimizer.param_groups:
         group["lr"] = module.training_config.lr * group["lr_scale"]
@@ -121,14 +121,14 @@ def test_lars_numbers(data: Data) -> None:
         ([[0.9569111686, 2.0143629438], [1.9712741124, -0.0143629438]], [-1.356, 3.212]),
     ]
     for weight, bias in steps:
-        for bank in banks:
+        for head_grid in head_grids:
             for head in range(2):
-                bank.weights[head].grad = torch.tensor([[0.3, -0.1], [0.2, 0.1]])
-                bank.biases[head].grad = torch.tensor([0.1, -0.2])
+                head_grid.weights[head].grad = torch.tensor([[0.3, -0.1], [0.2, 0.1]])
+                head_grid.biases[head].grad = torch.tensor([0.1, -0.2])
         optimizer.step()
-        for bank in banks:
-            torch.testing.assert_close(bank.weights[0].data, torch.tensor(weight), rtol=0, atol=1e-6)
-            torch.testing.assert_close(bank.biases[0].data, torch.tensor(bias), rtol=0, atol=1e-6)
+        for head_grid in head_grids:
+            torch.testing.assert_close(head_grid.weights[0].data, torch.tensor(weight), rtol=0, atol=1e-6)
+            torch.testing.assert_close(head_grid.biases[0].data, torch.tensor(bias), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_each_head_equals_a_linear_layer_trained_alone(
         generator = torch.Generator().manual_seed(step_seed(0, batch["step"]) + 1)
         (crops,) = make_views(batch["images"], module.views, generator)
         seen.append((crops.mean((2, 3)), batch["labels"], module.is_fit[batch["index"]]))
-    start = Bank(3, 3, 1, batch_norm=False, std=0.01, seed=0).weights[0].detach()
-    for bank, spares_dev in ((module.choosing["mean"], True), (module.reporting["mean"], False)):
+    start = HeadGrid(3, 3, 1, batch_norm=False, std=0.01, seed=0).weights[0].detach()
+    for head_grid, spares_dev in ((module.choosing["mean"], True), (module.reporting["mean"], False)):
         for head, (base_lr, decay) in enumerate(module.grid):
             layer = nn.Linear(3, 3)
             layer.weight.data.copy_(start)
@@ -194,10 +194,10 @@ def test_each_head_equals_a_linear_layer_trained_alone(
                 optim.zero_grad()
                 nn.functional.cross_entropy(layer(norm(x[rows])), y[rows]).backward()
                 optim.step()
-            torch.testing.assert_close(bank.weights[head], layer.weight, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(bank.biases[head], layer.bias, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(head_grid.weights[head], layer.weight, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(head_grid.biases[head], layer.bias, atol=1e-5, rtol=1e-4)
             if batch_norm:
-                torch.testing.assert_close(bank.norm.running_var, norm.running_var)
+                torch.testing.assert_close(head_grid.norm.running_var, norm.running_var)
 
 
 def test_a_head_in_a_sweep_is_the_head_alone(data: Data, tmp_path: Path, trained: list[Any]) -> None:
