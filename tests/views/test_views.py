@@ -108,7 +108,7 @@ def test_jitter_against_pil_images(strengths: tuple[float, ...], rest: float) ->
     """MoCo v3's and DINO's: less than a tenth of a level darker than PIL, whose hue has 8 bits; BEiT's: equal."""
     images, operations = photos(200), (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     view = View(32, jitter=strengths, jitter_p=1.0, **PLAIN)  # type: ignore[arg-type]
-    draw = D.Draw(*(field[0] for field in D.sample((view,), 200, 32, 32, seeded(5))))
+    draw = D.CropParameters(*(field[0] for field in D.sample((view,), 200, 32, 32, seeded(5))))
     out = 255 * make_views(images, [view], seeded(5))[0]
     expected = []
     for image, order, factors in zip(images, draw.order.tolist(), draw.factors.tolist(), strict=True):
