@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ssl_bench.backbones.backbone import ABILITIES, Backbone
+from ssl_bench.backbones.eva02 import EVA02
+from ssl_bench.backbones.hiera import Hiera
 from ssl_bench.backbones.pixels import Pixels
+from ssl_bench.backbones.swin import Swin
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.utils.errors import UserError, unknown
 
 # The beginning of the names that a family builds -> its class.
-BACKBONES: dict[str, type[Backbone]] = {"vit": ViT, "pixels": Pixels}
+BACKBONES: dict[str, type[Backbone]] = {"vit": ViT, "eva02": EVA02, "swin": Swin, "hiera": Hiera, "pixels": Pixels}
 EXAMPLE = "vit_small_patch16_224"  # for errors and help
 
 

@@ -269,12 +269,12 @@ class Backbone(nn.Module, ABC):
         if pooling == "last4":
             return list(range(max(1, self.depth - 3), self.depth + 1))
         if pooling == "stages":
-            return self.stage_ends
+            return self.last_blocks
         match = re.fullmatch(r"layer=(\d+)", pooling)
         return [int(match[1]) if match else self.depth]
 
     @property
-    def stage_ends(self) -> list[int]:
+    def last_blocks(self) -> list[int]:
         """The number of the last block of each stage."""
         return [sum(stage.blocks for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
 
@@ -289,10 +289,10 @@ class Backbone(nn.Module, ABC):
         Returns:
             (B, C_i, H_i, W_i) each, through the final norm if the block is of the last stage.
         """
-        blocks = self.stage_ends if blocks is None else blocks
+        blocks = self.last_blocks if blocks is None else blocks
         maps = []
         for block, tokens in zip(blocks, self.block_tokens(images, blocks), strict=True):
-            stage = sum(block > end for end in self.stage_ends)
+            stage = sum(block > end for end in self.last_blocks)
             grid = self.grid_of((images.shape[-2], images.shape[-1]), stage)
             maps.append(tokens.patches.transpose(1, 2).unflatten(2, grid))
         return maps

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import apply_keep_indices_nlc
-from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.layers.pos_embed_sincos import apply_keep_indices_nlc, apply_rot_embed_cat
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -106,7 +105,7 @@ class EVA02(Backbone, Eva):
             for size, (dim, depth, heads, _) in SIZES.items()
         }
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
     ) -> Tokens:
         """See ``Backbone.forward``. Positions are interpolated; kept patches come out in the order given."""
@@ -135,7 +134,7 @@ class EVA02(Backbone, Eva):
         if mask is not None:
             assert self.mask_token is not None, "this backbone was built without mask_token=True"
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        positions = resample_positions(cast(Tensor, self.pos_embed), self.grid, grid, 1)
+        positions = resample_positions(cast(Tensor, self.pos_embed), self.grid, grid, 1, "size")
         x = x + positions[:, 1:]
         rope: Tensor = cast(Any, self.rope).get_embed(shape=list(grid))  # (L, 2 * head channels)
         if keep is not None:

@@ -69,7 +69,9 @@ class Hiera(Backbone, TimmHiera):
         last = len(blocks) - 1
         pooled = last if pooled_stages is None else pooled_stages
         if not 0 <= pooled <= last:
-            raise UserError(f"pooled_stages is {pooled}; {size} has {len(blocks)} stages, of which 0 to {last} can pool")
+            raise UserError(
+                f"pooled_stages is {pooled}; {size} has {len(blocks)} stages, of which 0 to {last} can pool"
+            )
         micro = size == "hiera_micro"
         stride, side = 2 if micro else 4, 2**last
         super().__init__(
@@ -105,7 +107,7 @@ class Hiera(Backbone, TimmHiera):
             for size, (dim, heads, blocks) in SIZES.items()
         }
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
     ) -> Tokens:
         """See ``Backbone.forward``. There is no mask token: units are left out, not replaced.
@@ -132,12 +134,10 @@ class Hiera(Backbone, TimmHiera):
         Returns:
             (B, K, rows, columns, C) for each stage: the tokens of each unit in raster order, the units too.
         """
-        return [units for units, _ in self._run(images, self.stage_ends, keep)]
+        return [units for units, _ in self._run(images, self.last_blocks, keep)]
 
-    def _run(
-        self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None
-    ) -> list[tuple[Tensor, int]]:
-        """(B, units, rows, columns, C) or, without ``keep``, (B, rows, columns, C) after each block, with its number."""
+    def _run(self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None) -> list[tuple[Tensor, int]]:
+        """(B, units, rows, columns, C), or (B, rows, columns, C) without ``keep``, after the blocks, each with its number."""
         size = (images.shape[-2], images.shape[-1])
         if size != self.image_size:
             own = " x ".join(map(str, self.image_size))
@@ -188,7 +188,7 @@ class Hiera(Backbone, TimmHiera):
         """The blocks of all stages."""
         return list(self.blocks)
 
-    def no_weight_decay(self) -> set[str]:  # type: ignore[override]  # timm's is a list
+    def no_weight_decay(self) -> set[str]:
         """Positions take none (``hiera.py``)."""
         return {"pos_embed"}
 

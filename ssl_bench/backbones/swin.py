@@ -100,7 +100,7 @@ class Swin(Backbone, SwinTransformer):
             for size, (dim, blocks, heads) in SIZES.items()
         }
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
     ) -> Tokens:
         """See ``Backbone.forward``. Windows need every token: nothing can be kept or swapped.
@@ -147,7 +147,7 @@ class Swin(Backbone, SwinTransformer):
     @property
     def layer_ids(self) -> dict[str, int]:
         """iBOT's rule: a merging layer goes with the last block of the stage before it, where the official keys are."""
-        starts = [0, *self.stage_ends[:-1]]  # blocks before each stage
+        starts = [0, *self.last_blocks[:-1]]  # blocks before each stage
 
         def layer_of(name: str) -> int:
             if match := re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name):
