@@ -137,7 +137,7 @@ class Hiera(Backbone, TimmHiera):
         return [units for units, _ in self._run(images, self.last_blocks, keep)]
 
     def _run(self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None) -> list[tuple[Tensor, int]]:
-        """(B, units, rows, columns, C), or (B, rows, columns, C) without ``keep``, after each block, with its number."""
+        """(B, units, rows, columns, C), or (B, rows, columns, C) without ``keep``, after blocks, its number too."""
         size = (images.shape[-2], images.shape[-1])
         if size != self.image_size:
             own = " x ".join(map(str, self.image_size))
