@@ -22,6 +22,7 @@ import numpy as np
 
 from ssl_bench.results.rows.row import SCHEMA, expected_id
 from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.identity import merged_versions
 
 IMAGES = 4000
 EVALUATIONS = 20
@@ -53,7 +54,8 @@ def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np
     name, kind = f"evaluation-{evaluation:02}", "knn" if evaluation % 2 else "linear"
     backbone = {"name": "vit_micro_patch8_32", "pos_embed": "sincos_xy", "init": "timm", "drop_path": 0.0}
     training = {"epochs": 10.0, "batch_size": 256, "base_lr": 1e-3, "warmup_epochs": 1.0, "weight_decay": 0.05}
-    recipe = {"method": f"method-{method:03}", "backbone": backbone, "seed": seed, "training": training}
+    recipe: dict[str, Any] = {"method": f"method-{method:03}", "backbone": backbone, "seed": seed, "training": training}
+    recipe["settings"] = {"temperature": 0.2, "size": method}
     names = [f"{pool}top1@k={k},T={t}" for pool in ("", "cls/", "mean/") for k in range(7) for t in (0.07, 0.1)]
     row: dict[str, Any] = {
         "schema": SCHEMA,
@@ -62,7 +64,8 @@ def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np
         "paper": None,
         "category": "contrastive",
         "backbone": {**backbone, "parameters": 467_808},
-        "recipe": {"hash": content_hash(recipe)[:16], **recipe, "settings": {"temperature": 0.2, "size": method}},
+        "recipe": recipe,
+        "task": "classification",
         "views": "2x32",
         "pretraining": {
             "data": "shapes",
@@ -79,7 +82,7 @@ def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np
         "evaluation": {
             "name": name,
             "evaluator": kind,
-            "version": 1,
+            "version": 9,  # never stale
             "settings": {"poolings": ["cls", "mean"], "k": [1, 5, 10, 20, 50, 100, 200]},
             "pooling": "mean",
             "data": "shapes",
@@ -97,9 +100,20 @@ def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np
         "flags": [],
         "deviations": ["drawn, not measured"],
         "weights": {"sha256": "c" * 64, "loaded_percent": 100.0},
-        "code": {"package": "0.1.0", "commit": "none", "method_source": None, "evaluator_source": None},
-        "made": {"time": "2026-01-01T00:00:00+00:00", "torch": "2", "timm": "1", "faiss": "1"},
+        "code": dict.fromkeys(("package", "commit", "encoder_commit", "method_source", "evaluator_source")),
+        "made": dict.fromkeys(("time", "python", "torch", "timm", "faiss", "device"), "none"),
     }
+    judged = row["evaluation"]
+    versions = {f"method {recipe['method']}": 1, "backbone vit": 1, "views": 1, "training": 1}
+    row["identity"] = {
+        "encoder": {**recipe, "images": "f" * 64, "teachers": {}, "versions": versions},
+        "evaluation": {
+            **{key: judged[key] for key in ("name", "evaluator", "settings")},
+            "images": judged["fingerprints"],
+            "versions": {f"evaluator {kind}": judged["version"], "features": 1},
+        },
+    }
+    row["versions"] = merged_versions(row["identity"])
     row["id"] = expected_id(row)
     path = folder / "rows" / f"{recipe['method']}-{name}-{row['id']}.json"
     row["predictions"] = path.with_suffix(".npy").name

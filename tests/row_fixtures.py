@@ -11,10 +11,44 @@ import numpy as np
 import pytest
 
 from ssl_bench.results.rows.predictions import encode
-from ssl_bench.results.rows.row import Row, expected_id
-from ssl_bench.utils.files import content_hash
+from ssl_bench.results.rows.row import SCHEMA, Row, checksum_of
+from ssl_bench.utils.identity import identify, merged_versions
+from ssl_bench.utils.versions import current_version
 
 AddRow = Callable[..., Row]
+
+
+def identity_of(row: dict[str, Any]) -> dict[str, Any]:
+    """An identity that fits what a row says, every setting in it; of version 1 but for the evaluator."""
+    recipe, judged = row["recipe"], row["evaluation"]
+    if recipe:
+        encoder = {
+            "method": recipe["method"].rpartition(":")[2],
+            **{part: recipe[part] for part in ("settings", "backbone", "training")},
+            "seed": recipe["seed"],
+            "images": (row["pretraining"] or {}).get("fingerprint"),
+            "teachers": {},
+            "versions": {f"method {row['method']}": 1, "backbone vit": 1, "views": 1, "training": 1},
+        }
+    else:
+        backbone = {key: value for key, value in row["backbone"].items() if key != "parameters"}
+        encoder = {"weights": row["weights"]["sha256"], "backbone": backbone, "versions": {"backbone vit": 1}}
+    evaluation = {
+        **{key: judged[key] for key in ("name", "evaluator", "settings")},
+        "images": judged["fingerprints"],
+        "versions": {f"evaluator {judged['evaluator']}": judged["version"], "features": 1},
+    }
+    return {"encoder": encoder, "evaluation": evaluation}
+
+
+def sealed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the identity, the versions, the id and the checksum that its content has."""
+    row = json.loads(json.dumps(row))
+    identity = identity_of(row)
+    row = {"task": "classification", **row, "schema": SCHEMA}
+    row |= {"identity": identity, "versions": merged_versions(identity)}
+    row["id"] = identify(identity)
+    return {**row, "checksum": checksum_of(row)}
 
 
 def merged(value: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -36,13 +70,12 @@ def add_row(tmp_path: Path) -> AddRow:
         recipe = {"method": method, "backbone": backbone, "seed": seed, "training": {"epochs": 2.0}, "settings": {}}
         value = 100 * float(correct.mean())
         row: dict[str, Any] = {
-            "schema": 1,
             "suite": "test",
             "method": method,
             "paper": None,
             "category": "contrastive",
             "backbone": {**backbone, "parameters": 10},
-            "recipe": {"hash": content_hash(recipe)[:16], **recipe},
+            "recipe": recipe,
             "views": "2x32",
             "pretraining": {
                 "data": "shapes",
@@ -59,7 +92,7 @@ def add_row(tmp_path: Path) -> AddRow:
             "evaluation": {
                 "name": name,
                 "evaluator": name,
-                "version": 1,
+                "version": current_version(f"evaluator {name}") or 1,
                 "settings": {},
                 "pooling": "mean",
                 "data": "shapes",
@@ -77,17 +110,17 @@ def add_row(tmp_path: Path) -> AddRow:
             "flags": [],
             "deviations": [],
             "weights": {"sha256": "c" * 64, "loaded_percent": 100.0},
-            "code": {"package": "0", "commit": None, "method_source": None, "evaluator_source": None},
-            "made": {"time": "now", "torch": "2", "timm": "1", "faiss": "1"},
+            "code": dict.fromkeys(("package", "commit", "encoder_commit", "method_source", "evaluator_source")),
+            "made": dict.fromkeys(("time", "python", "torch", "timm", "faiss", "device"), "1"),
         }
         row = json.loads(json.dumps(merged(row, changes)))
         if row["recipe"]:
             row["recipe"]["backbone"]["name"] = row["backbone"]["name"]
-        row["id"] = expected_id(row)
+        row = sealed(row)
         path = tmp_path / "rows" / f"row-{row['id']}.json"
         if row["predictions"] == "":
             row["predictions"] = path.with_suffix(".npy").name
-        row["checksum"] = content_hash(row)[:16]
+        row["checksum"] = checksum_of(row)
         path.parent.mkdir(exist_ok=True)
         if row["predictions"] is not None:
             path.with_suffix(".npy").write_bytes(encode(correct))

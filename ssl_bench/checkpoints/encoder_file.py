@@ -39,6 +39,12 @@ class Checkpoint:
     sha256: str
     loaded: float = 100.0
 
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """The keywords of the encoder's backbone, its name included."""
+        recipe = self.about.get("recipe")
+        return recipe["backbone"] if recipe else self.about.get("backbone", {"name": self.encoder.name})
+
 
 def save_encoder(
     path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]

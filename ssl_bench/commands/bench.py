@@ -17,13 +17,15 @@ from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import load_suite, resolve
-from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.data.datasets import Splits, load
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
-from ssl_bench.results.rows.row import origin, row_id, row_path
+from ssl_bench.results.rows.identity import number_identity
+from ssl_bench.results.rows.row import row_path
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.files import write_atomic
+from ssl_bench.utils.identity import identify
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,9 @@ def make_evaluation_set(splits: Splits, evaluators: dict[str, Evaluator], show: 
 def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:
     """A task and the rows it will have; nothing is run. Encoders are pre-trained on the data of the first set."""
     splits = sets[0].splits
-    images = hold_out(splits.train)[0] if recipe.cls.uses_labels else splits.train
-    encoder = origin(recipe.as_dict(), images.fingerprint)
+    encoder = recipe.identity(splits)
     rows = [
-        row_path(folder, recipe.method, name, row_id(encoder, name, evaluator, each.splits))
+        row_path(folder, recipe.method, name, identify(number_identity(encoder, name, evaluator, each.splits)))
         for each in sets
         for name, evaluator in each.evaluators.items()
     ]

@@ -11,8 +11,9 @@ import numpy as np
 from ssl_bench.commands.leaderboard import FORMATS, render
 from ssl_bench.results.frame import quick_hash
 from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.rows.contradiction import contradiction
 from ssl_bench.results.rows.predictions import predictions_path, read_predictions
-from ssl_bench.results.rows.row import Row, checksum_of, contradiction, migrated
+from ssl_bench.results.rows.row import Row, checksum_of, migrated
 from ssl_bench.results.rows.schema import missing_headline, violations
 from ssl_bench.results.text import plain
 from ssl_bench.utils.errors import UserError
@@ -27,7 +28,7 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
         show: What to do with each line of the report.
 
     Returns:
-        What is wrong, one line each. Rows of a former version of the source are named, but not wrong.
+        What is wrong, one line each. Rows that an older version of a component made are named, but not wrong.
 
     Raises:
         UserError: No such folder.
@@ -42,8 +43,8 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
         if row is not None:
             rows.append(row)
     problems += [*_together(rows), *_orphans(place, rows)]
-    stale = [row.path.name for row in rows if row.stale]
-    notes += [f"{name}: stale, made by another version of its source than the present one" for name in stale]
+    stale = {row.path.name: old for row in rows if (old := row.outdated)}
+    notes += [f"{name}: stale, made by {', '.join(old)}" for name, old in stale.items()]
     notes += [f"{row.path.name}: WARNING: {text}" for row in rows for text in row.values.get("warnings", [])]
     if not problems:
         wrong, said = _generated(Path(folder), rows)
@@ -117,7 +118,7 @@ def _together(rows: Sequence[Row]) -> Iterator[str]:
         if other != row.path.name:
             yield f"{row.path.name}: has the id of {other}"
         column = (stated["name"], stated["data"], row["backbone"]["name"], *stated["fingerprints"].values())
-        kind = f"version {stated['version']}, settings {quick_hash(stated['settings'])[:6]}"
+        kind = f"version {stated['version']}, settings {quick_hash(row['identity']['evaluation']['settings'])[:6]}"
         kinds.setdefault(column, {}).setdefault(kind, []).append(row.path.name)
     for column, found in kinds.items():
         if len(found) > 1:

@@ -18,7 +18,8 @@ from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import plain, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 
-PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made")
+PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "versions")
+PARTS += ("code", "made")
 NO_CLASSES = (
     "Per class: rows store whether (or how often) the prediction of each image was right, not its class; --data names "
     "the data set to take the classes from. Which wrong class was predicted is not stored."
@@ -114,7 +115,7 @@ def flatten(value: Any, name: str = "") -> dict[str, str]:
 
 
 def _recipe(row: Row) -> dict[str, str]:
-    return flatten({key: value for key, value in (row["recipe"] or {}).items() if key not in ("hash", "seed")})
+    return flatten({key: value for key, value in (row["recipe"] or {}).items() if key != "seed"})
 
 
 def _origin(row: Row) -> dict[str, str]:
@@ -133,12 +134,13 @@ def _differences(title: str, a: Mapping[str, str], b: Mapping[str, str], names: 
 
 
 def _evaluation(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str], data: str | None) -> Iterator[str]:
-    mine, other = a[0]["evaluation"], b[0]["evaluation"]
+    # Settings as the identity has them: one that is left out has the default of the version.
+    mine, other = ({**row["evaluation"], **row["identity"]["evaluation"]} for row in (a[0], b[0]))
     yield plain(f"== {mine['name']} on {mine['data']}")
     for name, rows in zip(names, (a, b), strict=True):
         values = [row["metrics"][row["headline"]]["value"] for row in rows]
         yield plain(f"{name}: {rows[0]['headline']} {np.mean(values):.2f} (by seed: {seed_values(rows)})")
-    for key, what in (("fingerprints", "images"), ("version", "versions"), ("settings", "settings")):
+    for key, what in (("images", "images"), ("version", "versions"), ("settings", "settings")):
         if quick_hash(mine[key]) != quick_hash(other[key]):
             yield f"not comparable: other {what} of the evaluation"
             return

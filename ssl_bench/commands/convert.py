@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import re
@@ -23,7 +22,7 @@ from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
 from ssl_bench.methods import TEACHERS
 from ssl_bench.utils.errors import UserError, unknown
-from ssl_bench.utils.files import write_atomic
+from ssl_bench.utils.files import file_hash, write_atomic
 
 FORMATS = ("ssl-bench", "timm")
 FAULTS = ("missing", "misshaped", "unexpected")
@@ -135,7 +134,7 @@ def convert(
         "flags": ["external weights", *layout.flags, *(["labels"] if released.labels or cls.uses_labels else [])],
         "deviations": released.notes + released.problems,
         "loaded": report.tensors,
-        "source": {"file": source.name, "sha256": _sha256(source), "branch": chosen},
+        "source": {"file": source.name, "sha256": file_hash(source), "branch": chosen},
         "code": code_version(),
     }
     if format == "timm":
@@ -242,8 +241,3 @@ def percent(value: float) -> str:
         '99.9 %'
     """
     return f"{math.floor(value * 10) / 10:g} %"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,11 +16,14 @@ from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.results.rows.identity import encoder_identity, number_identity
 from ssl_bench.results.rows.make import code_of, make_row, write_row
-from ssl_bench.results.rows.row import Row, backbone_of, loaded, origin, row_id, row_path
+from ssl_bench.results.rows.row import Row, row_path
 from ssl_bench.results.rows.warnings import warnings_of
+from ssl_bench.training.compute import device_name
 from ssl_bench.utils.distributed import is_first
 from ssl_bench.utils.files import locked
+from ssl_bench.utils.identity import identify
 
 
 def evaluate(
@@ -47,13 +50,9 @@ def run_evaluations(
     checkpoint: Checkpoint, evaluators: Mapping[str, Evaluator], splits: Splits, out: Path, suite: str | None
 ) -> list[Row]:
     """Run the evaluators whose row is missing in ``out`` and return all rows."""
-    about = checkpoint.about
-    recipe = about.get("recipe")  # None for weights from elsewhere
-    if recipe:
-        encoder_id = origin(recipe, about["pretraining"]["fingerprint"])
-    else:
-        encoder_id = loaded({"weights": {"sha256": checkpoint.sha256}, "backbone": backbone_of(checkpoint)})
-    ids = {name: row_id(encoder_id, name, evaluator, splits) for name, evaluator in evaluators.items()}
+    made = encoder_identity(checkpoint)
+    identities = {name: number_identity(made, name, evaluator, splits) for name, evaluator in evaluators.items()}
+    ids = {name: identify(identity) for name, identity in identities.items()}
     paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
     missing = [name for name in evaluators if not paths[name].exists()]
     if missing:
@@ -73,8 +72,8 @@ def run_evaluations(
                     continue
                 evaluator, code = evaluators[name], code_of(evaluators[name])
                 result = evaluator.run(encoder, data)
-                facts = (encoder.precision, code, said)
-                row = make_row(ids[name], suite, checkpoint, name, evaluator, data, result, *facts)
+                facts = (encoder.precision, device_name(encoder.device), code, said)
+                row = make_row(identities[name], suite, checkpoint, name, evaluator, data, result, *facts)
                 write_row(paths[name], row, result.correct)
                 shutil.rmtree(encoder.folder, ignore_errors=True)
     return [Row.read(path) for path in paths.values()]

@@ -17,7 +17,8 @@ from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
-from ssl_bench.utils.files import content_hash, locked, source_files, source_hash
+from ssl_bench.utils.files import locked
+from ssl_bench.utils.identity import identify, source_hash
 from ssl_bench.views.view import describe
 
 
@@ -64,9 +65,8 @@ def pretrain(
 
 
 def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
-    """``runs/mae-cifar10-0-1a2b3c4d5e6f``: the same recipe on the same images is the same folder."""
-    key = content_hash({"recipe": recipe.as_dict(), "data": data.train.fingerprint})
-    return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{key[:12]}"
+    """``runs/mae-cifar10-0-1a2b3c4d5e6f``: the same identity (``Recipe.identity``) is the same folder."""
+    return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{identify(recipe.identity(data))[:12]}"
 
 
 def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEFAULT) -> Path:
@@ -89,7 +89,8 @@ def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEF
 
 def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Sequence[str]) -> None:
     fit, dev = hold_out(data.train)
-    images = fit if recipe.cls.uses_labels else data.train
+    source = source_hash(recipe.cls)  # before it trains: files may be edited meanwhile
+    images, identity = recipe.images(data), recipe.identity(data)
     beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.teachers.items()}
     networks = {
         keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
@@ -108,6 +109,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     encoder: Any = method.encoder
     about = {
         "recipe": recipe.as_dict(),
+        "identity": identity,
         "views": describe(method.views) if recipe.cls.trains else "",
         "pretraining": {
             "data": images.name,
@@ -123,7 +125,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         "category": recipe.cls.category,
         "flags": list(dict.fromkeys([*method.flags, *(f for n in networks.values() for f in n.about["flags"])])),
         "deviations": list(recipe.cls.deviations),
-        "method_source": source_hash(*source_files(inspect.getfile(recipe.cls))),
+        "method_source": source,
         "code": code_version(),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,12 +18,19 @@ from jsonargparse import ArgumentParser
 from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.config.parsing import parse_values, read_yaml
+from ssl_bench.data import VERSIONS as DATA_VERSIONS
+from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.teachers import NETWORKS
+from ssl_bench.teachers import VERSIONS as TEACHER_VERSIONS
+from ssl_bench.training import VERSION as TRAINING_VERSION
 from ssl_bench.utils.errors import UserError, unknown
-from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.files import file_hash
+from ssl_bench.utils.identity import defaults_of, differing, source_of
 from ssl_bench.utils.shipped import FACTS, find_yaml, shipped
+from ssl_bench.views import VERSION as VIEWS_VERSION
 
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
@@ -67,10 +74,46 @@ class Recipe:
             )
         )
 
-    @property
-    def hash(self) -> str:
-        """Hash of ``as_dict``."""
-        return content_hash(self.as_dict())
+    def images(self, data: Splits) -> ImageSet:
+        """The images that the method is trained on; one that uses labels doesn't see those of dev."""
+        return hold_out(data.train)[0] if self.cls.uses_labels else data.train
+
+    def identity(self, data: Splits) -> dict[str, Any]:
+        """What defines the encoder that the recipe makes of a data set, as plain values (``utils.identity``).
+
+        Keys that have their default are left out: the version of their component stands for them. So are the precision
+        and the device, which rows record.
+        """
+        family = family_of(self.backbone["name"])
+        images = self.images(data)
+        versions = {f"method {self.method}": self.cls.version, f"backbone {family.family}": family.version}
+        if self.cls.trains:
+            versions |= {"views": VIEWS_VERSION, "training": TRAINING_VERSION}
+            versions[f"data {images.reader}"] = DATA_VERSIONS[images.reader]
+        teachers = {}
+        for keyword in self.cls.teachers:
+            kind, _, place = str(self.settings[keyword]).partition(":")
+            if kind in NETWORKS:
+                versions[f"teacher {NETWORKS[kind]}"] = TEACHER_VERSIONS[NETWORKS[kind]]
+            if keyword in self.teachers:
+                teachers[keyword] = self.teachers[keyword].identity(data)
+            else:
+                what = {"sha256": file_hash(place)} if Path(place).is_file() else {"name": place}
+                teachers[keyword] = {"kind": kind, **what}
+        made = self.as_dict()
+        settings = {key: value for key, value in made["settings"].items() if key not in self.cls.teachers}
+        backbone = defaults_of(family) | options_for(family, self.cls.backbone_options)
+        return {
+            "method": self.method,
+            **source_of(self.cls),
+            "settings": differing(settings, defaults_of(self.cls)),
+            "backbone": differing(made["backbone"], backbone),
+            "training": differing(made["training"], dataclasses.asdict(self.cls.defaults)),
+            "seed": self.seed,
+            "images": images.fingerprint,
+            "teachers": teachers,
+            "versions": versions,
+        }
 
 
 def resolve_method(reference: str) -> tuple[str, type[Method]]:

@@ -57,6 +57,7 @@ class ImageSet:
         images: uint8 (N, 3, H, W) when decoded and of one size; otherwise ``[i]`` gives uint8 (3, H_i, W_i).
         factors: Nuisance labels (N,) by name, for drawn data sets.
         skipped: Unreadable images that were left out.
+        reader: What made the pixels, one of ``data.VERSIONS``.
         origin: The set this one is a subset of, and the indices (N,) int64 there.
     """
 
@@ -68,6 +69,7 @@ class ImageSet:
     images: Tensor | Ragged | Encoded
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     skipped: int = 0
+    reader: str = "images"
     origin: tuple[ImageSet, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -182,7 +184,8 @@ def _shapes(spec: str) -> Splits:
     for split, count, seed in (("train", 10_000, 0), ("test", 4_000, 1)):
         drawn = shapes.draw(count, size=int(size), seed=seed)
         raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
-        sets.append(replace(_image_set(raw, spec, split, hold=True)[0], factors=drawn.factors))
+        drawn_set = _image_set(raw, spec, split, hold=True)[0]
+        sets.append(replace(drawn_set, factors=drawn.factors, reader="shapes"))
     return Splits(*sets)
 
 

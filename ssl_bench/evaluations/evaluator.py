@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.identity import differing
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
@@ -104,12 +105,16 @@ class Evaluator(ABC):
 
     Attributes:
         version: Raised by every change that can move a number; tables never mix versions.
+        task: What it measures the encoder at.
+        engines: Whose versions decide its numbers besides its own: "features", or "training" and "views".
         metric_help: Metric name to a one-line explanation.
         needs_factors: Whether it asks more of the images than their classes: what they were drawn from.
         poolings: The features to use, in order of preference, out of those an encoder offers.
     """
 
     version: ClassVar[int]
+    task: ClassVar[str] = "classification"
+    engines: ClassVar[tuple[str, ...]] = ("features",)
     metric_help: ClassVar[Mapping[str, str]]
     needs_factors: ClassVar[bool] = False
     poolings: tuple[str, ...]
@@ -122,6 +127,12 @@ class Evaluator(ABC):
         """The constructor's keywords and their values, with lists for tuples: what JSON can hold."""
         values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def changed_settings(self) -> dict[str, object]:
+        """The settings that differ from those that the constructor gives by itself."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        needed = {p.name: getattr(self, p.name) for p in parameters if p.default is inspect.Parameter.empty}
+        return differing(self.settings(), type(self)(**needed).settings())
 
     def features(self, encoder: Encoder, images: ImageSet) -> dict[str, Tensor]:
         """Checked features of one split under each pooling that is both wanted and offered.

@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ssl_bench.backbones import positions
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
 from ssl_bench.utils.distributed import process
 from ssl_bench.utils.errors import RunError, UserError
-from ssl_bench.utils.files import source_hash
+from ssl_bench.utils.identity import source_of
 from ssl_bench.utils.progress import progress
-from ssl_bench.views import evaluation, image_ops
 from ssl_bench.views.evaluation import eval_images, resize_crop
 
+VERSION = 1  # of "features": raised by every change that can move a frozen feature: the crop, normalisation, precision
 IN_MEMORY = 2**28  # bytes; more rows than that are taken from a split into a file
 
 
@@ -138,19 +137,14 @@ class FrozenEncoder:
         return found | (self._extract(images, deleted) if deleted else {})
 
     @cached_property
-    def _key(self) -> dict[str, str]:
+    def _key(self) -> dict[str, Any]:
         """Everything but the images that decides a feature."""
-        modules = {sys.modules[type(module).__module__] for module in self.encoder.modules()} | {
-            positions,
-            evaluation,
-            image_ops,
-        }
-        files = [file for module in modules if (file := getattr(module, "__file__", None))]
         return {
             **encoder_key(self.encoder),
             "transform": f"256/224, centre {self.encoder.image_size}, ImageNet statistics",
             "precision": f"{self.precision} on {self.device.type}",
-            "code": source_hash(__file__, *sorted(files)),
+            "features": VERSION,
+            "backbone": [getattr(type(self.encoder), "version", None), source_of(type(self.encoder))],
             "made": f"torch {torch.__version__}, timm {timm.__version__}",
         }
 

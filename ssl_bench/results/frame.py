@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.results.rows.row import Row, loaded, read_rows
+from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.results.rows.schema import explained, require_valid, schema
 from ssl_bench.utils.files import content_hash
 
@@ -91,10 +91,9 @@ def _lines(row: Row, every_metric: bool) -> Iterator[list[Any]]:
     spent[1] = spent_on(row, "flops")
     about = [values["id"], values.get("suite"), values["method"], values["category"], backbone, recipe_key(row)]
     about += [seed_of(row), data, spent_on(row, "images_seen"), *spent]
-    prints, identity = evaluation["fingerprints"], values.get("identity")
-    settings = identity["evaluation"]["settings"] if identity else evaluation["settings"]
-    how = [evaluation["version"], settings]
-    about += [values.get("task", "classification"), evaluation["data"], prints["train"], prints["test"]]
+    prints = evaluation["fingerprints"]
+    how = [evaluation["version"], row["identity"]["evaluation"]["settings"]]
+    about += [values["task"], evaluation["data"], prints["train"], prints["test"]]
     about += [evaluation["name"], evaluation["evaluator"], evaluation["version"], quick_hash(how)[:16]]
     about += [evaluation["pooling"]]
     external = any(flag.startswith("external") for flag in flags)
@@ -142,11 +141,7 @@ def spent_on(row: Row, key: str) -> float | None:
 
 def recipe_key(row: Row) -> str:
     """Hash of all that made the encoder of a row but the seed, 16 hex digits: rows that share it are seeds of one."""
-    if identity := row.values.get("identity"):
-        return quick_hash({key: value for key, value in identity["encoder"].items() if key != "seed"})[:16]
-    recipe = {key: value for key, value in (row["recipe"] or {}).items() if key not in ("seed", "hash")}
-    images = (row["pretraining"] or {}).get("fingerprint")
-    return quick_hash([recipe, images] if recipe else loaded(row.values))[:16]
+    return quick_hash({key: value for key, value in row["identity"]["encoder"].items() if key != "seed"})[:16]
 
 
 def quick_hash(value: Any) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,30 +100,7 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def source_hash(*paths: str | Path) -> str:
-    """Hash of source files, the first 16 hex digits: says whether the code behind a number has changed since."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-COMMON = ("method", "evaluator", "features")  # what all share: a change there is not a change of one method or protocol
-
-
-def source_files(path: str | Path) -> list[Path]:
-    """A method's or evaluator's file and those beside it that it builds on, found without importing them.
-
-    Example:
-        >>> [file.name for file in source_files(PACKAGE / "methods" / "ibot.py")]
-        ['ibot.py', 'dino.py']
-        >>> "blurs.py" in [file.name for file in source_files(PACKAGE / "evaluations" / "frozen" / "robustness.py")]
-        True
-    """
-    found = [Path(path).resolve()]
-    for file in found:
-        for name in re.findall(rf"^from ssl_bench\.{file.parent.name}\.(\w+) import", file.read_text(), re.MULTILINE):
-            folder = file.with_name(name)
-            beside = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-            found += [each for each in beside if name not in COMMON and each not in found and each.is_file()]
-    return found
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file, 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from ssl_bench.commands.check import check
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.rows.row import SCHEMA
 from ssl_bench.results.rows.schema import schema, violations
+from ssl_bench.utils import versions
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.shipped import shipped
@@ -67,7 +68,7 @@ def test_a_sealed_forgery_of_the_recipe_shows(tmp_path: Path, add_row: Any) -> N
     path = add_row("a", 0, RIGHT).path
     recipe = json.loads(path.read_text())["recipe"]
     rewrite(path, recipe={**recipe, "seed": 7})
-    assert any("its id should be" in problem for problem in found(tmp_path))
+    assert any("its identity says seed 0, its recipe says 7" in problem for problem in found(tmp_path))
 
 
 def test_a_value_outside_its_interval(tmp_path: Path, add_row: Any) -> None:
@@ -81,7 +82,7 @@ def test_schema(tmp_path: Path, add_row: Any) -> None:
     problems = " ".join(found(tmp_path))
     assert "flags is 'labels', not of type array" in problems and "unknown key 'surprise'" in problems
     assert "weights.sha256 is 'x'" in problems
-    row.path.write_text('{"schema": 1}')
+    row.path.write_text(json.dumps({"schema": SCHEMA}))
     assert any("has no 'metrics'" in problem for problem in found(tmp_path))
     row.path.write_text("not JSON")
     assert any("not JSON" in problem for problem in found(tmp_path))
@@ -154,16 +155,18 @@ def test_the_same_row_twice(tmp_path: Path, add_row: Any) -> None:
 
 def test_versions_mixed(tmp_path: Path, add_row: Any) -> None:
     add_row("a", 0, RIGHT)
-    add_row("b", 0, RIGHT, evaluation={"version": 2})
+    add_row("b", 0, RIGHT, evaluation={"version": 3})
     (problem,) = [p for p in found(tmp_path) if "several versions" in p]
-    assert problem.startswith("linear on shapes") and "version 2" in problem
+    assert problem.startswith("linear on shapes") and "version 3" in problem
 
 
-def test_stale_rows_are_named_but_not_wrong(tmp_path: Path, add_row: Any) -> None:
-    add_row("mae", 0, RIGHT, code={"method_source": "0" * 16})
+def test_stale_rows_are_named_but_not_wrong(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "current_version", lambda name: 2 if name == "method mae" else 1)
+    add_row("mae", 0, RIGHT)
+    add_row("moco_v3", 0, RIGHT)
     lines: list[str] = []
     assert check(tmp_path, show=lines.append) == []
-    assert any("made by another version of its source" in line for line in lines) and "1 stale" in lines[-1]
+    assert any(line.endswith("stale, made by method mae 1, now 2") for line in lines) and "1 stale" in lines[-1]
 
 
 def test_a_leaderboard_that_is_out_of_date(tmp_path: Path, add_row: Any) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from ssl_bench.config.parsing import parse_overrides
 from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
+from ssl_bench.data.datasets import Splits
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.identity import identify
 from ssl_bench.utils.shipped import shipped
 
 NANO = {"backbone": "vit_nano_patch4_16"}
@@ -31,11 +33,13 @@ def test_file_then_overrides(tmp_path: Path) -> None:
     assert recipe.settings["mask_ratio"] == 0.5
 
 
-def test_hash_sees_values_and_not_how_they_were_written() -> None:
-    a = load_recipe("mae", None, NANO, {"epochs": "7"})
-    assert a.hash == load_recipe("mae", None, NANO, {"epochs": 7.0}).hash
-    assert a.hash != load_recipe("mae", None, NANO, {"epochs": 8}).hash
-    assert a.hash != load_recipe("mae", None, NANO, {"epochs": 7, "seed": 1}).hash
+def test_identity_sees_values_and_not_how_they_were_written(tiny_data: Splits) -> None:
+    def identity(**values: object) -> str:
+        return identify(load_recipe("mae", None, NANO, values).identity(tiny_data))
+
+    assert identity(epochs="7") == identity(epochs=7.0) != identity(epochs=8)
+    assert identity(epochs=7) != identity(epochs=7, seed=1)
+    assert identity(epochs=METHODS["mae"].defaults.epochs, mask_ratio=0.75, pos_embed="sincos_xy") == identity()
 
 
 @pytest.mark.parametrize(

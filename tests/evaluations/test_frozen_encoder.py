@@ -226,7 +226,7 @@ def test_the_note_says_what_the_file_is(tmp_path: Path, images: ImageSet) -> Non
     note = json.loads(next(tmp_path.glob("*/cls.json")).read_text())
     assert note["weights"] == encoder_key(encoder())["weights"] and note["images"] == images.fingerprint
     assert (note["pooling"], note["shape"], note["dtype"]) == ("cls", [31, 24], "float32")
-    assert {"options", "transform", "precision", "code", "made", "crc32", "format"} <= note.keys()
+    assert {"options", "transform", "precision", "features", "backbone", "made", "crc32", "format"} <= note.keys()
 
 
 def _two(folder: Path, results: Any, rank: int, port: int) -> None:

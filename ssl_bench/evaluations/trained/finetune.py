@@ -87,6 +87,7 @@ class FineTune(Evaluator):
     """
 
     version: ClassVar[int] = 1
+    engines: ClassVar[tuple[str, ...]] = ("training", "views")
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy (mean over draws), percent",
         "top5": "truth among the five classes with the highest scores, percent",

@@ -61,6 +61,7 @@ class Probe(Evaluator):
     """
 
     version: ClassVar[int] = 1
+    engines: ClassVar[tuple[str, ...]] = ("features", "training", "views")
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",
         "top5": "truth among the five classes with the highest scores, percent",

@@ -134,7 +134,7 @@ def _table_data(table: Table) -> dict[str, Any]:
 
 def _line_data(table: Table, index: int) -> dict[str, Any]:
     aggregate = table.aggregates[index]
-    recipe = {key: value for key, value in (aggregate.first["recipe"] or {}).items() if key not in ("seed", "hash")}
+    recipe = {key: value for key, value in (aggregate.first["recipe"] or {}).items() if key != "seed"}
     return {
         "label": aggregate.label,
         "recipe": json.dumps(recipe, indent=1) if recipe else "external weights: no recipe",

@@ -173,7 +173,7 @@ def matching(wanted: Measurement, rows: Sequence[Row]) -> tuple[list[Row], list[
     if not found:
         return [], []
     kinds = {
-        content_hash([row["evaluation"]["version"], row["evaluation"]["settings"], bool(row["recipe"])])
+        content_hash([row["evaluation"]["version"], row["identity"]["evaluation"]["settings"], bool(row["recipe"])])
         for row in found
     }
     if len(kinds) > 1:

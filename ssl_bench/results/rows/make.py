@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_bench.results.rows.predictions import Predictions, encode
-from ssl_bench.results.rows.row import SCHEMA, backbone_of, checksum_of, evaluator_name, row_path
-from ssl_bench.utils.files import content_hash, source_files, source_hash, write_atomic
+from ssl_bench.results.rows.row import SCHEMA, checksum_of, row_path
+from ssl_bench.utils.files import write_atomic
+from ssl_bench.utils.identity import identify, merged_versions, source_hash
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def make_row(
-    identifier: str,
+    identity: Mapping[str, Any],
     suite: str | None,
     checkpoint: Checkpoint,
     name: str,
@@ -28,6 +29,7 @@ def make_row(
     data: Data,
     result: Result,
     precision: str,
+    device: str,
     code: Mapping[str, Any],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -37,21 +39,24 @@ def make_row(
     import torch
 
     about = checkpoint.about
-    recipe = about.get("recipe")
+    recipe, identifier = about.get("recipe"), identify(identity)
     row: dict[str, Any] = {
         "schema": SCHEMA,
         "id": identifier,
         "suite": suite,
+        "task": evaluator.task,
+        "identity": identity,
+        "versions": merged_versions(identity),
         "method": checkpoint.method,
         "paper": about.get("paper"),
         "category": about.get("category"),
-        "backbone": {**backbone_of(checkpoint), "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
-        "recipe": {"hash": content_hash(recipe)[:16], **recipe} if recipe else None,
+        "backbone": {**checkpoint.backbone, "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
+        "recipe": recipe or None,
         "views": about.get("views"),
         "pretraining": about.get("pretraining"),
         "evaluation": {
             "name": Path(name).stem,
-            "evaluator": evaluator_name(evaluator),
+            "evaluator": identity["evaluation"]["evaluator"],
             "version": evaluator.version,
             "settings": evaluator.settings(),
             "pooling": result.pooling,
@@ -75,12 +80,18 @@ def make_row(
         "flags": about.get("flags", []),
         "deviations": about.get("deviations", []),
         "weights": {"sha256": checkpoint.sha256, "loaded_percent": checkpoint.loaded},
-        "code": {**code, "method_source": about.get("method_source")},
+        "code": {
+            **code,
+            "encoder_commit": about.get("code", {}).get("commit"),
+            "method_source": about.get("method_source"),
+        },
         "made": {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,
             "faiss": faiss.__version__,
+            "device": device,
         },
     }
     row = json.loads(json.dumps(row))
@@ -91,7 +102,7 @@ def code_of(evaluator: Evaluator) -> dict[str, Any]:
     """The code that is about to judge. Ask before it does: files may be edited while it runs."""
     from ssl_bench.checkpoints.encoder_file import code_version
 
-    return {**code_version(), "evaluator_source": source_hash(*source_files(inspect.getfile(type(evaluator))))}
+    return {**code_version(), "evaluator_source": source_hash(type(evaluator))}
 
 
 def _npy(method: str, evaluation: str, identifier: str) -> str:

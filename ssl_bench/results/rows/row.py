@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ssl_bench.results.rows.contradiction import contradiction
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import PACKAGE, content_hash, parse_json, source_files, source_hash
+from ssl_bench.utils.files import content_hash, parse_json
+from ssl_bench.utils.identity import identify
+from ssl_bench.utils.versions import outdated
 
-if TYPE_CHECKING:
-    from ssl_bench.checkpoints.encoder_file import Checkpoint
-    from ssl_bench.data.datasets import Splits
-    from ssl_bench.evaluations.evaluator import Evaluator
-
-SCHEMA = 1
+SCHEMA = 2
 # Version of a stored row -> what turns it into the next version. It keeps whatever the row's id follows from.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -56,103 +53,25 @@ class Row:
         return cls(path, values)
 
     @property
+    def outdated(self) -> list[str]:
+        """The components that have a newer version today, in words."""
+        return outdated(self["versions"])
+
+    @property
     def stale(self) -> bool:
-        """Whether the method's or the evaluator's source has changed since."""
-        code = self["code"]
-        return any(
-            current is not None and written not in (None, current)
-            for written, current in (
-                (code["method_source"], _source("methods", self["method"])),
-                (code["evaluator_source"], _source("evaluations", self["evaluation"]["evaluator"])),
-            )
-        )
-
-
-@cache
-def _source(kind: str, name: str) -> str | None:
-    """Hash of the files of a method or an evaluator, found without importing them; None for one from outside."""
-    file = "baselines" if name in ("raw_pixels", "untrained", "supervised") else name
-    path = PACKAGE / kind / f"{file}.py"
-    return source_hash(*source_files(path)) if re.fullmatch(r"[a-z0-9_]+", file) and path.is_file() else None
-
-
-def origin(recipe: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What defines a pre-trained encoder: the resolved recipe (seed included) and the images it saw."""
-    return {"recipe": recipe, "images": fingerprint}
-
-
-def loaded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What defines an encoder from elsewhere: its weights, and what they don't show, such as the number of heads.
-
-    Args:
-        row: A row, or whatever else has its ``weights`` and ``backbone``.
-    """
-    backbone = {key: value for key, value in row["backbone"].items() if key != "parameters"}
-    return {"weights": row["weights"]["sha256"], "backbone": backbone}
-
-
-def backbone_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The keywords of an encoder's backbone."""
-    recipe = checkpoint.about.get("recipe")
-    return recipe["backbone"] if recipe else checkpoint.about.get("backbone", {"name": checkpoint.encoder.name})
-
-
-def row_id(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Splits) -> str:
-    """Hash of what defines a number: how the encoder was made, and how and on what it is judged. 16 hex digits.
-
-    Args:
-        encoder: ``origin``, or ``loaded`` for weights from elsewhere.
-        name: Name of the protocol.
-        evaluator: With its settings.
-        data: What it is judged on.
-    """
-    protocol = {"name": Path(name).stem, "version": evaluator.version, "settings": evaluator.settings()}
-    fingerprints = [data.train.fingerprint, data.test.fingerprint]
-    return identify(encoder, protocol, fingerprints)
-
-
-def identify(encoder: dict[str, Any], protocol: dict[str, Any], fingerprints: list[str]) -> str:
-    """The formula of ``row_id``, over plain values: the encoder, name, version and settings, train and test images."""
-    return content_hash({"encoder": encoder, "evaluation": protocol, "data": fingerprints})[:16]
+        """Whether a component that made or judged the encoder has a newer version today."""
+        return bool(self.outdated)
 
 
 def expected_id(row: Mapping[str, Any]) -> str:
-    """The id that follows from how the encoder was made and how it was judged, as ``row_id`` computes it."""
-    recipe, judged = row["recipe"], row["evaluation"]
-    if recipe:
-        made = {key: value for key, value in recipe.items() if key != "hash"}
-        encoder = origin(made, (row["pretraining"] or {}).get("fingerprint", ""))
-    else:
-        encoder = loaded(row)
-    protocol = {key: judged[key] for key in ("name", "version", "settings")}
-    return identify(encoder, protocol, [judged["fingerprints"]["train"], judged["fingerprints"]["test"]])
-
-
-def contradiction(row: Mapping[str, Any]) -> str:
-    """How a row's names or its id belie its content; empty where they don't."""
-    recipe = row["recipe"]
-    if recipe:
-        made = (recipe["method"].rpartition(":")[2], recipe["backbone"]["name"])  # of package.module:Class the class
-        said = (row["method"], row["backbone"]["name"])
-        if made != said:
-            return f"it says {said[0]!r} on {said[1]!r}, its recipe {made[0]!r} on {made[1]!r}"
-    identifier = expected_id(row)
-    if identifier != row["id"]:
-        return f"its id should be {identifier}: it doesn't follow from recipe, evaluation and data"
-    return ""
+    """The id that follows from the identity in a row (``identity.number_identity``)."""
+    return identify(row["identity"])
 
 
 def row_path(folder: Path, method: str, evaluation: str, identifier: str) -> Path:
     """``FOLDER/rows/mae-knn-1a2b3c4d5e6f7a8b.json``."""
     safe = [re.sub(r"[^A-Za-z0-9_]+", "-", part).strip("-") for part in (method, Path(evaluation).stem)]
     return folder / "rows" / f"{safe[0]}-{safe[1]}-{identifier}.json"
-
-
-def evaluator_name(evaluator: Evaluator) -> str:
-    """The registered name of an evaluator's class."""
-    from ssl_bench.evaluations import EVALUATIONS
-
-    return next(name for name, cls in EVALUATIONS.items() if cls is type(evaluator))
 
 
 def read_rows(folder: str | Path) -> list[Row]:

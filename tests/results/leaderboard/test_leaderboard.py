@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from row_fixtures import sealed
 from scipy import stats
 
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.leaderboard.aggregate import summarise
 from ssl_bench.results.leaderboard.table import build
-from ssl_bench.results.rows.row import Row, expected_id, read_rows
+from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import content_hash
 
 
 def write(folder: Path, method: str, seed: int, value: float, **changes: Any) -> Row:
@@ -30,7 +30,6 @@ def write(folder: Path, method: str, seed: int, value: float, **changes: Any) ->
         "flops": 1e9,
     }
     values = {
-        "schema": 1,
         "method": method,
         "category": "contrastive",
         "backbone": {"name": "vit"},
@@ -56,8 +55,7 @@ def write(folder: Path, method: str, seed: int, value: float, **changes: Any) ->
     for key, change in changes.items():
         values[key] = {**values[key], **change} if isinstance(change, dict) else change
     values["recipe"]["backbone"] = values["backbone"]
-    values["id"] = expected_id(values)
-    values["checksum"] = content_hash(values)[:16]
+    values = sealed(values)
     path = folder / "rows" / f"{method}-{seed}-{values['id']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values))

@@ -156,10 +156,41 @@ def test_a_row_under_two_names_is_refused(tmp_path: Path, add_row: Any) -> None:
 def test_an_id_of_other_content_is_refused(tmp_path: Path, add_row: Any) -> None:
     """Sealed with a checksum that fits: only the id gives it away."""
     path = add_row("a", 0, RIGHT).path
-    recipe = json.loads(path.read_text())["recipe"]
-    rewrite(path, recipe={**recipe, "training": {"epochs": 100.0}})
+    values = json.loads(path.read_text())
+    recipe = {**values["recipe"], "training": {"epochs": 100.0}}
+    rewrite(path, recipe=recipe)
+    for said in refused(tmp_path):
+        assert "its identity says epochs 2.0, its recipe.training says 100.0" in said and "\n" not in said
+    encoder = {**values["identity"]["encoder"], "training": {"epochs": 100.0}}
+    rewrite(path, identity={**values["identity"], "encoder": encoder})
     for said in refused(tmp_path):
         assert "its id should be" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"versions": {"views": 9}}, "its versions are not those of its identity"),
+        ({"evaluation": {"version": 9}}, "its identity says version 2, its evaluation says 9"),
+        ({"evaluation": {"name": "knn"}}, "its identity says name 'linear', its evaluation says 'knn'"),
+        ({"evaluation": {"fingerprints": {"train": "a", "test": "c"}}}, "its identity says fingerprints"),
+        ({"pretraining": {"fingerprint": "e" * 64}}, "its identity says fingerprint"),
+        ({"recipe": {"settings": {}}}, "its identity says size 3, its recipe.settings says nothing"),
+    ],
+)
+def test_what_a_row_says_beside_its_identity(tmp_path: Path, add_row: Any, changes: dict[str, Any], words: str) -> None:
+    path = add_row("a", 0, RIGHT, recipe={"settings": {"size": 3}}).path
+    values = json.loads(path.read_text())
+    rewrite(path, **{key: {**values[key], **change} for key, change in changes.items()})
+    for said in refused(tmp_path):
+        assert words in said and "\n" not in said
+
+
+def test_weights_of_another_row_are_refused(tmp_path: Path, add_row: Any) -> None:
+    path = add_row("a", 0, RIGHT, recipe=None).path
+    rewrite(path, weights={"sha256": "d" * 64, "loaded_percent": 100.0})
+    for said in refused(tmp_path):
+        assert "its weights says" in said
 
 
 @pytest.mark.parametrize("changes", [{"method": "mae"}, {"backbone": {"name": "vit_large", "parameters": 1}}])
@@ -175,7 +206,7 @@ def test_a_method_from_outside_is_named_by_its_class(tmp_path: Path, add_row: An
     assert Row.read(row.path)["method"] == "SimCLR"
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', '{"schema": 1}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', f'{{"schema": {SCHEMA}}}', "[" * 100_000])
 def test_what_is_no_row_is_named_in_one_line(tmp_path: Path, add_row: Any, content: str) -> None:
     add_row("a", 0, RIGHT).path.with_name("other.json").write_text(content)
     with pytest.raises(UserError, match=r"other\.json is not a row"):
@@ -206,19 +237,23 @@ def test_a_missing_field_is_named(tmp_path: Path, add_row: Any, part: str, field
 def test_an_older_row_is_read_as_one_of_the_present(
     tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Version 0 called the headline "main"; the checksum is of the stored form, and the file stays as it is."""
+    """A version before called the headline "main"; the checksum is of the stored form, and the file stays as it is."""
     path = add_row("a", 0, RIGHT).path
     values = json.loads(path.read_text())
-    values = {**{key: value for key, value in values.items() if key != "headline"}, "main": "top1", "schema": 0}
+    values = {
+        **{key: value for key, value in values.items() if key != "headline"},
+        "main": "top1",
+        "schema": SCHEMA - 1,
+    }
     path.write_text(json.dumps({**values, "checksum": checksum_of(values)}))
     stored = path.read_bytes()
     for said in refused(tmp_path):
-        assert "written in row schema 0, which this ssl-bench no longer reads" in said
+        assert f"written in row schema {SCHEMA - 1}, which this ssl-bench no longer reads" in said
 
     def rename(old: dict[str, Any]) -> dict[str, Any]:
         return {**{key: value for key, value in old.items() if key != "main"}, "headline": old["main"]}
 
-    monkeypatch.setitem(module.MIGRATIONS, 0, rename)
+    monkeypatch.setitem(module.MIGRATIONS, SCHEMA - 1, rename)
     row = Row.read(path)
     assert (row["schema"], row["headline"], row["id"]) == (SCHEMA, "top1", values["id"])
     assert check(tmp_path, show=lambda _: None) == [] and path.read_bytes() == stored
@@ -231,9 +266,11 @@ def test_migrations_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(old: dict[str, Any], version: int) -> dict[str, Any]:
         return {**old, f"was {version}": True}
 
-    for version in (-2, -1, 0):
+    before = range(SCHEMA - 3, SCHEMA)
+    for version in before:
         monkeypatch.setitem(module.MIGRATIONS, version, partial(step, version=version))
-    assert module.migrated({"schema": -2}) == {"schema": SCHEMA, "was -2": True, "was -1": True, "was 0": True}
+    expected = {f"was {version}": True for version in before}
+    assert module.migrated({"schema": SCHEMA - 3}) == {"schema": SCHEMA, **expected}
 
 
 @pytest.mark.parametrize("version", [SCHEMA + 1, "2", None])

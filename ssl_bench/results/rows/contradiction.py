@@ -1,0 +1,57 @@
+"""Whether a row is true to its identity: its id, its names, its versions and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ssl_bench.utils.identity import identify, merged_versions
+
+
+def contradiction(row: Mapping[str, Any]) -> str:
+    """How a row's id, names, versions or settings belie one another; empty where they don't.
+
+    Settings that the identity leaves out are the defaults of their version: ``ssl-bench check`` looks at those.
+    """
+    identifier = identify(row["identity"])
+    if identifier != row["id"]:
+        return f"its id should be {identifier}: it doesn't follow from its identity"
+    return next(_contradictions(row), "")
+
+
+def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
+    made, judged, recipe = row["identity"]["encoder"], row["identity"]["evaluation"], row["recipe"]
+    if recipe:
+        names = (recipe["method"].rpartition(":")[2], recipe["backbone"]["name"])  # of package.module:Class the class
+        said = (row["method"], row["backbone"]["name"])
+        if names != said:
+            yield f"it says {said[0]!r} on {said[1]!r}, its recipe {names[0]!r} on {names[1]!r}"
+        yield from _against_recipe(made, recipe, "recipe")
+        yield from _missing({"fingerprint": made["images"]}, row["pretraining"] or {}, "pretraining")
+    else:
+        yield from _missing({"sha256": made["weights"]}, row["weights"], "weights")
+        yield from _missing(made["backbone"], row["backbone"], "backbone")
+    stated = row["evaluation"]
+    version = judged["versions"].get(f"evaluator {judged['evaluator']}")
+    named = {"name": judged["name"], "evaluator": judged["evaluator"], "version": version}
+    yield from _missing(named | {"fingerprints": judged["images"]}, stated, "evaluation")
+    yield from _missing(judged["settings"], stated["settings"], "evaluation.settings")
+    if merged_versions(row["identity"]) != row["versions"]:
+        yield "its versions are not those of its identity"
+
+
+def _against_recipe(made: Mapping[str, Any], recipe: Mapping[str, Any], where: str) -> Iterator[str]:
+    name = recipe["method"].rpartition(":")[2]
+    yield from _missing({"method": made["method"], "seed": made["seed"]}, {**recipe, "method": name}, where)
+    for part in ("settings", "backbone", "training"):
+        yield from _missing(made[part], recipe[part], f"{where}.{part}")
+    for keyword, teacher in (recipe.get("teachers") or {}).items():
+        yield from _against_recipe(made["teachers"][keyword], teacher, f"{where}.teachers.{keyword}")
+
+
+def _missing(identity: Mapping[str, Any], stated: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Each value of a part of the identity that isn't in the part of the row that should say it too."""
+    for key, value in identity.items():
+        if key not in stated or stated[key] != value:
+            said = repr(stated[key]) if key in stated else "nothing"
+            yield f"its identity says {key} {value!r}, its {where} says {said}"
