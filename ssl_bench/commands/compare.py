@@ -18,8 +18,7 @@ from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import plain, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 
-PARTS = ("method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "versions")
-PARTS += ("code", "made")
+PARTS = "method category backbone views pretraining flags deviations weights versions code made".split()
 NO_CLASSES = (
     "Per class: rows store whether (or how often) the prediction of each image was right, not its class; --data names "
     "the data set to take the classes from. Which wrong class was predicted is not stored."
