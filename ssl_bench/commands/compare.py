@@ -18,7 +18,7 @@ from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import plain, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 
-PARTS = "method category backbone views pretraining flags deviations weights versions code made".split()
+PARTS = ["method", "category", "backbone", "views", "pretraining", "flags", "deviations", "weights", "code", "made"]
 NO_CLASSES = (
     "Per class: rows store whether (or how often) the prediction of each image was right, not its class; --data names "
     "the data set to take the classes from. Which wrong class was predicted is not stored."
@@ -118,7 +118,7 @@ def _recipe(row: Row) -> dict[str, str]:
 
 
 def _origin(row: Row) -> dict[str, str]:
-    return flatten({key: row.values.get(key) for key in PARTS})
+    return flatten({key: row.values.get(key) for key in [*PARTS, "versions"]})
 
 
 def _differences(title: str, a: Mapping[str, str], b: Mapping[str, str], names: tuple[str, str]) -> str:
