@@ -125,6 +125,9 @@ def make_parser() -> Parser:
     sub.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not those of the paper's recipe")
     sub.add_argument("--pretrained-on", dest="data", default="unknown", metavar="DATA", help="data set, for the rows")
     sub.add_argument("--epochs", type=float, metavar="N", help="epochs of its pre-training, for the rows")
+    for key in ("mean", "std"):
+        text = f"{key} of its input (0 to 1), if not that of the method's released files"
+        sub.add_argument(f"--{key}", nargs=3, type=float, metavar=("R", "G", "B"), help=text)
     sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
     sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
 

@@ -28,7 +28,7 @@ class Checkpoint:
     Args:
         encoder: In eval mode, on the CPU.
         method: Name in tables.
-        about: Plain values: recipe, pretraining, flags, deviations, code.
+        about: Plain values: recipe, pretraining, flags, deviations, code; input, the mean and std of its images.
         sha256: Hash of the weights.
         loaded: Percent of the encoder's tensors that the file filled.
     """
@@ -102,9 +102,27 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
         options = options_for(family_of(backbone), {"pos_embed": "learned"})  # a fixed table loads into a learned one
         spec, method, about = {"name": backbone, **options}, path.stem, {}
     encoder = build_encoder(spec)
+    set_input(encoder, about.get("input"), path)
     check_weights(encoder, weights, path, spec["name"])
     encoder.load_state_dict(weights, strict=False)
     return Checkpoint(encoder.eval(), method, about, weights_hash(weights), about.get("loaded", 100.0))
+
+
+def set_input(encoder: Any, given: Any, path: Path) -> None:
+    """Give an encoder the statistics of its input, ``{"mean": [...], "std": [...]}``; nothing given leaves its own.
+
+    Raises:
+        UserError: Not three channels, or a standard deviation that is not above 0.
+    """
+    if given is None:
+        return
+    try:
+        mean, std = (tuple(float(value) for value in given[key]) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        mean = std = ()
+    if not (len(mean) == len(std) == 3 and min(std) > 0):
+        raise UserError(f"{path}: input is {given!r}; it must have mean and std, three channels each")
+    encoder.mean, encoder.std = mean, std
 
 
 def build_encoder(spec: Mapping[str, Any]) -> nn.Module:

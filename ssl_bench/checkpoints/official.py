@@ -6,43 +6,17 @@ import argparse
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, Layout, matches
 from ssl_bench.utils.errors import UserError, unknown
 
-
-@dataclass(frozen=True)
-class Layout:
-    """What a method's released files hold.
-
-    Args:
-        branch: The one that the paper evaluates; "model" where the file holds just one network.
-        not_encoder: Names of the tensors beside the backbone that belong to the method, not to the encoder; shell
-            patterns: ``decoder_*``.
-        rename: Parts of names, from dot to dot: theirs -> ours.
-        positions: Kinds of position tables found in some of its files, besides that of the method's backbone.
-        flags: What a reader must know of the released weights to compare fairly.
-        mean: Of the input that the weights were trained with, per channel, on the scale [0, 1]; ImageNet's if left out.
-        std: Per channel.
-    """
-
-    branch: str = "model"
-    not_encoder: tuple[str, ...] = ()
-    rename: dict[str, str] = field(default_factory=dict)
-    positions: tuple[Literal["learned", "sincos_xy", "sincos_yx", "none"], ...] = ()
-    flags: tuple[str, ...] = ()
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-
-
-RELATIVE = "rel_pos_bias.relative_position_bias_table"
 CLASSIFIER = r"head\.(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
 DERIVED = r"masked_embed|(.*\.)?relative_position_index"  # iBOT's mask token; indices into a table
 ANCHOR = re.compile(r"(|.*\.)(?:patch_embed\.proj\.weight|blocks\.0\.norm1\.weight)")  # every backbone has these
@@ -155,25 +129,28 @@ def choose(found: Mapping[str, Any], layout: Layout, method: str, branch: str | 
     )
 
 
-def translate(weights: Mapping[str, Tensor], layout: Layout) -> Released:
-    """A branch under our names."""
+def translate(weights: Mapping[str, Tensor], not_encoder: tuple[str, ...]) -> Released:
+    """A branch under our names.
+
+    Args:
+        weights: Of the branch.
+        not_encoder: As of ``Layout``.
+    """
     classifier = "" if "mask_token" in weights else CLASSIFIER  # a head beside a mask token is for pre-training
     ignored = re.compile("|".join(filter(None, (classifier, DERIVED))))
-    left = [name for name in weights if ignored.fullmatch(name) or _of_method(name, layout)]
+    left = [name for name in weights if ignored.fullmatch(name) or matches(name, not_encoder)]
     own = {name: value.float() for name, value in weights.items() if name not in left}
-    labels = any(re.fullmatch(classifier, name) and not _of_method(name, layout) for name in left)
+    labels = any(re.fullmatch(classifier, name) and not matches(name, not_encoder) for name in left)
     released = Released(own, left, labels)
     for at in [name.removesuffix("q_bias") for name in own if name.endswith(".attn.q_bias")]:
         if f"{at}v_bias" in own:  # BEiT and EVA have no k bias: softmax would cancel it
             q, v = own.pop(f"{at}q_bias"), own.pop(f"{at}v_bias")
             own[f"{at}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    tables = [name for name in own if name.endswith(".attn.relative_position_bias_table")]
+    tables = [name for name in own if name.endswith(BLOCK_TABLE)]
     if tables and all(torch.equal(own[name], own[tables[0]]) for name in tables):
-        own |= {RELATIVE: own[tables[0]]}
+        own |= {SHARED_TABLE: own[tables[0]]}
         for name in tables:
             del own[name]
-    elif tables:
-        released.problems.append("its blocks differ in their relative positions (fine-tuned), ours share one table")
     if "fc_norm.weight" in weights and "norm.weight" not in own:
         own |= {f"norm.{name}": weights[f"fc_norm.{name}"].float() for name in ("weight", "bias")}
         released.notes.append("fine-tuned weights: the norm after the mean of the patches is applied before it")
@@ -184,10 +161,6 @@ def _renamed(name: str, rename: Mapping[str, str]) -> str:
     for theirs, ours in rename.items():
         name = re.sub(rf"(?<![^.]){re.escape(theirs)}(?![^.])", ours, name)
     return name
-
-
-def _of_method(name: str, layout: Layout) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in layout.not_encoder)
 
 
 def _flatten(content: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ssl_bench.backbones import build_backbone, family_of, options_for
-from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.backbones.positions import sincos_position_embedding
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
-from ssl_bench.checkpoints.official import RELATIVE, Layout, Released, branches, choose, read, translate
+from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, position_kind
+from ssl_bench.checkpoints.official import Released, branches, choose, read, translate
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
 from ssl_bench.methods import TEACHERS
@@ -62,6 +62,8 @@ def convert(
     num_heads: int | None = None,
     data: str = "unknown",
     epochs: float | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
     allow_partial: bool = False,
     format: str = "ssl-bench",
     show: Callable[[str], Any] = print,
@@ -78,6 +80,9 @@ def convert(
         num_heads: Attention heads, which no weights show, where they are not those of the size or the paper's recipe.
         data: What it was pre-trained on, for the rows.
         epochs: Of its pre-training, for the rows: what a paper's table goes by.
+        mean: Of the input that the weights were trained with, per channel, on the scale [0, 1], where it isn't that of
+            the method's released files.
+        std: Per channel; given with the mean.
         allow_partial: Take weights that don't fill the backbone. The rest keeps its initial values (seed 0).
         format: "ssl-bench", or "timm" for a plain state dict (see ``timm_state_dict``).
         show: Where the load report goes, line by line.
@@ -90,6 +95,10 @@ def convert(
         raise unknown("format", format, FORMATS)
     if epochs is not None and not 0 < epochs < math.inf:
         raise UserError(f"--epochs {epochs:g}: it must be above 0")
+    if (mean is None) != (std is None):
+        raise UserError("--mean and --std belong together; give both or none")
+    if std is not None and min(std) <= 0:
+        raise UserError(f"--std {' '.join(map(str, std))}: each must be above 0")
     if out.is_dir() or out.resolve() == source.resolve():
         raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the checkpoint itself'}; name a new file")
     content = read(source)
@@ -103,22 +112,25 @@ def convert(
     layout = method_facts(name).checkpoint
     found = branches(content, layout.rename)
     chosen = choose(found, layout, name, branch, source)
-    released = translate(found[chosen], layout)
     paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads
     given = {"backbone": backbone} | ({} if num_heads is None else {"num_heads": num_heads})
     recipe = load_recipe(method, paper if paper in recipe_names(name) else None, given, origin="convert")
     with torch.device("meta"):
         grid = build_backbone(**recipe.backbone).grid
-    expected = recipe.backbone.get("pos_embed", "none")
-    kind = check_positions(released, expected, layout, name, grid)
-    spec = recipe.backbone | options_for(family_of(backbone), {"mask_token": False, "pos_embed": kind})
+    variant = layout.variant(found[chosen], recipe.backbone, grid)
+    released = translate(found[chosen], layout.not_encoder + variant.not_encoder)
+    spec = recipe.backbone | variant.backbone | options_for(family_of(backbone), {"mask_token": False})
+    spec |= seen_positions(released, spec, name, grid)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = build_backbone(**spec)
+    input_mean = list(mean or variant.mean or layout.mean or encoder.mean)
+    input_std = list(std or variant.std or layout.std or encoder.std)
     report = fill(encoder, released)
     looks = [f"{encoder.num_heads} heads"] if encoder.num_heads else []
-    looks += [f"positions: {kind}"] if "pos_embed" in spec else []
+    looks += [f"positions: {spec['pos_embed']}"] if "pos_embed" in spec else []
     show(f"{source.name}: the {chosen} as {', '.join([name, backbone, *looks])}")
+    show(f"  input      mean {' '.join(map(str, input_mean))}, std {' '.join(map(str, input_std))}")
     for line in [*report.lines(), *(f"  note: {note}" for note in released.notes)]:
         show(line)
     if released.problems and not allow_partial:
@@ -128,6 +140,7 @@ def convert(
         "recipe": None,
         "views": None,
         "backbone": spec,
+        "input": {"mean": input_mean, "std": input_std},
         "pretraining": trained | ({} if epochs is None else {"epochs": epochs}),
         "paper": cls.paper,
         "category": cls.category,
@@ -143,31 +156,25 @@ def convert(
     return out
 
 
-def check_positions(released: Released, expected: str, layout: Layout, method: str, grid: tuple[int, int]) -> str:
-    """The kind of the position table that the weights have; one that the method never has is a problem.
+def seen_positions(
+    released: Released, options: Mapping[str, Any], method: str, grid: tuple[int, int]
+) -> dict[str, str]:
+    """The backbone's option for the positions that the weights have; those that the method never has are a problem.
 
     Args:
         released: The weights; a problem is added to them.
-        expected: The kind of the method's backbone.
-        layout: The method's.
+        options: Of the backbone that they should fill.
         method: For the message.
-        grid: The encoder's, rows and columns; a table of another size is taken for a square one.
+        grid: The encoder's, rows and columns.
     """
-    table = released.weights.get("pos_embed")
-    if table is None or table.ndim != 3 or expected == "none":
-        return expected
-    rows, dim = table.shape[1:]
-    side = math.isqrt(rows - 1)
-    of = grid if grid[0] * grid[1] + 1 == rows else (side, side)
-    kind = "learned"
-    if of[0] * of[1] + 1 == rows and dim % 4 == 0:
-        for name in ("sincos_xy", "sincos_yx"):
-            if torch.allclose(table[0], sincos_position_embedding(dim, of, name[-2]), atol=2e-3):  # float16 files
-                kind = name
+    expected = options.get("pos_embed", "none")
+    kind = position_kind(released.weights.get("pos_embed"), grid)
+    if "none" in (expected, kind):  # the load report says what is missing
+        return {}
     tuned = kind == "learned" and released.labels  # fine-tuning trains the fixed tables too (MAE, models_vit.py)
-    if kind not in (expected, *layout.positions) and not tuned:
+    if kind != expected and not tuned:
         released.problems.append(f"its positions are {kind}, those of {method} are {expected}")
-    return kind
+    return {"pos_embed": kind}
 
 
 def fill(encoder: Backbone, released: Released) -> Report:
@@ -211,10 +218,10 @@ def timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a Backbone as they load strictly into plain timm.
 
     That is ``timm.models.VisionTransformer`` with ``num_classes=0``; with relative positions, which it does not know,
-    ``timm.models.Beit`` with ``num_classes=0, global_pool="", use_shared_rel_pos_bias=True``. There the k bias is left
-    out, which softmax cancels.
+    ``timm.models.Beit`` with ``num_classes=0, global_pool=""`` and ``use_shared_rel_pos_bias=True``, or
+    ``use_rel_pos_bias=True`` where each block has its table. There the k bias is left out, which softmax cancels.
     """
-    if RELATIVE not in weights:
+    if not any(name == SHARED_TABLE or name.endswith(BLOCK_TABLE) for name in weights):
         return weights
     out = {}
     for name, value in weights.items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssl_bench.checkpoints.official import Layout
+from ssl_bench.checkpoints.layout import Layout, Variant
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.shipped import FACTS, shipped
@@ -26,8 +26,6 @@ class Release:
         data: What it was pre-trained on.
         epochs: Of its pre-training.
         branch: The one it holds, where that isn't the one that the paper evaluates.
-        mean: Of its input, where it differs from the layout's.
-        std: Per channel.
     """
 
     file: str = ""
@@ -35,8 +33,6 @@ class Release:
     data: str = ""
     epochs: float = 0.0
     branch: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,15 +84,20 @@ def read_method_facts(path: Path) -> MethodFacts:
     for key in values:
         if key not in sections:
             raise UserError(f"{path}: {unknown('key', key, sections)}")
-    releases = values.get("releases", [])
-    if not isinstance(releases, list):
-        raise UserError(f"{path}: releases must be a list, found {releases!r}")
+    releases = _list(values.get("releases", []), f"{path}: releases")
     return MethodFacts(
-        _typed(Layout, values.get("checkpoint", {}), f"{path}: checkpoint"),
+        _layout(values.get("checkpoint", {}), f"{path}: checkpoint"),
         tuple(_release(values, f"{path}: release {i}") for i, values in enumerate(releases, start=1)),
         _protocols(values.get("protocols", {}), f"{path}: protocols"),
         *(_mapping(values.get(key, {}), f"{path}: {key}") for key in ("tiny", "tiny_fixed_targets")),
     )
+
+
+def _layout(values: Any, origin: str) -> Layout:
+    own = dict(_mapping(values, origin))
+    variants = enumerate(_list(own.pop("variants", []), f"{origin}: variants"), start=1)
+    typed = tuple(_typed(Variant, values, f"{origin}: variant {i}") for i, values in variants)
+    return replace(_typed(Layout, own, origin), variants=typed)
 
 
 def _release(values: Any, origin: str) -> Release:
@@ -113,6 +114,8 @@ def _typed(cls: type[T], values: Any, origin: str) -> T:
     for key, value in given.items():
         if isinstance(typed[key], str) and not isinstance(value, str):
             raise UserError(f"{origin}: {key} is {value!r}; it must be a text")
+    if ("mean" in given) != ("std" in given):
+        raise UserError(f"{origin}: mean and std belong together")
     return cls(**{key: typed[key] for key in given})
 
 
@@ -122,6 +125,12 @@ def _protocols(values: Any, origin: str) -> dict[str, str | dict[str, str]]:
         if not by_size or not all(isinstance(text, str) for text in (*by_size, *by_size.values())):
             raise UserError(f"{origin}: {shown} is {protocol!r}; it must be a protocol, or size: protocol")
     return dict(values)
+
+
+def _list(values: Any, origin: str) -> list[Any]:
+    if not isinstance(values, list):
+        raise UserError(f"{origin} must be a list, found {values!r}")
+    return values
 
 
 def _mapping(values: Any, origin: str) -> dict[str, Any]:

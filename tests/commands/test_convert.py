@@ -33,6 +33,8 @@ from ssl_bench.utils.errors import UserError
 NANO = "vit_nano_patch4_16"
 SHAPE = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 0, "global_pool": ""}
 BEIT = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}  # a BEiT in timm
+PER_BLOCK = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "init_values": 0.1}  # the same, fine-tuned
+ABSOLUTE = {"init_values": None}  # beit_base_patch16_224_pt1k_800ep.pth
 EVA = {"init_values": None}  # an EVA is a timm Beit with absolute positions and no layer scale
 State = dict[str, Tensor]
 RECIPES: dict[Any, Any] = {}
@@ -136,6 +138,22 @@ def beit_per_block(net: nn.Module) -> Any:
     return {"model": state}
 
 
+def beit_fine_tuned(net: nn.Module) -> Any:
+    """modeling_finetune.py: a table a block, and the norm after the mean of the patches."""
+    state = net.state_dict() | junk("head.weight", "head.bias")
+    for i in range(2):
+        state[f"blocks.{i}.attn.relative_position_index"] = INDEX["rel_pos_bias.relative_position_index"]
+    for kind in ("weight", "bias"):
+        state[f"fc_norm.{kind}"] = state.pop(f"norm.{kind}")
+    return {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
+
+
+def linear_probe(net: nn.Module) -> Any:
+    """main_linprobe.py: a head of batch norm without weights, and a linear layer."""
+    statistics = {"head.0.running_mean": torch.ones(24), "head.0.num_batches_tracked": torch.tensor(7)}
+    return {"model": net.state_dict() | statistics | junk("head.0.running_var", "head.1.weight", "head.1.bias")}
+
+
 def eva(net: nn.Module) -> Any:
     net.half().float()  # what the file has lost
     return {"module": {name: value.half() for name, value in (net.state_dict() | LM).items()}}
@@ -156,6 +174,18 @@ FILES: dict[str, tuple[str, Callable[[], nn.Module], Callable[[nn.Module], Any]]
     "beit, deepspeed": ("beit", lambda: beit(**BEIT), lambda net: {"module": net.state_dict() | INDEX | LM}),
     "beit, one table a block": ("beit", lambda: beit(**BEIT), beit_per_block),
     "eva": ("eva", lambda: beit(**EVA), eva),
+    "mae, linear probe": ("mae", lambda: vit(positions="sincos_xy"), linear_probe),
+    "beit, fine-tuned": ("beit", lambda: beit(**PER_BLOCK), beit_fine_tuned),
+    "beit, absolute positions": (
+        "beit",
+        lambda: beit(**ABSOLUTE),
+        lambda net: {"model": net.state_dict() | LM | {"lm_head.bias": torch.zeros(8192)}},
+    ),
+    "eva, L with its decoder": (
+        "eva",
+        lambda: vit(positions="sincos_xy"),
+        lambda net: {"model": net.state_dict() | DECODER | {"decoder_pred.bias": torch.zeros(1024)}},
+    ),
     "eva, L": ("eva", lambda: vit(positions="sincos_xy"), lambda net: {"model": net.state_dict()}),
     "mpp": ("mpp", vit, lambda net: net.state_dict() | junk("mask_token", "head.weight", "head.bias")),
     "compiled, in DDP": ("dino", vit, lambda net: {"teacher": under("module._orig_mod.backbone.", net.state_dict())}),
@@ -335,11 +365,89 @@ def test_other_depth_and_patch_size(tmp_path: Path) -> None:
         run(source, "dino", "vit_nano_patch8_32")
 
 
-def test_tables_that_differ_between_blocks_are_refused(tmp_path: Path) -> None:
-    content = beit_per_block(beit(**BEIT))
-    content["model"]["blocks.1.attn.relative_position_bias_table"] += 1
-    with pytest.raises(UserError, match=r"its blocks differ in their relative positions \(fine-tuned\)"):
-        run(write(tmp_path / "c.pth", content), "beit")
+def test_a_table_for_each_block_goes_out_into_plain_timm(tmp_path: Path) -> None:
+    net = beit(**PER_BLOCK)
+    source = write(tmp_path / "c.pth", beit_fine_tuned(net))
+    encoder = load_encoder(run(source, "beit")[0]).encoder
+    assert encoder.relative_positions == "per_block"
+    out = convert(source, method="beit", backbone=NANO, out=tmp_path / "t.pth", format="timm", show=lambda _: None)
+    again = beit(3, **PER_BLOCK)
+    again.load_state_dict(torch.load(out, weights_only=True), strict=True)
+    assert_same(encoder, again)
+
+
+def test_tables_of_blocks_are_resized(tmp_path: Path) -> None:
+    out, report = run(write(tmp_path / "c.pth", beit_fine_tuned(beit(size=24, **PER_BLOCK))), "beit")
+    assert "resized       2  blocks" in report and "100 % of the backbone's tensors" in report
+    assert load_encoder(out).encoder.blocks[1].attn.relative_position_bias_table.shape == (52, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "reason"),
+    [
+        # as BEiT with absolute positions, but for the length of their heads, or without any
+        ("beit", lambda: beit(**ABSOLUTE).state_dict() | LM, r"blocks\.0\.ls1\.gamma is missing"),
+        ("beit", lambda: vit().state_dict(), r"blocks\.0\.ls1\.gamma is missing"),
+        # tables of blocks are BEiT's alone
+        ("eva", lambda: beit(**PER_BLOCK).state_dict(), "pos_embed is missing"),
+        # MAE's decoder predicts pixels: 3 x 16 x 16 values
+        (
+            "eva",
+            lambda: vit(positions="sincos_xy").state_dict() | DECODER | {"decoder_pred.bias": torch.zeros(768)},
+            "decoder_embed.weight is not part of it",
+        ),
+        ("dino", lambda: linear_probe(vit())["model"], r"head\.0\.running_mean is not part of it"),
+    ],
+)
+def test_files_that_only_look_like_a_variant_are_refused(
+    method: str, make: Callable[[], State], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"c.pth does not fit {method}.*({reason})"):
+        run(write(tmp_path / "c.pth", {"model": make()}), method)
+
+
+# What its images look like ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("mae", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("beit", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("beit, fine-tuned", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("beit, absolute positions", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("eva", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    ],
+)
+def test_statistics_of_the_input_are_the_authors(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...], tmp_path: Path
+) -> None:
+    method, make, wrap = FILES[name]
+    loaded = load_encoder(run(write(tmp_path / "c.pth", wrap(make())), method)[0])
+    assert loaded.about["input"] == {"mean": list(mean), "std": list(std)}
+    assert (loaded.encoder.mean, loaded.encoder.std) == (mean, std)
+
+
+def test_statistics_of_the_input_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = str(write(tmp_path / "c.pth", vit().state_dict())), str(tmp_path / "e.pt")
+    base = ["convert", source, "--method", "dino", "--backbone", NANO, "--out", out]
+    assert cli.main([*base, "--mean", "0.1", "0.2", "0.3", "--std", "1", "1", "0.5"]) == 0
+    assert "input      mean 0.1 0.2 0.3, std 1.0 1.0 0.5" in capsys.readouterr().out
+    assert load_encoder(out).encoder.mean == (0.1, 0.2, 0.3)
+    assert cli.main([*base, "--mean", "0.1", "0.2", "0.3"]) == 2
+    assert "--mean and --std belong together" in capsys.readouterr().err
+    assert cli.main([*base, "--mean", "0", "0", "0", "--std", "1", "0", "1"]) == 2
+    assert "--std 1.0 0.0 1.0: each must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", [{"mean": [0, 0, 0]}, {"mean": [0, 0, 0], "std": [1, 0, 1]}, [1], {"mean": 1, "std": 1}]
+)
+def test_wrong_statistics_in_an_encoder_file_are_refused(given: Any, tmp_path: Path) -> None:
+    spec = {"name": NANO}
+    save_encoder(tmp_path / "e.pt", ViT(**spec), spec, "mae", {"input": given})
+    with pytest.raises(UserError, match=r"e\.pt: input is .*; it must have mean and std, three channels each"):
+        load_encoder(tmp_path / "e.pt")
 
 
 def test_partial_weights_say_so(tmp_path: Path) -> None:

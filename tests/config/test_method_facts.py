@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.backbones.vit import parse_name
+from ssl_bench.checkpoints.layout import Variant
 from ssl_bench.config.method_facts import MethodFacts, method_facts, read_method_facts
 from ssl_bench.config.recipe import FROM_DATA, load_recipe, recipe_names
 from ssl_bench.methods import METHODS, TEACHERS
@@ -28,8 +29,9 @@ def test_every_method_has_its_facts(name: str) -> None:
         load_recipe(name, None, layer | dict(facts.tiny_fixed_targets), origin=FACTS)
     for release in facts.releases:
         parse_name(release.backbone)
-        assert release.epochs > 0 and (release.mean is None) == (release.std is None)
-    assert (facts.checkpoint.mean is None) == (facts.checkpoint.std is None)
+        assert release.epochs > 0
+    for variant in facts.checkpoint.variants:
+        load_recipe(name, None, layer | variant.backbone, origin=FACTS)
     for protocol in facts.protocols.values():
         for file in [protocol] if isinstance(protocol, str) else protocol.values():
             assert (shipped("evaluations") / f"{file}.yaml").is_file()
@@ -47,7 +49,8 @@ def test_a_method_from_outside_has_none() -> None:
 
 def test_everything_in_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text("""
-checkpoint: {branch: teacher, not_encoder: [a_*], rename: {b: c}, positions: [none], flags: [labels],
+checkpoint: {branch: teacher, not_encoder: [a_*], rename: {b: c}, flags: [labels],
+             variants: [{backbone: {init: mae}, not_encoder: [d], holds: {e: 3}, mean: [0, 0, 0], std: [1, 1, 1]}],
              mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}
 releases: [{file: f.pth, backbone: vit_small_patch16_224, data: cifar10, epochs: 3, branch: student}]
 protocols: {linear: linear, finetune: {base: finetune}}
@@ -58,6 +61,8 @@ tiny_fixed_targets: {momentum: 1.0}
     empty = MethodFacts()
     assert all(getattr(facts, f.name) != getattr(empty, f.name) for f in fields(MethodFacts))
     assert all(getattr(facts.checkpoint, f.name) != f.default for f in fields(facts.checkpoint))
+    (variant,) = facts.checkpoint.variants
+    assert all(getattr(variant, f.name) != getattr(Variant(), f.name) for f in fields(variant))
     assert facts.checkpoint.mean == (0.1, 0.2, 0.3) and facts.checkpoint.rename == {"b": "c"}
     release = facts.release("vit_small_patch16_224", "cifar10")
     assert release is not None and release.epochs == 3 and release.branch == "student"
@@ -72,7 +77,10 @@ tiny_fixed_targets: {momentum: 1.0}
         ("checkpoint: {branch: [x]}", r"checkpoint: branch is \['x'\]; it must be a text"),
         ("checkpoint: {not_encoder: x}", "checkpoint: not_encoder is x; it must be of type tuple"),
         ("checkpoint: {mean: [0.5, 0.5]}", r"checkpoint: mean is \[0\.5, 0\.5\]; it must be"),
-        ("checkpoint: {positions: [sincos]}", r"checkpoint: positions is \[.sincos.\]; it must be"),
+        ("checkpoint: {mean: [0.5, 0.5, 0.5]}", "checkpoint: mean and std belong together"),
+        ("checkpoint: {variants: x}", "checkpoint: variants must be a list, found 'x'"),
+        ("checkpoint: {variants: [{hold: {}}]}", "checkpoint: variant 1: unknown key 'hold': did you mean 'holds'"),
+        ("checkpoint: {variants: [{holds: {a: x}}]}", "checkpoint: variant 1: holds is .*; it must be of type dict"),
         ("checkpoint: x", "checkpoint: expected keys and values, found 'x'"),
         ("releases: {}", r"releases must be a list, found \{\}"),
         ("releases: [{file: f, backbone: b, data: d}]", "release 1: the key 'epochs' is missing"),
