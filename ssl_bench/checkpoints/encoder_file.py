@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, options_for
-from ssl_bench.checkpoints.weights import check_weights, weights_hash
+from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import PACKAGE, write_atomic
+from ssl_bench.utils.weights import weights_hash
 
 FORMAT = 1
 
@@ -133,7 +134,7 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
 
         return Tokenizer(**spec)
     if kind == "clip":
-        from ssl_bench.teachers.teacher import build_clip_tower
+        from ssl_bench.teachers.clip_tower import build_clip_tower
 
         return build_clip_tower(**spec)
     return build_backbone(**spec)

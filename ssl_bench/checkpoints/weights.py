@@ -1,12 +1,10 @@
-"""Whether weights fill a network, and their hash."""
+"""Whether weights fill a network."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ssl_bench.utils.errors import UserError
@@ -36,16 +34,3 @@ def check_weights(encoder: nn.Module, weights: Mapping[str, Tensor], path: Path,
         f"{path} does not fit {name}: {loaded:.0f} % of its tensors match ({len(bad)} of another shape, "
         f"{len(missing)} missing, {len(unexpected)} unexpected); {first}"
     )
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and bytes of a state dict; without bytes for tensors on ``meta``, which have none."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.is_meta:
-            continue
-        tensor = tensor.cpu().contiguous()
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

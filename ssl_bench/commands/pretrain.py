@@ -91,13 +91,12 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     source = source_hash(recipe.cls)  # before it trains: files may be edited meanwhile
     images, identity = recipe.images(data), recipe.identity(data)
     beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.teachers.items()}
-    networks = {
+    trained = {
         keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
     }
+    files = {keyword: file for keyword in recipe.cls.teachers if (file := named_encoder(recipe.settings[keyword]))}
     method = build(recipe, images.classes)
-    for keyword in recipe.cls.teachers:
-        found = networks.get(keyword)
-        method.set_teacher(keyword, found.encoder.requires_grad_(False) if found else None)
+    set_teachers(method, trained, files, images.name)
     cost, facts = no_cost(), {}
     if recipe.cls.trains:
         title = f"{recipe.method}, seed {recipe.seed}"
@@ -118,11 +117,11 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
             "seed": recipe.seed,
             **cost,
             "facts": facts,
-            "teachers": {keyword: _teacher(network, beside[keyword]) for keyword, network in networks.items()},
+            "teachers": {keyword: _teacher(network, beside[keyword]) for keyword, network in trained.items()},
         },
         "paper": recipe.cls.paper,
         "category": recipe.cls.category,
-        "flags": list(dict.fromkeys([*method.flags, *(f for n in networks.values() for f in n.about["flags"])])),
+        "flags": list(dict.fromkeys(method.flags)),
         "deviations": list(recipe.cls.deviations),
         "method_source": source,
         "code": code_version(),
@@ -133,8 +132,35 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     (folder / "last.ckpt").unlink(missing_ok=True)
 
 
+def named_encoder(value: str) -> Checkpoint | None:
+    """The encoder file that a teacher's keyword names as ``checkpoint:PATH``; None for any other value."""
+    kind, _, path = value.partition(":")
+    return load_encoder(path) if kind == "checkpoint" and path else None
+
+
+def set_teachers(
+    method: Method, trained: Mapping[str, Checkpoint], files: Mapping[str, Checkpoint], data: str | None = None
+) -> None:
+    """Hand a method its frozen networks, and flag it with what they have seen.
+
+    Args:
+        method: With ``teachers``.
+        trained: Networks that the suite trained on the same images, by keyword.
+        files: Encoder files, by keyword.
+        data: Name of the images that the method is trained on.
+    """
+    for keyword in method.teachers:
+        network, source = trained.get(keyword), "trained by the suite on the same images"
+        if network is None and (network := files.get(keyword)):
+            seen = network.about.get("pretraining", {}).get("data")
+            source = f"encoder of {network.method}" + (f" trained on {seen}" if seen else "")
+            method.flags += ["external data"] if seen not in (None, data) else []
+        method.flags += network.about.get("flags", []) if network else []
+        method.set_teacher(keyword, network.encoder.requires_grad_(False) if network else None, source)
+
+
 def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:
-    """What a row says about a target network that was pre-trained for it."""
+    """What a row says about a teacher that was pre-trained for it."""
     spent = network.about["pretraining"]
     kept = ("images_seen", "flops", "wall_seconds", "facts")
     return {

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
+from ssl_bench.commands.pretrain import named_encoder, set_teachers
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import load
 from ssl_bench.data.images import decode, reason
@@ -111,11 +112,14 @@ def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
     method = cls(
         build_backbone(**recipe["backbone"]), **{k: v for k, v in recipe["settings"].items() if k not in FROM_DATA}
     )
+    trained = {}
     for keyword, teacher in loaded.about["pretraining"]["teachers"].items():
         path = checkpoint.parent.parent / teacher["run"] / "encoder.pt"
         if not path.is_file():
             return None
-        method.set_teacher(keyword, load_encoder(path).encoder)
+        trained[keyword] = load_encoder(path)
+    files = {keyword: file for keyword in cls.teachers if (file := named_encoder(recipe["settings"][keyword]))}
+    set_teachers(method, trained, files)
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return method.eval()
 

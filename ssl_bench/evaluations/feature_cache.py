@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.utils.distributed import process
 from ssl_bench.utils.files import content_hash, locked
+from ssl_bench.utils.weights import weights_hash
 
 ROOT = Path("runs/features")
 FORMAT = 1

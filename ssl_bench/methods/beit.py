@@ -27,8 +27,9 @@ class BEiT(Method):
 
     Args:
         backbone: The encoder.
-        tokenizer: The frozen tokenizer: ``dvae`` or ``dvae:RECIPE``, trained on the same images first, or
-            ``dalle:PATH``, the encoder that OpenAI released, as a plain state dict. The paper uses the latter.
+        tokenizer: The frozen tokenizer: ``dvae`` or ``dvae:RECIPE``, trained on the same images first;
+            ``checkpoint:PATH``, one trained before; or ``dalle:PATH``, the encoder that OpenAI released, as a plain
+            state dict, the paper's.
         codebook_size: Codes of the tokenizer (8192 in DALL-E's).
         stride: Pixels of the tokenizer's image for each patch, its stride (8 in DALL-E's).
         mask_ratio: Largest part of the patches that is masked; 75 of 196 (section 2.3, ``run_beit_pretraining.py``).
@@ -89,8 +90,8 @@ class BEiT(Method):
         nn.init.trunc_normal_(self.lm_head.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.lm_head.bias)
 
-    def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
-        """Take the suite's tokenizer, or read DALL-E's.
+    def set_teacher(self, keyword: str, network: nn.Module | None, source: str = "") -> None:
+        """Take the tokenizer, or read DALL-E's.
 
         Raises:
             UserError: No tokenizer of that name, or one with other codes or another stride than the recipe says.
@@ -98,7 +99,7 @@ class BEiT(Method):
         if network is None:
             kind, _, path = self.tokenizer_name.partition(":")
             if kind != "dalle" or not path:
-                raise unknown(keyword, self.tokenizer_name, ["dvae", "dvae:RECIPE", "dalle:PATH"])
+                raise unknown(keyword, self.tokenizer_name, ["dvae", "dvae:RECIPE", "dalle:PATH", "checkpoint:PATH"])
             network = load_dalle(path)
             self.flags += ["external teacher", "external data"]
         if not isinstance(network, Tokenizer):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
-from ssl_bench.teachers.teacher import CLIPTower
+from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.text_tower import TextTower, tokenize
 from ssl_bench.utils.distributed import gather, process
 from ssl_bench.utils.errors import UserError

@@ -104,12 +104,14 @@ class Method(LightningModule):
     def after_step(self) -> None:
         """Called after each optimiser step: EMA and centre updates that come last."""
 
-    def set_teacher(self, keyword: str, network: nn.Module | None) -> None:
+    def set_teacher(self, keyword: str, network: nn.Module | None, source: str = "") -> None:
         """Take a teacher, once, before the training. Keep it out of the state dict: in a tuple, for example.
 
         Args:
             keyword: One of ``teachers``.
-            network: The pre-trained network, frozen; None when the keyword's value is not the name of one.
+            network: The network, frozen, that the suite has trained or that ``checkpoint:PATH`` names; None when the
+                keyword's value is neither.
+            source: Where its weights come from, in words.
         """
         raise NotImplementedError
 

@@ -11,8 +11,8 @@ import torch
 from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder, save_encoder
-from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.weights import weights_hash
 
 NANO = {"name": "vit_nano_patch4_16"}
 

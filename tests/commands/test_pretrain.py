@@ -124,7 +124,7 @@ def test_patches_of_the_momentum_encoder_are_counted_apart(tiny_data: Splits, tm
     assert made["patches_per_image"] == 32 and made["patches_encoded_without_gradient"] == 32 * made["images_seen"]
 
 
-def test_target_networks_are_trained_first_once_and_told_in_the_file(tiny_data: Splits, tmp_path: Path) -> None:
+def test_teachers_are_trained_first_once_and_told_in_the_file(tiny_data: Splits, tmp_path: Path) -> None:
     made = load_encoder(run(recipe("beit"), tiny_data, tmp_path / "a")).about
     (target,) = made["pretraining"]["teachers"].values()
     assert target["method"] == "dvae" and target["flops"] > 0 and 2 <= target["facts"]["codes_used"] <= 64
@@ -135,6 +135,25 @@ def test_target_networks_are_trained_first_once_and_told_in_the_file(tiny_data: 
     assert (tmp_path / target["run"] / "encoder.pt").stat().st_mtime_ns == changed
     assert recipe("beit").as_dict()["teachers"]["tokenizer"]["settings"]["codebook_size"] == 64
     assert load_encoder(run(recipe("eva"), tiny_data, tmp_path / "c")).about["flags"] == ["labels"]
+
+
+def test_encoder_files_are_teachers(tiny_data: Splits, tmp_path: Path) -> None:
+    first = run(recipe("supervised"), tiny_data, tmp_path / "first")
+    second = run(recipe("eva", teacher=f"checkpoint:{first}"), tiny_data, tmp_path / "second")
+    about = load_encoder(second).about
+    told, name = about["pretraining"]["facts"]["teacher"], tiny_data.train.name
+    assert about["flags"] == ["labels"] and about["pretraining"]["teachers"] == {}
+    assert told["name"] == f"checkpoint:{first}" and told["source"] == f"encoder of supervised trained on {name}"
+    assert told["sha256"] == load_encoder(first).sha256
+    other = replace(tiny_data, train=replace(tiny_data.train, name="other"))
+    third = run(recipe("eva", teacher=f"checkpoint:{first}"), other, tmp_path / "third")
+    assert load_encoder(third).about["flags"] == ["external data", "labels"]
+    dvae = load_recipe("dvae", tiny_recipe("dvae"), {"backbone": "vit_nano_patch4_16"})
+    tokenizer = run(dvae, tiny_data, tmp_path / "dvae")
+    beit = run(recipe("beit", tokenizer=f"checkpoint:{tokenizer}"), tiny_data, tmp_path / "beit")
+    assert load_encoder(beit).about["pretraining"]["teachers"] == {}
+    with pytest.raises(UserError, match=r"no such checkpoint: nowhere\.pt"):
+        run(recipe("beit", tokenizer="checkpoint:nowhere.pt"), tiny_data, tmp_path / "none")
 
 
 def test_a_tokenizer_is_no_encoder_to_judge(tiny_data: Splits, tmp_path: Path) -> None:

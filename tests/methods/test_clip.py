@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.clip import CLIP, contrastive_loss, joint
-from ssl_bench.teachers.teacher import CLIPTower
+from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.text_tower import TextTower, tokenize
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views

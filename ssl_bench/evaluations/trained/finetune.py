@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.checkpoints.weights import weights_hash
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -32,6 +31,7 @@ from ssl_bench.nn.schedules import Schedule
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, write_atomic
+from ssl_bench.utils.weights import weights_hash
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import View
 
