@@ -126,6 +126,12 @@ def set_input(encoder: Any, given: Any, path: Path) -> None:
     encoder.mean, encoder.std = mean, std
 
 
+def named_encoder(value: str) -> Checkpoint | None:
+    """The encoder file that a teacher's keyword names as ``checkpoint:PATH``; None for any other value."""
+    kind, _, path = value.partition(":")
+    return load_encoder(path) if kind == "checkpoint" and path else None
+
+
 def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     """The network that an encoder file describes: ``{"name": ..., **keywords}``."""
     kind = spec["name"].split("_")[0]

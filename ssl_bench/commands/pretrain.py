@@ -9,8 +9,15 @@ from typing import Any
 
 import torch
 
-from ssl_bench.checkpoints.encoder_file import Checkpoint, code_version, load_encoder, save_encoder, save_weights
-from ssl_bench.config.build import build
+from ssl_bench.checkpoints.encoder_file import (
+    Checkpoint,
+    code_version,
+    load_encoder,
+    named_encoder,
+    save_encoder,
+    save_weights,
+)
+from ssl_bench.config.build import build, set_teachers
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.training.loggers import DEFAULT, check_loggers
@@ -130,33 +137,6 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     save_weights(folder / "method.pt", method)
     save_encoder(target, encoder, encoder.spec, recipe.method, about)
     (folder / "last.ckpt").unlink(missing_ok=True)
-
-
-def named_encoder(value: str) -> Checkpoint | None:
-    """The encoder file that a teacher's keyword names as ``checkpoint:PATH``; None for any other value."""
-    kind, _, path = value.partition(":")
-    return load_encoder(path) if kind == "checkpoint" and path else None
-
-
-def set_teachers(
-    method: Method, trained: Mapping[str, Checkpoint], files: Mapping[str, Checkpoint], data: str | None = None
-) -> None:
-    """Hand a method its frozen networks, and flag it with what they have seen.
-
-    Args:
-        method: With ``teachers``.
-        trained: Networks that the suite trained on the same images, by keyword.
-        files: Encoder files, by keyword.
-        data: Name of the images that the method is trained on.
-    """
-    for keyword in method.teachers:
-        network, source = trained.get(keyword), "trained by the suite on the same images"
-        if network is None and (network := files.get(keyword)):
-            seen = network.about.get("pretraining", {}).get("data")
-            source = f"encoder of {network.method}" + (f" trained on {seen}" if seen else "")
-            method.flags += ["external data"] if seen not in (None, data) else []
-        method.flags += network.about.get("flags", []) if network else []
-        method.set_teacher(keyword, network.encoder.requires_grad_(False) if network else None, source)
 
 
 def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
-from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
-from ssl_bench.commands.pretrain import named_encoder, set_teachers
+from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder, named_encoder
+from ssl_bench.config.build import set_teachers
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import load
 from ssl_bench.data.images import decode, reason

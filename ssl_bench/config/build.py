@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning import seed_everything
 
 from ssl_bench.backbones import build_backbone
+from ssl_bench.checkpoints.encoder_file import Checkpoint, named_encoder
 from ssl_bench.config.recipe import FROM_DATA, Recipe
 from ssl_bench.methods.method import Method
 
@@ -31,6 +33,31 @@ def build_with_teachers(recipe: Recipe, classes: Sequence[str]) -> Method:
     """Like ``build``, with teachers of the suite that are untrained too: for what depends on shapes alone."""
     method = build(recipe, classes)
     for keyword in recipe.cls.teachers:
-        teacher = recipe.teachers.get(keyword)
-        method.set_teacher(keyword, build_with_teachers(teacher, classes).encoder if teacher else None)
+        network: Any = None
+        if keyword in recipe.teachers:
+            network = build_with_teachers(recipe.teachers[keyword], classes).encoder
+        elif file := named_encoder(recipe.settings[keyword]):
+            network = file.encoder
+        method.set_teacher(keyword, network)
     return method
+
+
+def set_teachers(
+    method: Method, trained: Mapping[str, Checkpoint], files: Mapping[str, Checkpoint], data: str | None = None
+) -> None:
+    """Hand a method its frozen networks, and flag it with what they have seen.
+
+    Args:
+        method: With ``teachers``.
+        trained: Networks that the suite trained on the same images, by keyword.
+        files: Encoder files, by keyword.
+        data: Name of the images that the method is trained on.
+    """
+    for keyword in method.teachers:
+        network, source = trained.get(keyword), "trained by the suite on the same images"
+        if network is None and (network := files.get(keyword)):
+            seen = network.about.get("pretraining", {}).get("data")
+            source = f"encoder of {network.method}" + (f" trained on {seen}" if seen else "")
+            method.flags += ["external data"] if seen not in (None, data) else []
+        method.flags += network.about.get("flags", []) if network else []
+        method.set_teacher(keyword, network.encoder.requires_grad_(False) if network else None, source)
