@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -45,7 +45,7 @@ def parse_class(cls: type, values: Mapping[str, Any], origin: str) -> Namespace:
     Raises:
         UserError: As of ``parse_values``.
     """
-    return parse_values(_parser(cls), {key: (value, origin) for key, value in values.items()})
+    return parse_values(_parser(cls), {key: (value, origin) for key, value in values.items()}, types_of(cls))
 
 
 @cache
@@ -55,17 +55,29 @@ def _parser(cls: type) -> ArgumentParser:
     return parser
 
 
-def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) -> Namespace:
+def types_of(*classes: type) -> dict[str, Any]:
+    """The annotated types of constructors' keywords.
+
+    Example:
+        >>> from ssl_bench.nn.optimizers import Training
+        >>> types_of(Training)["clip_grad"]
+        float | None
+    """
+    return {key: hint for cls in classes for key, hint in get_type_hints(cls.__init__).items() if key != "return"}  # type: ignore[misc]
+
+
+def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]], types: Mapping[str, Any]) -> Namespace:
     """Type values with a parser.
 
     Args:
         parser: Knows the keys and their types.
         values: key -> (value, where it was written).
+        types: The types of the keys, for errors.
 
     Raises:
         UserError: An unknown key or a value of the wrong type, with where it was written and what is valid.
     """
-    valid = [action.dest for action in parser._actions if "." not in action.dest]
+    valid = [key for key, _ in parser.get_defaults().items() if "." not in key]
     for key, (value, origin) in values.items():
         if key not in valid:
             raise UserError(f"{origin}: {unknown('key', key, valid)}")
@@ -73,19 +85,22 @@ def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]]) 
         try:
             parser.parse_args([f"--{key}={text}"])
         except (ArgumentError, ValueError, TypeError) as error:
-            raise UserError(f"{origin}: {key} is {text}; it must be {_expected(parser, key)}") from error
+            raise UserError(f"{origin}: {key} is {text}; it must be {_expected(types[key])}") from error
     return parser.parse_args(
         [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, (value, _) in values.items()]
     )
 
 
-def _expected(parser: ArgumentParser, key: str) -> str:
-    """What a key accepts, in words: "a float", "one of adamw, sgd, lars"."""
-    action: Any = next(a for a in parser._actions if a.dest == key)
-    annotation = getattr(action, "_typehint", None) or action.type
-    if getattr(annotation, "__args__", None) and str(annotation).startswith("typing.Literal"):
-        return "one of " + ", ".join(str(a) for a in annotation.__args__)
-    return f"of type {getattr(annotation, '__name__', None) if inspect.isclass(annotation) else annotation}"
+def _expected(hint: Any) -> str:
+    """What a key accepts, in words.
+
+    Example:
+        >>> _expected(Literal["adamw", "sgd"]), _expected(float), _expected(tuple[float, ...] | None)
+        ('one of adamw, sgd', 'of type float', 'of type tuple[float, ...] | None')
+    """
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return f"of type {hint.__name__ if inspect.isclass(hint) else hint}"
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:

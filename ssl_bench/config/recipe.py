@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.config.parsing import parse_values, read_yaml
+from ssl_bench.config.parsing import parse_values, read_yaml, types_of
 from ssl_bench.data import VERSIONS as DATA_VERSIONS
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.methods import METHODS, TEACHERS
@@ -182,7 +182,8 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     if "backbone" not in values:
         raise UserError(f"method {name!r}: no backbone given; use --backbone, for example {EXAMPLE}")
     family = family_of(str(values["backbone"][0]))
-    parsed = parse_values(recipe_parser(cls, family), values)
+    types = types_of(Training, cls, family) | {"backbone": str, "data": str, "seed": int}
+    parsed = parse_values(recipe_parser(cls, family), values, types)
     training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
     settings = {key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)}
     backbone = {"name": parsed["backbone"], **{key: parsed[key] for key in keywords(family)}}

@@ -116,3 +116,19 @@ def test_recipes_and_methods_pair_by_name() -> None:
     folders = {p.name for p in shipped("methods").iterdir() if p.is_dir()}
     assert folders == {*METHODS, *TEACHERS}
     assert all((shipped("methods") / name / "README.md").exists() for name in folders)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer", "adam", "optimizer is adam; it must be one of adamw, sgd, lars"),
+        ("schedule", "cosine", "schedule is cosine; it must be one of step, step_inclusive, epoch"),
+        ("betas", 3, r"betas is 3; it must be of type tuple\[float, float\]"),
+        ("clip_grad", "a", r"clip_grad is a; it must be of type float \| None"),
+        ("seed", "x", "seed is x; it must be of type int"),
+        ("mask_rato", 0.5, "unknown key 'mask_rato': did you mean 'mask_ratio'"),
+    ],
+)
+def test_wrong_values_are_named_with_what_is_valid(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe("mae", None, {"backbone": "vit_micro_patch8_32", key: value})
