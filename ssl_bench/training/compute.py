@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import platform
 import re
 import resource
@@ -22,14 +23,25 @@ from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.methods.method import Method
 from ssl_bench.training.without_data import shapes_alone, without_data
 from ssl_bench.utils.distributed import one_process
+from ssl_bench.utils.errors import unknown
 
 FEW = 8  # images on which a method is measured whose cost can't be counted from shapes
 
 
 def best_precision(asked: str = "auto") -> str:
-    """bf16-mixed where the hardware multiplies in bf16, otherwise 32; or what was asked for."""
+    """bf16-mixed where the hardware multiplies in bf16, otherwise 32; or what was asked for.
+
+    The environment variable SSL_BENCH_PRECISION (32 or bf16-mixed) says what "auto" is instead of the hardware.
+
+    Raises:
+        UserError: It says something else.
+    """
     if asked != "auto":
         return asked
+    if given := os.environ.get("SSL_BENCH_PRECISION"):
+        if given not in ("32", "bf16-mixed"):
+            raise unknown("precision in SSL_BENCH_PRECISION", given, ["32", "bf16-mixed"])
+        return given
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     supported = (

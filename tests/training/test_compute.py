@@ -24,10 +24,11 @@ from ssl_bench.methods.clip import CLIP
 from ssl_bench.methods.method import Method
 from ssl_bench.results.papers.cost import training_flops
 from ssl_bench.training import without_data as module
-from ssl_bench.training.compute import count_step, forward_flops, step_cost
+from ssl_bench.training.compute import best_precision, count_step, forward_flops, step_cost
 from ssl_bench.training.trainer import train
 from ssl_bench.training.without_data import built_without_data, shapes_alone, without_data
 from ssl_bench.utils import distributed
+from ssl_bench.utils.errors import UserError
 
 
 def by_hand(dim: int, depth: int, tokens: int, patches: int, patch_values: int) -> float:
@@ -219,6 +220,15 @@ def test_every_process_counts_for_itself(monkeypatch: pytest.MonkeyPatch, nano: 
     layer = {"backbone": NANO, **method_facts("moco_v3").tiny}
     step_cost(build(load_recipe("moco_v3", None, layer), ["a"]), 8, 1)
     assert step_cost(Supervised(nano, num_classes=3), 8, 3) == alone and distributed.process() == (1, 2)
+
+
+def test_precision_can_be_chosen_for_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision in ("32", "bf16-mixed"):
+        monkeypatch.setenv("SSL_BENCH_PRECISION", precision)
+        assert best_precision() == precision and best_precision("16-mixed") == "16-mixed"
+    monkeypatch.setenv("SSL_BENCH_PRECISION", "bf16")
+    with pytest.raises(UserError, match="SSL_BENCH_PRECISION 'bf16': did you mean 'bf16-mixed'"):
+        best_precision()
 
 
 @pytest.mark.parametrize("method", ["mae", "ibot"])
