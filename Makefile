@@ -2,6 +2,9 @@
 PYTHON ?= python3
 OUT ?= runs/bench
 BIN := .venv/bin
+# One worker a core, up to eight: each takes about 1 GB. `make test WORKERS=0` runs in one process.
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: bench test test-all check format clean
 
@@ -9,17 +12,18 @@ bench: .venv/done
 	$(BIN)/ssl-bench bench quick --out $(OUT)
 
 test: .venv/done
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/done
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/codespell ssl_bench tests examples benchmarks methods evaluations *.md
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 format: .venv/done
 	$(BIN)/ruff format .

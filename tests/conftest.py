@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite promises the same rows on a CPU; GPU tests ask for one
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: each worker has one core
 
 import pytest
 import torch

@@ -38,7 +38,8 @@ class Training:
         clip_grad: Largest global gradient norm; no limit when left out or 0.
         clip_per_tensor: Apply ``clip_grad`` to the gradient of every tensor on its own (DINO's rule).
         eps: Adam's.
-        precision: auto (bf16 where the hardware computes in it, otherwise 32 bit), bf16-mixed, 16-mixed or 32.
+        precision: auto (bf16 where the hardware computes in it, otherwise 32 bit; the environment variable
+            SSL_BENCH_PRECISION overrides the hardware), bf16-mixed, 16-mixed or 32.
     """
 
     epochs: float = 100
