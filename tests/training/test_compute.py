@@ -58,6 +58,17 @@ def test_flops_of_vit_base() -> None:
     assert forward_flops(empty("vit_base_patch16_224"), (224, 224)) == pytest.approx(2 * 17.5e9, rel=0.01)
 
 
+def test_flops_of_swin_tiny() -> None:
+    """4.5 billion multiply-adds (Liu et al. 2021, table 1)."""
+    assert forward_flops(empty("swin_tiny_patch4_window7_224"), (224, 224)) == pytest.approx(2 * 4.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["swin_micro_patch2_window4_32", "hiera_micro_32", "eva02_micro_patch8_32"])
+def test_every_family_runs_without_data(name: str) -> None:
+    method = build(load_recipe("moco_v3", None, {"backbone": name, **method_facts("moco_v3").tiny}), ["a"])
+    assert count_step(without_data(method), 2, 1) == count_step(copy.deepcopy(method), 2, 1)
+
+
 def test_a_backward_pass_costs_two_forward_passes_but_for_the_pixels() -> None:
     """No gradient of the pixels is wanted, which saves one product of the patch embedding."""
     forward = forward_flops(empty(NANO), (16, 16))
