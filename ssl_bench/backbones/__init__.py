@@ -8,16 +8,33 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ssl_bench.backbones.backbone import ABILITIES, Backbone
+from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.eva02 import EVA02
 from ssl_bench.backbones.hiera import Hiera
 from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.swin import Swin
+from ssl_bench.backbones.timm_model import TimmModel
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.utils.errors import UserError, unknown
 
 # The beginning of the names that a family builds -> its class.
-BACKBONES: dict[str, type[Backbone]] = {"vit": ViT, "eva02": EVA02, "swin": Swin, "hiera": Hiera, "pixels": Pixels}
+BACKBONES: dict[str, type[Backbone]] = {
+    "vit": ViT,
+    "eva02": EVA02,
+    "swin": Swin,
+    "hiera": Hiera,
+    "pixels": Pixels,
+    "timm": TimmModel,
+}
+# What a method can ask of a backbone (`Method.needs`), in words.
+ABILITIES = {
+    "train": "has weights to train",
+    "mask": "replaces masked patches by a learned token",
+    "keep": "encodes a subset of its patches",
+    "swap": "exchanges the embeddings of patches",
+    "cls": "has a class token",
+    "multi_crop": "takes images of other sizes",
+}
 EXAMPLE = "vit_small_patch16_224"  # for errors and help
 
 

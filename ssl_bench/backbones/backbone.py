@@ -16,15 +16,6 @@ from torch import Tensor, nn
 from ssl_bench.utils.errors import UserError, unknown
 
 RGB = tuple[float, float, float]
-# What a method can ask of a backbone (`Method.needs`), in words.
-ABILITIES = {
-    "train": "has weights to train",
-    "mask": "replaces masked patches by a learned token",
-    "keep": "encodes a subset of its patches",
-    "swap": "exchanges the embeddings of patches",
-    "cls": "has a class token",
-    "multi_crop": "takes images of other sizes",
-}
 
 
 class Tokens(NamedTuple):
@@ -45,18 +36,16 @@ class Stage(NamedTuple):
 class Backbone(nn.Module, ABC):
     """An image encoder. A family subclasses this and timm's class, in this order, and keeps timm's state-dict keys.
 
-    The constructor takes the name, and the family's own options as keywords alone; these become keys of recipes. Those
-    in ``utils.starts.NOT_AT_START`` must leave the initial features as they are, draws included. It
-    sets ``name``, ``image_size``, ``embed_dim``, ``cell``, ``stages`` and, where ``can_mask``, ``mask_token``.
+    The constructor takes the name, and the family's own options as keywords alone; these become keys of recipes (those
+    in ``utils.starts.NOT_AT_START`` must leave the initial features as they are, draws included). It sets ``name``,
+    ``image_size``, ``embed_dim``, ``cell``, ``stages`` and, where ``can_mask``, ``mask_token``.
 
     Attributes:
         family: Stable name of the family; part of the identity of whatever was trained with it.
-        version: Raised by every change that can move what the family computes for equal options, initial weights
-            included.
+        version: Raised by every change that can move what equal options compute, initial weights included.
         can_train: There are weights to train.
-        can_mask: ``forward(mask=...)`` works when the backbone was built with ``mask_token=True``.
-        can_keep: ``forward(keep=...)`` works.
-        can_swap: ``forward(swap=...)`` works.
+        can_mask: ``forward(mask=...)`` works when the backbone was built with ``mask_token=True``; so ``can_keep`` and
+            ``can_swap``, always.
         has_cls: There is a class token.
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
@@ -121,7 +110,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def abilities(cls, name: str, **options: Any) -> frozenset[str]:
-        """Which of ``ABILITIES`` a backbone of this name has, with these options or with any that give them."""
+        """Which of ``backbones.ABILITIES`` a backbone of this name has; options that aren't given stand in no way."""
         said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap}
         said["mask"] = cls.can_mask and options.get("mask_token", True)
         said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop}
@@ -162,7 +151,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def layer_ids(self) -> dict[str, int]:
-        """Every parameter's layer: 0 the embeddings, i the block i, ``depth + 1`` the final norm."""
+        """Every parameter's layer: 0 the embeddings, i the block i, ``last_layer`` the final norm."""
 
     @abstractmethod
     def block_modules(self) -> Sequence[nn.Module]:
@@ -180,11 +169,9 @@ class Backbone(nn.Module, ABC):
         raise UserError(f"{self.name} has no attention of a class token to the patches")
 
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
-        """A released tensor as this backbone has it: positions of another image size are resized by the family's rule.
+        """A released tensor of the state dict as this backbone has it: positions of another image size are resized.
 
-        Args:
-            name: Of a tensor of the state dict.
-            value: As released; returned as it is where there is no rule.
+        Where the family has no rule for it, it is returned as it is.
         """
         return value
 
@@ -214,6 +201,11 @@ class Backbone(nn.Module, ABC):
     def depth(self) -> int:
         """Blocks of all stages."""
         return sum(stage.blocks for stage in self.stages)
+
+    @property
+    def last_layer(self) -> int:
+        """The layer of the final norm and of whatever head comes behind; those between 0 and this are the blocks."""
+        return self.depth + 1
 
     @property
     def num_params(self) -> int:
@@ -304,12 +296,10 @@ class Backbone(nn.Module, ABC):
     def set_drop_path(self, rate: float, last: int | None = None) -> None:
         """Stochastic depth instead of the present one: rising linearly from 0 at the first block.
 
-        Args:
-            rate: Of the last block.
-            last: How many of the last blocks have any; all when left out.
+        ``rate`` is that of the last block; only the ``last`` blocks have any, all when left out.
         """
         first = 0 if last is None else self.depth - last
         rates: Any = calculate_drop_path_rates(rate, self.depth)
         for i, block in enumerate(self.block_modules()):
             for name in [name for name, _ in block.named_children() if name.startswith("drop_path")]:
-                setattr(block, name, DropPath(rates[i] if i >= first else 0.0))
+                setattr(block, name, DropPath(rates[i] if i >= first else 0.0).train(self.training))

@@ -145,7 +145,7 @@ class BEiT(Method):
         sides, tokenizer = images.shape[-2:], self.frozen[0]
         codes = self.tokens(F.interpolate(images, self.views[1].sides, mode="bicubic", antialias=True).clamp(0, 1))
         mask = self.masks(len(images))
-        logits = self.lm_head(self.backbone(normalize(images, self.views[0]), mask=mask).patches)
+        logits = self.lm_head(self.backbone(normalize(images, self.drawn_views[0]), mask=mask).patches)
         predicted = torch.where(mask, logits.argmax(dim=2), codes.flatten(1)).view_as(codes)
         hidden = F.interpolate(mask.view(len(images), 1, *self.backbone.mask_grid).float(), sides)
         shown = {"masked": images * (1 - hidden) + 0.5 * hidden}

@@ -112,13 +112,13 @@ class MAE(Method):
 
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """What is masked and what is predicted there. Normalised predictions get back the patch's own statistics."""
-        x = normalize(images, self.views[0])
+        x = normalize(images, self.drawn_views[0])
         prediction, mask = self.reconstruct(x)
         if self.norm_pix:
             target = patchify(x, self.patch_size)
             prediction = prediction * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
         hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.mask_grid)
-        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.mask_grid), self.views[0])
+        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.mask_grid), self.drawn_views[0])
         return {"masked": images * (1 - hidden) + 0.5 * hidden, "predicted": torch.lerp(images, predicted, hidden)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.utils.distributed import process
 from ssl_bench.views.make import make_views
-from ssl_bench.views.view import View
+from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
@@ -34,7 +35,7 @@ class Method(LightningModule):
         paper: Citation, with the arXiv number.
         category: contrastive | self-distillation | reconstruction | token prediction | feature regression.
         defaults: The paper's ImageNet training; a recipe overrides single values.
-        needs: What it asks of a backbone: keys of ``backbones.backbone.ABILITIES``; ``multi_crop`` only where the
+        needs: What it asks of a backbone: keys of ``backbones.ABILITIES``; ``multi_crop`` only where the
             keyword ``n_local`` isn't 0.
         backbone_options: The paper's backbone: options of a family, which others take as far as they have them.
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
@@ -64,6 +65,7 @@ class Method(LightningModule):
         if needs:
             check_needs(type(self).__name__, type(backbone), backbone.spec, needs)
         self.backbone = backbone
+        self.statistics = (backbone.mean, backbone.std)
         self.training_config = self.defaults
         self.seed = 0
         self.progress = 0.0
@@ -180,6 +182,16 @@ class Method(LightningModule):
         rows = torch.rand(shape[0] * world, *shape[1:], generator=generator, device=self.device)
         return rows[rank * shape[0] : (rank + 1) * shape[0]]
 
+    @property
+    def drawn_views(self) -> list[View]:
+        """``views``; those that the backbone sees, of ImageNet's statistics by default, with the backbone's own.
+
+        What a teacher sees (``View.same``, or other statistics) stays as it is.
+        """
+        own = {"mean": self.statistics[0], "std": self.statistics[1]}
+        usual = (IMAGENET_MEAN, IMAGENET_STD)
+        return [view if view.same or (view.mean, view.std) != usual else replace(view, **own) for view in self.views]
+
     # What is free (called by the trainer) -----------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer:
@@ -214,7 +226,7 @@ class Method(LightningModule):
             images = batch["images"]
             generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, batch["step"]) + 1)
             with torch.autocast(images.device.type, enabled=False):
-                views = make_views(images, self.views, generator, process())
+                views = make_views(images, self.drawn_views, generator, process())
         self.labels = batch["labels"] if self.uses_labels else None
         self.scalars = self.loss(views)
         return self.scalars["loss"]

@@ -83,7 +83,7 @@ class MPP(Method):
         patches = self.backbone(images, mask=mask, swap=swap).patches
         at = chosen[..., None]
         prediction = self.head(patches.gather(1, at.expand(-1, -1, patches.shape[-1]))).float()
-        pixels = denormalize(images.float(), self.views[0])
+        pixels = denormalize(images.float(), self.drawn_views[0])
         if self.target == "pixels":
             target = patchify(pixels, self.backbone.cell)
             return {"loss": F.mse_loss(prediction, target.gather(1, at.expand_as(prediction)))}
@@ -103,7 +103,7 @@ class MPP(Method):
         """The predicted colours in the corrupted patches, and what stood there: mask tokens in grey, other patches."""
         chosen, mask, swap = self.corruption(len(images))
         grid, patch = self.backbone.mask_grid, self.backbone.cell
-        output = self.head(self.backbone(normalize(images, self.views[0]), mask=mask, swap=swap).patches).float()
+        output = self.head(self.backbone(normalize(images, self.drawn_views[0]), mask=mask, swap=swap).patches).float()
         if self.target == "pixels":
             predicted = unpatchify(output, patch, grid)
         else:

@@ -80,7 +80,7 @@ def train(
     reset_peak_memory(device)
     loader = Loader(
         images,
-        method.views,
+        method.drawn_views,
         batch_size=config.batch_size,
         steps=steps,
         seed=method.seed,

@@ -53,8 +53,9 @@ class Network(nn.Module):
         self, backbone: Backbone, classes: int, pooling: str, blocks: int | None, drop_path: float, head_init: float
     ) -> None:
         super().__init__()
-        if blocks is not None and blocks > backbone.depth:
-            raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {backbone.depth}")
+        depth = backbone.last_layer - 1
+        if blocks is not None and blocks > depth:
+            raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {depth}")
         if pooling not in backbone.poolings:
             raise unknown(f"fine-tuning pooling of {backbone.name}", pooling, set(POOLINGS) & set(backbone.poolings))
         self.backbone, self.pooling = backbone, pooling
@@ -64,7 +65,7 @@ class Network(nn.Module):
         if pooling == "mean":
             backbone.drop_final_norm()
         for name, layer in backbone.layer_ids.items():
-            trained = blocks is None or (blocks > 0 and layer > backbone.depth - blocks)
+            trained = blocks is None or (blocks > 0 and layer > depth - blocks)
             backbone.get_parameter(name).requires_grad_(trained)
         self.norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6) if pooling == "mean" else nn.Identity()
         self.head = nn.Linear(backbone.embed_dim, classes)
@@ -129,7 +130,7 @@ class Classifier(Method):
             self.average.update(self.network)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One or two groups a layer, with lr_scale = layer_decay^(depth + 1 - layer); the head is of the last layer.
+        """One or two groups a layer, with lr_scale = layer_decay^(last layer - layer); the head is of the last layer.
 
         BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``). Vectors, positions and tokens take no
         weight decay.
@@ -142,9 +143,9 @@ class Classifier(Method):
             if not parameter.requires_grad:
                 continue
             own = name.removeprefix("backbone.")
-            layer = layers[own] if own != name else backbone.depth + 1
+            layer = layers[own] if own != name else backbone.last_layer
             decays = parameter.ndim > 1 and own not in plain
-            scale = self.layer_decay ** (backbone.depth + 1 - layer)
+            scale = self.layer_decay ** (backbone.last_layer - layer)
             new = {"params": [], "lr_scale": scale, "weight_decay": weight_decay if decays else 0.0}
             groups.setdefault((layer, decays), new)["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
