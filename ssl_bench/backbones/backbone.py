@@ -127,8 +127,8 @@ class Backbone(nn.Module, ABC):
         Args:
             images: (B, 3, H, W) float, normalised by ``mean`` and ``std``.
             mask: (B, cells) bool; True = the embedding of the cell is replaced by ``mask_token``.
-            keep: (B, K) int64, K the same for all; encode just these cells. What comes out follows the order in which
-                they are given, or the raster order in families that say so.
+            keep: (B, K) int64, K the same for all; encode just these cells. Their tokens come out cell by
+                cell, in the order in which they are given, or in raster order in families that say so.
             swap: (B, cells) int64; the cell whose embedding stands in each place (before masking and positions).
 
         Returns:
@@ -144,8 +144,8 @@ class Backbone(nn.Module, ABC):
             blocks: Numbers 1 to ``depth``, counted over all stages, rising.
 
         Returns:
-            The tokens (of the width and grid of the block's stage) after each; those of the last stage through the
-            final norm, those of earlier stages as they are (EsViT's rule, ``eval_linear.py``).
+            After each the tokens, of its stage's width and grid; those of the last stage alone through the final norm
+            (EsViT's rule, ``eval_linear.py``).
         """
 
     @property
@@ -160,19 +160,12 @@ class Backbone(nn.Module, ABC):
     def attention(self, images: Tensor) -> Tensor:
         """Attention of the class token to the patches in the last block, where ``has_attention``.
 
-        Args:
-            images: (B, 3, H, W) float, normalised.
-
-        Returns:
-            (B, heads, rows, columns) float32; with the weights of class and register tokens they sum to 1.
+        From (B, 3, H, W) to (B, heads, rows, columns) float32; with class and register tokens the weights sum to 1.
         """
         raise UserError(f"{self.name} has no attention of a class token to the patches")
 
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
-        """A released tensor of the state dict as this backbone has it: positions of another image size are resized.
-
-        Where the family has no rule for it, it is returned as it is.
-        """
+        """A released tensor as this backbone has it: positions of another image size are resized by a family's rule."""
         return value
 
     def drop_final_norm(self) -> None:

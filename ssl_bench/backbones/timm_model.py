@@ -47,7 +47,7 @@ class TimmModel(Backbone):
         super().__init__()
         model, size = parse_name(name)
         config: Any = timm.get_pretrained_cfg(model)
-        self.model: Any = _create(name, model, size, drop_path)
+        self.model = _create(name, model, size, drop_path)
         self.name, self.image_size = name, size or tuple(config.input_size[1:])
         self.mean, self.std = tuple(config.mean), tuple(config.std)
         self.embed_dim = self.model.num_features
@@ -180,7 +180,7 @@ def _facts(name: str) -> tuple[bool, bool]:
     return built.has_cls, built.multi_crop
 
 
-def _create(name: str, model: str, size: tuple[int, int] | None, drop_path: float) -> nn.Module:
+def _create(name: str, model: str, size: tuple[int, int] | None, drop_path: float) -> Any:
     """timm's model without its classifier."""
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if size and timm.get_pretrained_cfg(model).fixed_input_size:  # type: ignore[union-attr]

@@ -188,9 +188,10 @@ class Method(LightningModule):
 
         What a teacher sees (``View.same``, or other statistics) stays as it is.
         """
-        own = {"mean": self.statistics[0], "std": self.statistics[1]}
+        mean, std = self.statistics
         usual = (IMAGENET_MEAN, IMAGENET_STD)
-        return [view if view.same or (view.mean, view.std) != usual else replace(view, **own) for view in self.views]
+        seen = [not view.same and (view.mean, view.std) == usual for view in self.views]
+        return [replace(v, mean=mean, std=std) if own else v for v, own in zip(self.views, seen, strict=True)]
 
     # What is free (called by the trainer) -----------------------------------------------------------------------------
 

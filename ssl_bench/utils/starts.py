@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Options, of any family of backbones, that leave the features of the untrained network as they are.
-NOT_AT_START = ("drop_path", "mask_token", "resample")
+NOT_AT_START = ("drop_path", "mask_token", "mask_init", "patch_gradient", "resample")
 
 
 def start_of(backbone: Mapping[str, Any]) -> dict[str, Any]:

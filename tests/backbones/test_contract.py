@@ -19,6 +19,11 @@ from ssl_bench.utils.errors import UserError
 # A small backbone of each family, its options, and timm's own model of the same shape where timm has one by a name.
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_micro_patch8_32", {"mask_token": True}),
+    "eva02": ("eva02_micro_patch8_32", {"mask_token": True}),
+    "eva02, sub-norm": ("eva02_micro_patch8_32", {"sub_norm": True}),
+    "swin": ("swin_micro_patch2_window4_32", {"mask_token": True}),
+    "hiera": ("hiera_micro_32", {}),
+    "hiera, pre-training": ("hiera_micro_32", {"pooled_stages": 1}),
     "pixels": ("pixels_32", {}),
     "timm": ("timm:test_vit_32", {}),
     "timm, ConvNet": ("timm:resnet18_32", {}),
@@ -95,7 +100,7 @@ def test_maps_have_the_shapes_of_the_stages(case: str) -> None:
     backbone = make(case)
     x = images(backbone)
     maps = backbone.feature_maps(x)
-    assert backbone.stage_ends[-1] == backbone.depth
+    assert backbone.last_blocks[-1] == backbone.depth
     for i, (found, stage) in enumerate(zip(maps, backbone.stages, strict=True)):
         assert found.shape == (2, stage.dim, *backbone.grid_of(backbone.image_size, i))
     torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), backbone(x).patches)
@@ -152,7 +157,11 @@ def test_keeps(case: str) -> None:
         return
     rows, columns = backbone.mask_grid
     x, every = images(backbone), torch.arange(rows * columns).repeat(2, 1)
-    torch.testing.assert_close(backbone(x, keep=every), backbone(x))
+    kept, whole = backbone(x, keep=every), backbone(x)
+    torch.testing.assert_close(kept.cls, whole.cls)
+    side = backbone.grid[0] // rows  # tokens of a cell's side: what is kept comes cell by cell
+    cells = whole.patches.unflatten(1, (rows, side, columns, side)).transpose(2, 3).flatten(1, 4)
+    torch.testing.assert_close(kept.patches, cells)
     changed = x.clone()
     changed[:, :, -backbone.cell :, -backbone.cell :] = 9.0  # the last cell
     torch.testing.assert_close(backbone(x, keep=every[:, :-1]), backbone(changed, keep=every[:, :-1]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones import build_backbone, family_of, keywords
 from ssl_bench.config.suite import Suite, resolve
 from ssl_bench.results.leaderboard.aggregate import aggregate_rows
 from ssl_bench.results.leaderboard.differences import untrained_indices
-from ssl_bench.utils.starts import start_of
+from ssl_bench.utils.starts import NOT_AT_START, start_of
 
 SUITE = Suite(name="s", data="shapes", backbone="vit_nano_patch4_16", recipe="none")
 
@@ -23,18 +23,33 @@ def test_a_suite_has_each_start_of_its_methods_once() -> None:
             assert starts.count((recipe.seed, start_of(recipe.backbone))) == 1, recipe.method
 
 
-@pytest.mark.parametrize("init", ["timm", "mae", "moco_v3", "dino", "beit"])
-@pytest.mark.parametrize("option", [{"drop_path": 0.2}, {"mask_token": True}, {"resample": "dino"}])
-def test_options_left_out_of_a_start_change_no_feature(init: str, option: dict[str, object]) -> None:
-    images = torch.randn(2, 3, 16, 16)
+CHANGED = {
+    "drop_path": 0.2,
+    "mask_token": True,
+    "mask_init": "zeros",
+    "patch_gradient": 0.1,
+    "resample": "dino",
+}
+STARTS = [("vit_nano_patch4_16", init) for init in ("timm", "mae", "moco_v3", "dino", "beit")]
+STARTS += [("eva02_micro_patch8_32", None), ("swin_micro_patch2_window4_32", None), ("hiera_micro_32", "mae")]
+STARTS += [("timm:resnet18_32", None)]
+
+
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_options_left_out_of_a_start_change_no_feature(name: str, init: str | None) -> None:
+    assert set(CHANGED) == set(NOT_AT_START)
+    start = {} if init is None else {"init": init}
 
     def features(**options: object) -> torch.Tensor:
         torch.manual_seed(0)
-        network = build_backbone("vit_nano_patch4_16", init=init, pos_embed="learned", **options).eval()
+        network = build_backbone(name, **start, **options).eval()
+        images = torch.randn(2, 3, *network.image_size, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             return network.features(images, ["mean"])["mean"]
 
-    assert torch.equal(features(**option), features())
+    for option, value in CHANGED.items():
+        if option in keywords(family_of(name)):
+            assert torch.equal(features(**{option: value}), features()), option
 
 
 def test_aggregates_find_their_own_untrained_network(add_row) -> None:  # type: ignore[no-untyped-def]
