@@ -157,10 +157,9 @@ def linear(a: argparse.Namespace) -> None:
     steps = max(steps, protocol.min_steps)
     choices = [(kind, lr, 0.0) for kind in protocol.inputs for lr in protocol.base_lr]
     heads = train_heads(*fit, CLASSES, choices, steps=steps, batch_size=batch_size, seed=0)
-    best = int(heads.run_evaluations(*dev)[0].argmax())
-    print(
-        f"SGD, {choices[best][0]}, lr {choices[best][1]:g}: test {heads.run_evaluations(x_test, y_test)[0][best]:.2f}"
-    )
+    on_dev = heads.evaluate(*dev)
+    best = max(range(len(choices)), key=on_dev.__getitem__)
+    print(f"SGD, {choices[best][0]}, lr {choices[best][1]:g}: test {heads.evaluate(x_test, y_test)[best][0]:.2f}")
     mean, std = fit[0].mean(0), fit[0].std(0)
     found = []
     for c in (0.01, 1.0, 100.0):

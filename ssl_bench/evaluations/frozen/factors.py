@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
-from ssl_bench.evaluations.frozen.linear import standardisation
-from ssl_bench.evaluations.frozen.logistic import LOOSE, Logistic, check_grid
+from ssl_bench.evaluations.frozen.logistic import Logistic, check_grid
+from ssl_bench.evaluations.heads import standardisation
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric
 from ssl_bench.utils.errors import RunError, UserError
@@ -40,7 +40,7 @@ class Factors(Evaluator):
         UserError: A grid that is empty or not positive.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_factors: ClassVar[bool] = True
     metric_help: ClassVar[dict[str, str]] = {
         "skill": "mean over factors of the share of a constant's error that the features remove, percent",
@@ -116,9 +116,9 @@ class Factors(Evaluator):
             known, truth = fit.factors[name], asked.factors[name]
             Cs = self.C if strengths is None else (strengths[name],)
             classes = int(max(known.max(), truth.max())) + 1
-            heads = self.head.fit(x, known, classes, Cs, LOOSE * self.head.tol if strengths is None else None)
-            said = heads.scores(queries).argmax(2)
-            found += [(name, c, (said[:, i] != truth).double()) for i, c in enumerate(Cs)]
+            heads, _ = self.head.fit(x, known, classes, Cs)
+            predicted = heads.scores(queries).argmax(2)
+            found += [(name, c, (predicted[:, i] != truth).double()) for i, c in enumerate(Cs)]
         return sorted(found, key=lambda item: list(fit.factors).index(item[0]))
 
 

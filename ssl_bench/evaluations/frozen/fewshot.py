@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
-from ssl_bench.evaluations.frozen.logistic import check_grid, logistic_regression
+from ssl_bench.evaluations.frozen.logistic import check_grid
 from ssl_bench.evaluations.solvers.neighbours import normalize
+from ssl_bench.evaluations.solvers.newton import logistic_regression
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.utils.errors import RunError, UserError, unknown
@@ -53,7 +54,7 @@ class FewShot(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy of the headline head at the headline shots, mean over episodes, percent",
         "top1@k=K,head=HEAD": "the same for every k and head",
@@ -120,13 +121,7 @@ class FewShot(Evaluator):
 
         def tune(head: str, k: int, name: str) -> None:
             x, y, grid = normalize(fit[name]), normalize(dev[name]), self._grid(head)
-            # A small episode is solved for all strengths at once, a large one for each in turn.
-            small = len(grid) * (self.ways or len(counts)) * k * x.shape[1] <= SUPPORT_NUMBERS
-            parts = [
-                self._accuracy(head, k, strengths, x, data.fit, y, data.dev, self.dev_episodes)[0]
-                for strengths in ([grid] if small else [[strength] for strength in grid])
-            ]
-            found = torch.cat(parts)
+            found, _ = self._accuracy(head, k, grid, x, data.fit, y, data.dev, self.dev_episodes)
             dev_top1[head, k, name] = max(zip(found.mean(1).tolist(), grid, strict=True), key=lambda item: item[0])
 
         for name in names:
@@ -173,7 +168,7 @@ class FewShot(Evaluator):
         head: str,
         k: int,
         strengths: Sequence[float],
-        bank: Tensor,
+        features: Tensor,
         support: ImageSet,
         x: Tensor,
         queries: ImageSet,
@@ -183,8 +178,8 @@ class FewShot(Evaluator):
         asked, right = torch.zeros(len(x)), torch.zeros(len(strengths), len(x))
         per_episode = []
         most = max(shot for shot in self.shots if shot <= int(torch.bincount(support.labels).min()))
-        for classes, rows in self._episodes(support, most, count, len(strengths) * k * bank.shape[1]):
-            weight, bias = linear_heads(head, bank[rows[:, :, :k]], strengths)
+        for classes, rows in self._episodes(support, most, count, k * features.shape[1]):
+            weight, bias = linear_heads(head, features[rows[:, :, :k]], strengths)
             classes = classes.repeat(len(strengths), 1)
             correct, valid = predictions(weight.flatten(0, 1), bias.flatten(0, 1), classes, x, queries.labels)
             per_episode.append((correct.sum(1) / valid.sum(1).clamp(min=1)).unflatten(0, bias.shape[:2]))
@@ -243,18 +238,17 @@ def linear_heads(head: str, support: Tensor, strengths: Sequence[float]) -> tupl
         basis = torch.linalg.qr(x.mT).Q
         x = x @ basis
     labels = torch.arange(ways).repeat_interleave(shots)
-    strength = torch.tensor(strengths, dtype=torch.float64)
     if head == "ridge":
         target = torch.eye(ways, dtype=torch.float64)[labels] - 1 / ways
-        gram = x.mT @ x
+        gram, product = x.mT @ x, x.mT @ target
+        unit = torch.eye(gram.shape[-1], dtype=torch.float64)
         mean_eigenvalue = len(labels)  # of the full (D, D) matrix: every coordinate has mean square 1
-        penalty = strength[:, None, None, None] * mean_eigenvalue * torch.eye(gram.shape[-1], dtype=torch.float64)
-        weight = torch.cholesky_solve((x.mT @ target)[None], torch.linalg.cholesky(gram + penalty))
+        factors = (torch.linalg.cholesky(gram + strength * mean_eigenvalue * unit) for strength in strengths)
+        weight = torch.stack([torch.cholesky_solve(product, factor) for factor in factors])
         bias = torch.full((len(strengths), episodes, ways), 1 / ways, dtype=torch.float64)
     else:
-        sets, C = x.repeat(len(strengths), 1, 1), strength.repeat_interleave(episodes)
-        found = logistic_regression(sets, labels, ways, C, tol=1e-3)
-        weight, bias = (part.unflatten(0, (len(strengths), episodes)) for part in found[:2])
+        found = logistic_regression(x, labels, ways, strengths)
+        weight, bias = found.weight, found.bias
     weight = (weight if basis is None else basis @ weight) * scale
     return weight.float(), (bias - (centre @ weight)[:, :, 0]).float()
 

@@ -10,23 +10,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
+from ssl_bench.evaluations.heads import ROWS_PER_BLOCK, Heads, Transform, standardisation
 from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.metrics.metric import accuracy_metric, true_class_rank
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 INPUTS = ("standardised", "whitened")
-RIDGE = (
-    1e-4  # added to the correlation matrix (mean eigenvalue 1) before it is inverted: weaker directions count as noise
-)
+RIDGE = 1e-4  # added to the correlation matrix (mean eigenvalue 1) before its inversion: weaker directions are noise
 WHITENING_ROWS = 10  # images a dimension; with fewer, whitening overfits and is left out if there is another input
-ROWS_PER_BLOCK = 4096  # images at a time, where memory would grow with the data set
 
 
 class Linear(Evaluator):
@@ -100,17 +97,15 @@ class Linear(Evaluator):
             wide = len(features) < WHITENING_ROWS * features.shape[1]
             inputs = [kind for kind in self.inputs if not (wide and kind == "whitened")] or self.inputs
             grid = list(itertools.product(inputs, self.base_lr, self.weight_decay))
-            top1, loss = self._train(features, data.fit.labels, classes, grid).run_evaluations(
-                dev[name], data.dev.labels
-            )
-            for settings, accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
-                tried[name, *settings] = accuracy, -cross_entropy
-        (pooling, kind, lr, decay), found = choose_head("linear", tried, self.base_lr)
+            heads = self._train(features, data.fit.labels, classes, grid)
+            found = heads.evaluate(dev[name], data.dev.labels)
+            tried |= {(name, *settings): on_dev for settings, on_dev in zip(grid, found, strict=True)}
+        (pooling, kind, lr, decay), facts = choose_head("linear", tried, f"base_lr {self.base_lr} needs smaller values")
         labels = data.train.labels
         final = self._train(self.features(encoder, data.train)[pooling], labels, classes, [(kind, lr, decay)])
         if not torch.isfinite(final.weight).all():
             raise RunError(f"linear: the head with base_lr {lr} diverged when trained on all training images")
-        rank = final.ranks(self.features(encoder, data.test)[pooling], data.test.labels)
+        rank = true_class_rank(final.scores(self.features(encoder, data.test)[pooling])[:, 0], data.test.labels)
         correct = (rank == 0).numpy()
         metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
@@ -119,7 +114,7 @@ class Linear(Evaluator):
             "base_lr": lr,
             "lr": lr * min(self.batch_size, len(labels)) / 256,
             "weight_decay": decay,
-            **found,
+            **facts,
             "lr_at_edge": at_edge(lr, self.base_lr),
             "steps": self._steps(len(labels)),
         }
@@ -131,70 +126,6 @@ class Linear(Evaluator):
     def _train(self, features: Tensor, labels: Tensor, classes: int, grid: Sequence[tuple[str, float, float]]) -> Heads:
         batch_size, steps = min(self.batch_size, len(labels)), self._steps(len(labels))
         return train_heads(features, labels, classes, grid, steps=steps, batch_size=batch_size, seed=self.seed)
-
-
-@dataclass(frozen=True, eq=False)
-class Heads:
-    """H linear classifiers of the same standardised features, fused into one matrix.
-
-    Attributes:
-        mean: (D,) float32, subtracted from the features.
-        scale: (D,) float32, then multiplied in: 1 / standard deviation, 0 for a dimension that does not vary.
-        weight: (D, C * H) float32; the heads of one class stand side by side.
-        bias: (C * H,) float32.
-        classes: C.
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-    classes: int
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores (B, H, C) float32 of features (B, D)."""
-        x = (features.to(self.mean.device) - self.mean) * self.scale
-        return torch.addmm(self.bias, x, self.weight).unflatten(1, (self.classes, -1)).transpose(1, 2)
-
-    def run_evaluations(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Accuracy in percent and cross-entropy of each head, (H,) float64; the latter is not finite if it diverged."""
-        correct, loss = [], []
-        for x, y in zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True):
-            scores = self.logits(x).cpu().double()
-            own = scores[torch.arange(len(y)), :, y]
-            loss.append((scores.logsumexp(2) - own).sum(0))
-            correct.append((scores.argmax(2) == y[:, None]).sum(0))
-        return 100 * torch.stack(correct).sum(0).double() / len(labels), torch.stack(loss).sum(0) / len(labels)
-
-    def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """`true_class_rank`, (N,) int64, under the only head."""
-        blocks = zip(features.split(ROWS_PER_BLOCK), labels.split(ROWS_PER_BLOCK), strict=True)
-        return torch.cat([true_class_rank(self.logits(x)[:, 0].cpu(), y) for x, y in blocks])
-
-
-def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation of every dimension.
-
-    A dimension whose spread is below float32 rounding of its values gets 0, so that noise is not blown up to signal.
-
-    Args:
-        features: (N, D) float32.
-
-    Returns:
-        Two (D,) float32 tensors.
-
-    Example:
-        >>> standardisation(torch.tensor([[1.0, 7.0], [3.0, 7.0], [5.0, 7.0]]))
-        (tensor([3., 7.]), tensor([0.6124, 0.0000]))
-    """
-    # float64 holds the square of any float32, so neither large nor tiny features lose their spread.
-    mean = features.mean(0, dtype=torch.float64)
-    squares = torch.zeros_like(mean)
-    for rows in features.split(ROWS_PER_BLOCK):
-        squares += ((rows.double() - mean) ** 2).sum(0)
-    std = (squares / len(features)).sqrt()
-    largest = torch.maximum(features.amax(0), -features.amin(0))
-    return mean.float(), torch.where(std > 1e-6 * largest, 1 / std, 0.0).float()
 
 
 def inverse_correlation(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -280,4 +211,5 @@ def train_heads(
         rate = lr * (0.5 * (1 + math.cos(math.pi * step / steps)))
         weight.addcmul_(weight_momentum, rate, value=-1)
         bias.addcmul_(bias_momentum, rate, value=-1)
-    return Heads(mean, scale, weight, bias, classes)
+    weight = weight.unflatten(1, (classes, count)).permute(2, 0, 1).contiguous()
+    return Heads(Transform(False, mean, scale), weight, bias.unflatten(0, (classes, count)).T.contiguous())

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
-from ssl_bench.evaluations.frozen.logistic import LOOSE, Logistic
+from ssl_bench.evaluations.frozen.logistic import Logistic
+from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.subsets import balanced_subset, listed
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, true_class_rank
@@ -47,7 +48,7 @@ class LowShot(Evaluator):
         UserError: An empty grid, or a number out of range.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy at the headline fraction, mean over draws, percent",
         "top1@F%": "the same with F % of the labels (`top1@listed`: with those of the lists)",
@@ -84,20 +85,20 @@ class LowShot(Evaluator):
         fit, dev = self.features(encoder, data.fit), self.features(encoder, data.dev)
         budgets = {f"{100 * fraction:g}%": fraction for fraction in self.fractions} if not self.lists else {"listed": 0}
         best: dict[str, tuple[str, float]] = {}
-        dev_top1: dict[str, float] = {}
+        dev_top1: dict[str, object] = {}
+        unfinished = 0
         for budget, fraction in budgets.items():
             rows = self._labelled(data.fit, fraction)
             tried: dict[tuple[str, float], tuple[float, float]] = {}
             for name, features in fit.items():
                 found = []
                 for index in rows:
-                    heads = self.head.fit(
-                        features[index], data.fit.labels[index], classes, self.C, LOOSE * self.head.tol
-                    )
-                    found.append(heads.run_evaluations(dev[name], data.dev.labels))
+                    heads, left = self.head.fit(features[index], data.fit.labels[index], classes, self.C)
+                    found.append(heads.evaluate(dev[name], data.dev.labels))
+                    unfinished += left
                 tried |= {(name, c): _mean(scores) for c, *scores in zip(self.C, *found, strict=True)}
-            best[budget] = max(tried, key=tried.__getitem__)
-            dev_top1[budget] = tried[best[budget]][0]
+            best[budget], facts = choose_head("lowshot", tried)
+            dev_top1[budget] = facts["dev_top1"]
 
         train, test = self.features(encoder, data.train), self.features(encoder, data.test)
         metrics: dict[str, Metric] = {}
@@ -109,7 +110,8 @@ class LowShot(Evaluator):
             rows = self._labelled(data.train, fraction)
             ranks = []
             for index in rows:
-                head = self.head.fit(train[pooling][index], data.train.labels[index], classes, [c])
+                head, left = self.head.fit(train[pooling][index], data.train.labels[index], classes, [c])
+                unfinished += left
                 ranks.append(true_class_rank(head.scores(test[pooling])[:, 0], data.test.labels))
             for top in (1, 5):
                 right = 100 * (torch.stack(ranks) < top).double()
@@ -125,6 +127,7 @@ class LowShot(Evaluator):
             "C": {budget: c for budget, (_, c) in best.items()},
             "C_at_edge": [budget for budget, (_, c) in best.items() if at_edge(c, self.C)],
             "dev_top1": dev_top1,
+            "unfinished": unfinished,
             "labelled_images": labelled,
             "population_std_over_draws": std,
             "lists_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.lists],

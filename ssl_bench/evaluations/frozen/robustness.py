@@ -19,7 +19,8 @@ from ssl_bench.data.corruptions import CORRUPTIONS, SMALLEST, corrupt
 from ssl_bench.data.datasets import ImageSet, hold_out
 from ssl_bench.data.images import pack
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, check_features
-from ssl_bench.evaluations.frozen.logistic import Heads, Logistic
+from ssl_bench.evaluations.frozen.logistic import Logistic
+from ssl_bench.evaluations.heads import Heads
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric, mean_metric
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.utils.errors import UserError, unknown
@@ -50,7 +51,7 @@ class Robustness(Evaluator):
         UserError: An unknown corruption, an empty list, or a number out of range.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     metric_help: ClassVar[dict[str, str]] = {
         "corrupted_top1": "accuracy on corrupted images, mean over corruptions and severities, percent",
         "clean_top1": "accuracy on the same images without corruption, percent",

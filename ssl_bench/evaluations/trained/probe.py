@@ -19,7 +19,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge, check_features
 from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, join, needed, parts_of
-from ssl_bench.metrics.metric import accuracy_metric
+from ssl_bench.metrics.metric import accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.errors import RunError, UserError, unknown
@@ -177,14 +177,13 @@ class Probe(Evaluator):
 
         tried: dict[tuple[str, float, float], tuple[float, float]] = {}  # settings -> dev accuracy, -dev loss
         for pooling, x in dev.items():
-            top1, loss = choosing[pooling].heads(range(len(grid))).run_evaluations(x, data.dev.labels)
-            for settings, accuracy, cross_entropy in zip(grid, top1.tolist(), loss.tolist(), strict=True):
-                tried[pooling, *settings] = accuracy, -cross_entropy
-        (pooling, lr, decay), found = choose_head("probe", tried, self.base_lr)
+            found = choosing[pooling].heads(range(len(grid))).evaluate(x, data.dev.labels)
+            tried |= {(pooling, *settings): on_dev for settings, on_dev in zip(grid, found, strict=True)}
+        (pooling, lr, decay), facts = choose_head("probe", tried, f"base_lr {self.base_lr} needs smaller values")
         winner = reporting[pooling].heads([grid.index((lr, decay))])
         if not torch.isfinite(winner.weight).all():
             raise RunError(f"probe: the head with base_lr {lr} diverged when trained on all training images")
-        rank = winner.ranks(self.features(encoder, data.test)[pooling], data.test.labels)
+        rank = true_class_rank(winner.scores(self.features(encoder, data.test)[pooling])[:, 0], data.test.labels)
         correct = (rank == 0).numpy()
         metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
@@ -192,7 +191,7 @@ class Probe(Evaluator):
             "base_lr": lr,
             "lr": lr * probing.training_config.lr,
             "weight_decay": decay,
-            **found,
+            **facts,
             "lr_at_edge": at_edge(lr, self.base_lr),
             "batch_size": probing.training_config.batch_size,
             "steps": cost["steps"],

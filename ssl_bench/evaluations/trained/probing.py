@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.evaluations.evaluator import match_poolings
-from ssl_bench.evaluations.frozen.linear import Heads
+from ssl_bench.evaluations.heads import Heads, Transform
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import warmup_cosine
@@ -128,7 +128,7 @@ class Probing(Method):
 
 
 class HeadGrid(nn.Module):
-    """H linear heads on the same features, and the BatchNorm before them.
+    """H linear heads in training on the same features, and the BatchNorm before them.
 
     All start from the same weights, so that a head does not depend on the others of its sweep.
 
@@ -155,14 +155,14 @@ class HeadGrid(nn.Module):
 
     @torch.no_grad()
     def heads(self, which: Sequence[int]) -> Heads:
-        """Some of the heads, as they judge images."""
-        weight = torch.stack([self.weights[head] for head in which], 1)
-        bias = torch.stack([self.biases[head] for head in which], 1)
-        mean, scale = torch.zeros_like(weight[0, 0]), torch.ones_like(weight[0, 0])
+        """Some of the heads, as they classify centre crops: with the running statistics of the BatchNorm."""
+        weight = torch.stack([self.weights[head].T for head in which])
+        bias = torch.stack([self.biases[head] for head in which])
+        transform = Transform(False, 0.0, 1.0)
         if isinstance(self.norm, nn.BatchNorm1d):
             assert self.norm.running_mean is not None and self.norm.running_var is not None
-            mean, scale = self.norm.running_mean, (self.norm.running_var + self.norm.eps).rsqrt()
-        return Heads(mean, scale, weight.flatten(0, 1).T, bias.flatten(), len(weight))
+            transform = Transform(False, self.norm.running_mean, (self.norm.running_var + self.norm.eps).rsqrt())
+        return Heads(transform, weight, bias)
 
 
 def parts_of(wanted: Sequence[str], offered: Sequence[str]) -> dict[str, tuple[str, ...]]:

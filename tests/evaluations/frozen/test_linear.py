@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Result
-from ssl_bench.evaluations.frozen.linear import Linear, standardisation, train_heads
+from ssl_bench.evaluations.frozen.linear import Linear, train_heads
+from ssl_bench.evaluations.heads import standardisation
 from ssl_bench.utils.errors import RunError, UserError
 
 QUICK = {"min_steps": 200, "base_lr": (0.003, 0.03, 0.3)}
@@ -94,7 +95,7 @@ def test_steps_equal_autograd_and_torch_sgd() -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(layer(z[index]), y[index]).backward()
             optimizer.step()
-        torch.testing.assert_close(heads.logits(x)[:, h], layer(z).detach().float(), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(heads.scores(x)[:, h], layer(z).detach().float(), atol=1e-3, rtol=1e-3)
 
 
 def test_within_half_a_point_of_exact_logistic_regression() -> None:
@@ -163,7 +164,7 @@ def test_the_winner_is_trained_again_on_all_training_images() -> None:
     x = encoder.of["train"]["mean"]
     grid = [(result.chosen["input"], result.chosen["base_lr"], 0.0)]
     head = train_heads(x, data.train.labels, 5, grid, steps=200, batch_size=100, seed=0)  # type: ignore[arg-type]
-    right = head.logits(encoder.of["test"]["mean"])[:, 0].argmax(1) == data.test.labels
+    right = head.scores(encoder.of["test"]["mean"])[:, 0].argmax(1) == data.test.labels
     np.testing.assert_array_equal(result.correct, right.numpy())
     assert result.metrics["top1"].n == 1000
     assert top1(result) == pytest.approx(100 * right.double().mean().item())
@@ -192,7 +193,7 @@ def test_two_runs_are_bit_identical_and_the_seed_counts() -> None:
 
     def logits(seed: int) -> Tensor:
         grid = [("standardised", 0.1, 0.0), ("whitened", 0.3, 0.0)]
-        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=seed).logits(z)
+        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=seed).scores(z)
 
     torch.manual_seed(1)
     first = logits(0)
@@ -206,7 +207,7 @@ def test_heads_do_not_disturb_each_other() -> None:
 
     def logits(*lrs: float) -> Tensor:
         grid = [("standardised", lr, 0.0) for lr in lrs]
-        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=0).logits(z)
+        return train_heads(x, y, 5, grid, steps=50, batch_size=64, seed=0).scores(z)
 
     together, alone = logits(3e38, 0.1, 0.3), logits(0.1)
     assert not torch.isfinite(together[:, 0]).all()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
-from ssl_bench.evaluations.frozen.logistic import Logistic, class_metric, logistic_regression
+from ssl_bench.evaluations.frozen.logistic import Logistic, class_metric
 from ssl_bench.evaluations.frozen.lowshot import LowShot
 from ssl_bench.evaluations.subsets import balanced_subset, listed
 from ssl_bench.utils.errors import RunError, UserError
@@ -68,41 +68,47 @@ def top1(result: Result) -> float:
     return result.metrics["top1"].value
 
 
-@pytest.mark.parametrize("intercept", [True, False])
-def test_coefficients_equal_scikit_learn(intercept: bool) -> None:
-    x, y = clusters(300, 1)
-    x = (x.double() - 3) / x.double().std(0)
-    Cs = (1e-3, 0.1, 10.0)
-    weight, bias, _, unfinished = logistic_regression(x, y, 5, torch.tensor(Cs).double(), intercept, tol=1e-9)
-    assert unfinished == 0
-    for i, c in enumerate(Cs):
-        # Newton's method: scikit-learn's own L-BFGS stops several digits earlier on features as correlated as these.
-        oracle = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10, fit_intercept=intercept)
-        oracle.fit(x.numpy(), y.numpy())
-        np.testing.assert_allclose(weight[i].T.numpy(), oracle.coef_, atol=1e-6)
-        np.testing.assert_allclose(
-            (bias[i] - bias[i].mean()).numpy(), oracle.intercept_ - oracle.intercept_.mean(), atol=1e-6
-        )
-        scores = (x @ weight[i] + bias[i]).argmax(1)
-        np.testing.assert_array_equal(scores.numpy(), oracle.predict(x.numpy()))
-
-
-def test_many_sets_at_once_equal_one_at_a_time() -> None:
-    sets = [clusters(40, seed)[0] - 3 for seed in range(3)]
-    y, Cs = torch.arange(40) % 5, torch.tensor([0.1, 1.0, 10.0]).double()
-    together, bias, *_ = logistic_regression(torch.stack(sets).double(), y, 5, Cs, tol=1e-9)
-    for i, x in enumerate(sets):
-        alone, own_bias, *_ = logistic_regression(x.double(), y, 5, Cs[i : i + 1], tol=1e-9)
-        torch.testing.assert_close(together[i], alone[0], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(bias[i], own_bias[0], atol=1e-6, rtol=1e-6)
-
-
-def test_float32_default_tolerance_is_within_a_hundredth_of_the_optimum() -> None:
+def test_default_tolerance_is_within_a_hundredth_of_the_optimum() -> None:
     (x, y), (z, _) = clusters(2000, 1), clusters(1000, 2)
-    quick = Logistic().fit(x, y, 5, [0.01, 1.0])
-    exact = Logistic().fit(x.double(), y, 5, [0.01, 1.0], tol=1e-9)
+    (quick, left), (exact, _) = (
+        Logistic().fit(x, y, 5, [0.01, 1.0]),
+        Logistic(tol=1e-10).fit(x.double(), y, 5, [0.01, 1.0]),
+    )
     assert (quick.scores(z) - exact.scores(z)).abs().max() < 0.01
-    assert quick.unfinished == 0
+    assert left == 0
+
+
+@pytest.mark.parametrize("evaluator", [Logistic, LowShot])
+def test_what_is_compared_on_dev_is_what_scikit_learn_finds(evaluator: type[Evaluator]) -> None:
+    """Few images a dimension and weak penalties, where early stopping chooses another C (and did)."""
+    Cs, dim = (1e-2, 1.0, 100.0, 1e5), 24
+    y, y_test = (torch.randint(5, (n,), generator=torch.Generator().manual_seed(n)) for n in (100, 400))
+    generator = torch.Generator().manual_seed(1)
+    centres, mix = torch.randn(5, dim, generator=generator), torch.randn(dim, dim, generator=generator)
+    mix *= torch.logspace(0, -2, dim)[:, None]
+    x, x_test = ((centres[part] + 2 * torch.randn(len(part), dim, generator=generator)) @ mix for part in (y, y_test))
+    pixels = torch.zeros(400, 3, 1, 1, dtype=torch.uint8)
+    train, test = (
+        ImageSet("toy", split, part, tuple("abcde"), "0" * 64, pixels[: len(part)])
+        for split, part in (("train", y), ("test", y_test))
+    )
+    data = Data(train, train.subset(torch.arange(40, 100), "train"), train.subset(torch.arange(40), "dev"), test)
+    encoder = Stub({"train": {"mean": x}, "test": {"mean": x_test}})
+    fit = x[40:].double()
+    scaled = (x.double() - fit.mean(0)) / fit.std(0, correction=0)
+    on_dev = []
+    for c in Cs:
+        oracle = LogisticRegression(C=c, tol=1e-7, solver="newton-cholesky", max_iter=1000)
+        oracle.fit(scaled[40:].numpy(), y[40:].numpy())
+        on_dev.append(100 * oracle.score(scaled[:40].numpy(), y[:40].numpy()))
+    settings = {"C": Cs} | ({"fractions": (1.0,), "draws": 1} if evaluator is LowShot else {})
+    result = evaluator(**settings).run(encoder, data)
+    chosen, dev_top1 = result.chosen["C"], result.chosen["dev_top1"]
+    if evaluator is LowShot:
+        chosen, dev_top1 = chosen["100%"], dev_top1["100%"]  # type: ignore[index]
+    assert dev_top1 == pytest.approx(max(on_dev))
+    assert on_dev[Cs.index(chosen)] == pytest.approx(max(on_dev))  # type: ignore[arg-type]
+    assert len(set(on_dev)) > 2 and result.chosen["unfinished"] == 0
 
 
 def test_run_equals_scikit_learn_with_the_same_choice() -> None:
@@ -238,9 +244,8 @@ def test_official_lists_load_from_a_path(tmp_path: Path) -> None:
     assert listed(whole, str(file)).tolist() == rows
     result = LowShot(lists=(str(file),), **QUICK).run(encoder, with_names)
     assert result.chosen["labelled_images"] == {"listed": 100}
-    head = Logistic(**QUICK).fit(
-        encoder.of["train"]["mean"][rows], whole.labels[rows], 5, [result.chosen["C"]["listed"]]
-    )  # type: ignore[index]
+    c: float = result.chosen["C"]["listed"]  # type: ignore[index]
+    head, _ = Logistic(**QUICK).fit(encoder.of["train"]["mean"][rows], whole.labels[rows], 5, [c])
     right = head.scores(encoder.of["test"]["mean"])[:, 0].argmax(1) == data.test.labels
     assert top1(result) == pytest.approx(100 * float(right.double().mean()))
     with pytest.raises(UserError, match="decoded in memory, without names"):

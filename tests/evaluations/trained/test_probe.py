@@ -102,7 +102,7 @@ def test_batch_norm_numbers() -> None:
     torch.testing.assert_close(head_grid.norm(x), torch.tensor([[-a, -a], [0, a], [a, 0]]), rtol=0, atol=1e-6)
     torch.testing.assert_close(head_grid.norm.running_mean, torch.tensor([0.3, 0.4]))
     torch.testing.assert_close(head_grid.norm.running_var, torch.tensor([1.3, 1.3]))
-    torch.testing.assert_close(head_grid.heads([0]).logits(x)[:, 0], head_grid.eval()(x)[:, :, 0])
+    torch.testing.assert_close(head_grid.heads([0]).scores(x)[:, 0], head_grid.eval()(x)[:, :, 0])
 
 
 def test_lars_numbers(data: Data) -> None:
