@@ -173,7 +173,8 @@ class Probe(Evaluator):
         )
         cost = train(probing, data.train, encoder.folder, f"linear probe, {n_heads} head{'s' * (n_heads > 1)}")
         # The meter counts the patches of forward passes of a backbone, and sees none in its `features`.
-        cost["patches_encoded_without_gradient"] = math.prod(getattr(network, "grid", (0,))) * cost["images_seen"]
+        patches = math.prod(network.grid) if getattr(network, "can_train", False) else 0  # raw pixels are not encoded
+        cost["patches_encoded_without_gradient"] = patches * cost["images_seen"]
 
         tried: dict[tuple[str, float, float], tuple[float, float]] = {}  # settings -> dev accuracy, -dev loss
         for pooling, x in dev.items():
