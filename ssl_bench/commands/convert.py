@@ -73,7 +73,7 @@ def convert(
     Args:
         source: A checkpoint in a layout of the method's authors or in timm's names, .safetensors, or with
             ``format="timm"`` an encoder file of ours. It is never executed.
-        method: Whose weights these are; says the branch, the positions and which tensors are no encoder's.
+        method: The one that trained the weights; says the branch, the positions and which tensors are no encoder's.
         backbone: Which it is, as in timm: ``vit_base_patch16_224``. Positions of another image size are resized.
         out: The file to write.
         branch: Another than the paper evaluates: student, momentum_encoder, ...

@@ -91,7 +91,7 @@ class Step:
         return images, flops
 
     def commands(self) -> list[str]:
-        """What makes the encoder, then what judges it."""
+        """What makes the encoder, then what evaluates it."""
         make = ""
         if self.found and self.release:
             make = f"ssl-bench convert {convert_arguments(self.wanted, self.release)}"
@@ -119,7 +119,7 @@ def reproduce(
         dry_run: Only show the plan.
         out: Folder of the rows; those that are there are not measured again.
         checkpoints: Folder of the authors' files: FILE, or METHOD/BACKBONE/FILE where several have one name.
-        device: Whose hours to estimate: one of ``cost.DEVICES``.
+        device: The one to estimate hours for, of ``cost.DEVICES``.
         tflops: Sustained TFLOPS instead of the device's.
         max_hours: Skip runs that would take longer.
         show: What to do with the lines of the plan.

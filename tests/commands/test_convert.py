@@ -472,6 +472,13 @@ def test_positions_are_resized(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.encoder(x), large(x))  # as when small images are given to the large network
 
 
+@pytest.mark.parametrize(("method", "kind"), [("mae", "sincos_xy"), ("moco_v3", "sincos_yx")])
+def test_fixed_positions_are_computed_for_another_grid(method: str, kind: str, tmp_path: Path) -> None:
+    state = {"model": vit(positions=kind, size=32).state_dict()}
+    encoder = load_encoder(run(write(tmp_path / "c.pth", state), method, "vit_nano_patch4_16")[0]).encoder
+    torch.testing.assert_close(encoder.pos_embed, vit(positions=kind).pos_embed, rtol=0, atol=1e-6)
+
+
 def test_relative_positions_are_resized(tmp_path: Path) -> None:
     net = beit(size=24, **BEIT)
     table = net.rel_pos_bias.relative_position_bias_table.data
@@ -510,7 +517,7 @@ def test_what_an_encoder_file_says(tmp_path: Path) -> None:
         run(source, "beit", epochs=0)
 
 
-def test_converted_weights_are_judged_as_weights_from_elsewhere(tiny_data: Splits, tmp_path: Path) -> None:
+def test_converted_weights_are_evaluated_as_external_weights(tiny_data: Splits, tmp_path: Path) -> None:
     rows = []
     for seed in (0, 1):
         state = vit(seed).state_dict()
