@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.errors import RunError, Stopped, UserError
 
 # Nothing heavy is imported up here: `ssl-bench --help` predictions at once.
 
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Status 0: done; 1: something asked for failed; 2: the request itself is wrong."""
+    """Run a command. Status 0: done; 1: something asked for failed; 2: the request is wrong; 128 + N: by signal N."""
     try:
         arguments = make_parser().parse_args(argv)
         return int(arguments.run(arguments) or 0)
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(
             "interrupted: finished rows and the last checkpoint are kept; the same command goes on from there", 1
         )
+    except Stopped as stop:
+        return _say(f"stopped by {stop.name}: the training is saved; the same command goes on from there", stop.status)
     except BrokenPipeError:  # the reader of our output has gone, as in `ssl-bench list methods | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -188,18 +190,8 @@ def run_pretrain(a: argparse.Namespace) -> None:
     from ssl_bench.config.parsing import parse_overrides
     from ssl_bench.utils.distributed import is_first
 
-    target = pretrain(
-        a.method,
-        recipe=a.recipe,
-        data=a.data,
-        backbone=a.backbone,
-        epochs=a.epochs,
-        seed=a.seed,
-        overrides=parse_overrides(a.set),
-        out=a.out,
-        skip_unreadable=a.skip_unreadable,
-        logger=a.logger,
-    )
+    options = _options(a, "method", "set", "keys")
+    target = pretrain(a.method, overrides=parse_overrides(a.set), **options)
     if is_first():
         print(target)
 
@@ -208,14 +200,7 @@ def run_evaluate(a: argparse.Namespace) -> None:
     """``ssl-bench evaluate``."""
     from ssl_bench.commands.evaluate import evaluate
 
-    rows = evaluate(
-        a.checkpoint,
-        evaluations=a.evaluations,
-        data=a.data,
-        backbone=a.backbone,
-        out=a.out,
-        skip_unreadable=a.skip_unreadable,
-    )
+    rows = evaluate(a.checkpoint, **_options(a, "checkpoint"))
     for row in rows:
         metric = row["metrics"][row["headline"]]
         found = f"{metric['value']:.2f} ({metric['low']:.2f} to {metric['high']:.2f}, n = {metric['n']:,})"
@@ -226,8 +211,7 @@ def run_bench(a: argparse.Namespace) -> int:
     """``ssl-bench bench``."""
     from ssl_bench.commands.bench import bench
 
-    options = {key: value for key, value in vars(a).items() if key not in ("suite", "run")}
-    failed = bench(a.suite, **options)
+    failed = bench(a.suite, **_options(a, "suite"))
     for line in failed:
         _say(f"failed: {line}", 1)
     return 1 if failed else 0
@@ -244,22 +228,21 @@ def run_reproduce(a: argparse.Namespace) -> int:
     """``ssl-bench reproduce``."""
     from ssl_bench.commands.reproduce import reproduce
 
-    options = {key: value for key, value in vars(a).items() if key not in ("name", "run")}
-    return 1 if reproduce(a.name, **options) else 0
+    return 1 if reproduce(a.name, **_options(a, "name")) else 0
 
 
 def run_convert(a: argparse.Namespace) -> None:
     """``ssl-bench convert``."""
     from ssl_bench.commands.convert import convert
 
-    print(convert(**{key: value for key, value in vars(a).items() if key != "run"}))
+    print(convert(**_options(a)))
 
 
 def run_show(a: argparse.Namespace) -> None:
     """``ssl-bench show``."""
     from ssl_bench.commands.show import show
 
-    print(show(**{key: value for key, value in vars(a).items() if key != "run"}))
+    print(show(**_options(a)))
 
 
 def run_leaderboard(a: argparse.Namespace) -> None:
@@ -283,6 +266,11 @@ def run_check(a: argparse.Namespace) -> int:
     from ssl_bench.commands.check import check
 
     return 1 if check(a.folder) else 0
+
+
+def _options(a: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """The arguments of a command that are keywords of its function, without those named."""
+    return {key: value for key, value in vars(a).items() if key not in ("run", *others)}
 
 
 def _names(text: str) -> list[str]:

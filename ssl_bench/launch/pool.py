@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from ssl_bench.data.reading import memory_budget, processors
+from ssl_bench.utils.errors import STOPPING, Stopped
 
+SAVING = 25.0  # seconds that processes have to save; SLURM and torchrun kill 30 s after their signal
 RunTask = Callable[[int], str | None]  # runs the task of an index; a line that says why, if it failed
 
 
@@ -37,6 +39,9 @@ def run_in_pool(
 
     Returns:
         One line for each task that failed.
+
+    Raises:
+        Stopped: SIGTERM, SIGUSR1 or SIGHUP came; the processes got it too and have saved what they were doing.
     """
     context = torch.multiprocessing.get_context("spawn")
     queue, results = context.SimpleQueue(), context.SimpleQueue()
@@ -52,9 +57,14 @@ def run_in_pool(
     signal.signal(signal.SIGINT, handler)
     failed: list[str] = []
     left = len(indices)
+    came: list[int] = []  # signals
+    before = {signum: signal.signal(signum, lambda signum, _: came.append(signum)) for signum in _watched()}
     try:
         while left:
             while results.empty():
+                if came:
+                    _pass_on(came[0], workers)
+                    raise Stopped(came[0])
                 if not any(worker.is_alive() for worker in workers) and results.empty():
                     return [
                         *failed,
@@ -64,10 +74,29 @@ def run_in_pool(
             line, left = results.get(), left - 1
             failed += [line] if line else []
     finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
         for worker in workers:
             worker.join(5 if not left else 0)
             worker.kill()  # nothing is lost: every file is written atomically
     return failed
+
+
+def _watched() -> list[int]:
+    """The signals that ask a suite to stop; only the main thread may watch, and nohup is respected."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+
+
+def _pass_on(signum: int, workers: Sequence[Any]) -> None:
+    """Tell the processes, and wait until they have saved."""
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signum)
+    until = time.monotonic() + SAVING
+    for worker in workers:
+        worker.join(max(0.0, until - time.monotonic()))
 
 
 def _worker(prepare: Callable[..., RunTask], arguments: Sequence[Any], queue: Any, results: Any, threads: int) -> None:

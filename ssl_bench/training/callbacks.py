@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +17,34 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from ssl_bench.utils.distributed import all_mean
-from ssl_bench.utils.errors import RunError
+from ssl_bench.utils.errors import STOPPING, RunError, Stopped
 from ssl_bench.utils.progress import INTERVAL, Progress
+
+AGREE = 10  # steps between two questions whether any process is to save or stop; each waits for the device
 
 
 class Resume(Callback):
-    """Writes ``last.ckpt`` now and then, atomically. At most 2 % of the time goes into it."""
+    """Writes ``last.ckpt`` now and then, atomically, and when a signal asks the training to stop.
+
+    At most 2 % of the time goes into it.
+    """
 
     def __init__(self, path: Path, at_least_every: float = 10.0) -> None:
         self.path, self.interval = path, at_least_every
+        self.stopping = 0  # the signal's number
         self.elapsed_before = 0.0
         self.started = self.saved = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock and watch for signals, instead of Lightning, which restores all handlers at its end."""
         self.started = self.saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for signum in STOPPING:
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+                    signal.signal(signum, self._stop)
+
+    def _stop(self, signum: int, frame: object) -> None:
+        self.stopping = signum
 
     @property
     def elapsed(self) -> float:
@@ -47,13 +62,25 @@ class Resume(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time, never after the last step: the encoder file follows."""
-        due = trainer.strategy.broadcast(time.monotonic() - self.saved > self.interval)
-        if due and trainer.global_step < trainer.max_steps:
+        """Save when it is time or a signal has come, never after the last step: the encoder file follows.
+
+        Raises:
+            Stopped: After the signal's checkpoint.
+        """
+        due, stopping = time.monotonic() - self.saved > self.interval, self.stopping
+        if trainer.world_size > 1:
+            if trainer.global_step % AGREE:
+                return
+            asked = torch.tensor([due and trainer.is_global_zero, stopping], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            due, stopping = asked.tolist()
+        if (due or stopping) and trainer.global_step < trainer.max_steps:
             before = time.monotonic()
             self.save(trainer)
             self.saved = time.monotonic()
             self.interval = max(self.interval, 50 * (self.saved - before))
+            if stopping:
+                raise Stopped(stopping)
 
     def save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``.

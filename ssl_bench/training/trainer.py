@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader
@@ -20,7 +21,7 @@ from ssl_bench.training.callbacks import Report, Resume
 from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
 from ssl_bench.training.loggers import make_loggers
 from ssl_bench.training.monitor import Monitor
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import Stopped, UserError
 
 
 def train(
@@ -48,6 +49,7 @@ def train(
     Raises:
         UserError: The batch is larger than the data.
         RunError: The loss diverged or the disk is full.
+        Stopped: SIGTERM, SIGUSR1 or SIGHUP came, and ``last.ckpt`` has everything until then.
     """
     config = method.training_config
     per_epoch = len(images) // config.batch_size
@@ -91,6 +93,8 @@ def train(
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(method, loader, ckpt_path=last, weights_only=True if last else None)
+    except Stopped:
+        raise
     except SystemExit as error:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from error
     finally:
@@ -123,9 +127,11 @@ def _steps_done(checkpoint: Path | None) -> int:
 def _launched() -> dict[str, Any]:
     """One process, or those that `torchrun -m ssl_bench.cli pretrain ...` has started."""
     world, local = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    # Named, so that Lightning doesn't take a job of SLURM for its own: it would save and requeue by itself.
+    environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
     if world == 1:
-        return {"devices": 1}
-    return {"devices": local, "num_nodes": world // local, "strategy": "ddp"}
+        return {"devices": 1, "plugins": [environment]}
+    return {"devices": local, "num_nodes": world // local, "strategy": "ddp", "plugins": [environment]}
 
 
 def _quiet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -12,6 +13,26 @@ class UserError(Exception):
 
 class RunError(Exception):
     """Something that was asked for failed while it ran (full disk, diverged loss); exit status 1."""
+
+
+# What schedulers and terminals send before they kill; Windows has the first alone.
+STOPPING: list[int] = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(SystemExit):
+    """A signal (SIGTERM, SIGUSR1, SIGHUP) ended the command after what it was doing was saved.
+
+    The exit status is 128 + the signal's number, as a shell reports it (on Linux 143, 138 and 129).
+
+    Example:
+        >>> Stopped(15).status, Stopped(15).name
+        (143, 'SIGTERM')
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.status = 128 + signum
+        super().__init__(self.status)
+        self.name = signal.Signals(signum).name
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
