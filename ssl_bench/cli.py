@@ -75,7 +75,7 @@ def make_parser() -> Parser:
     sub.add_argument("method", metavar="METHOD", help=method_help)
     sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
     sub.add_argument("--data", metavar="DATA", help=data_help)
-    sub.add_argument("--backbone", metavar="B", help="for example vit_small_patch16_224; `ssl-bench list backbones` has all")
+    sub.add_argument("--backbone", metavar="B", help="e.g. vit_small_patch16_224; all: ssl-bench list backbones")
     sub.add_argument("--epochs", type=float, metavar="N", help="epochs of pre-training")
     sub.add_argument("--seed", type=int, metavar="S", help="seed of weights, order, views and masks")
     sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
