@@ -44,6 +44,7 @@ def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
         >>> true_class_rank(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]]), torch.tensor([2, 1]))
         tensor([1, 1])
     """
+    # torchmetrics' accuracies are one number; intervals, paired tests and every top-k need each image's rank.
     own = scores.gather(1, labels[:, None])
     before = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > own) | ((scores == own) & before)).sum(dim=1)

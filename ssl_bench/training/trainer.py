@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader

@@ -166,6 +166,8 @@ def average_precision(ranks: np.ndarray, rule: str = "step") -> float:
         >>> average_precision(np.array([0, 2, 5])), average_precision(np.array([0, 2, 5]), "trapezoid")
         (0.7222222222222222, 0.6777777777777777)
     """
+    # torchmetrics' retrieval_average_precision counts images at similarities of 0 and below as wrong ones, and sorts
+    # each query's whole gallery: 7 times slower.
     hits = np.arange(len(ranks))
     at = (hits + 1) / (ranks + 1)
     if rule == "step":

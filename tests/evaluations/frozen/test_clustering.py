@@ -10,6 +10,11 @@ import pytest
 import torch
 from sklearn import metrics as oracle
 from torch import Tensor
+from torchmetrics.functional.clustering import (
+    adjusted_rand_score,
+    fowlkes_mallows_index,
+    normalized_mutual_info_score,
+)
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data
@@ -56,6 +61,9 @@ def test_equals_scikit_learn_and_all_matchings(classes: int, k: int) -> None:
     assert found["nmi"] == pytest.approx(oracle.normalized_mutual_info_score(y, c), abs=1e-9)
     assert found["ari"] == pytest.approx(oracle.adjusted_rand_score(y, c), abs=1e-9)
     assert found["fmi"] == pytest.approx(oracle.fowlkes_mallows_score(y, c), abs=1e-9)
+    if classes > 1:
+        theirs = (normalized_mutual_info_score, adjusted_rand_score, fowlkes_mallows_index)
+        assert list(found.values()) == pytest.approx([float(score(clusters, labels)) for score in theirs], abs=1e-6)
     slots = list(range(classes)) + [-1] * k  # a cluster may stand for no class
     best = max(np.mean(np.array(meaning)[c] == y) for meaning in set(itertools.permutations(slots, k)))
     assert float(matched(labels, clusters, classes, k).double().mean()) == pytest.approx(best)

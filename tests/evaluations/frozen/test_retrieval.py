@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from stubs import Stub
 from torch import Tensor
+from torchmetrics.functional.retrieval import retrieval_average_precision
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data
@@ -45,6 +46,10 @@ def test_gallery_search_equals_scikit_learn() -> None:
     for i in range(40):
         relevant = (bank_y == y[i]).numpy()
         assert precision[i] == pytest.approx(100 * average_precision_score(relevant, similarity[i]), abs=1e-6)
+        above_zero = torch.from_numpy(similarity[i]) + 2  # torchmetrics takes the others for wrong
+        assert precision[i] == pytest.approx(
+            100 * float(retrieval_average_precision(above_zero, bank_y == y[i])), abs=1e-3
+        )
         assert first[i] == np.flatnonzero(relevant[np.argsort(-similarity[i])])[0]
 
 
