@@ -27,7 +27,7 @@ class Suite:
         methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there.
         recipe: Name of the recipe that each method brings.
         seeds: One pre-training run each.
-        seeds_of: Seeds of single methods instead, for a yardstick that needs no interval.
+        seeds_of: Seeds of single methods instead, for a baseline that needs no interval.
         evaluations: Protocols.
         transfer: Other data sets on which every encoder is judged as well, pre-trained on ``data`` as it is.
         transfer_evaluations: Protocols there.

@@ -9,7 +9,7 @@ from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 
 class Untrained(Method):
@@ -43,7 +43,11 @@ class Supervised(Method):
     category = "baseline"
     uses_labels = True
     defaults = Training(epochs=300, batch_size=1024, base_lr=2.5e-4, warmup_epochs=5, weight_decay=0.05)
-    deviations = ("no mixup, cutmix, RandAugment, erasing, repeated augmentation or EMA: a yardstick, not DeiT",)
+    deviations = (
+        "no mixup, cutmix, RandAugment, erasing, repeated augmentation or EMA: a baseline, not DeiT",
+        "the classifier reads the mean patch token; DeiT's reads the cls token",
+        "positions and initial weights are those of the recipe's backbone; DeiT's are learned and truncated normal",
+    )
 
     def __init__(
         self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.1, crop_min: float = 0.2
@@ -55,7 +59,7 @@ class Supervised(Method):
     @property
     def views(self) -> list[View]:
         """One crop, flipped at random."""
-        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), flip=0.5)]
+        return [random_resized_crop(self.backbone.image_size, self.crop_min)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy of a linear classifier on the mean patch token."""

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import block_masking, masked_mean
-from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.teachers.dalle import Tokenizer, load_dalle
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.views.evaluation import normalize
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 
 class BEiT(Method):
@@ -60,7 +60,10 @@ class BEiT(Method):
     }
     deviations = (
         "unless the tokenizer is dalle:PATH, it is a dVAE trained on the pre-training images instead of DALL-E's",
-        "colours are jittered after the crop instead of before it",
+        "colours are jittered after the crop instead of before it, so contrast is that of the crop",
+        "codes are computed in 32 bit; DALL-E's on a GPU in 16 bit, so a few differ",
+        "the keys of the attention have a bias, which softmax cancels; the authors' have none",
+        "mixed precision, where a recipe has it, is bf16; the authors' is fp16 with a loss scaler",
     )
     teachers = ("tokenizer",)
 
@@ -115,14 +118,8 @@ class BEiT(Method):
     @property
     def views(self) -> list[View]:
         """One crop with jittered colours, for the encoder, and again in [0, 1], for the tokenizer."""
-        crop = View(
-            self.backbone.image_size,
-            scale=(self.crop_min, 1.0),
-            interpolation="bicubic",
-            flip=0.5,
-            jitter=(0.4, 0.4, 0.4, 0.0),
-            jitter_p=1.0,
-        )
+        jitter = {"jitter": (0.4, 0.4, 0.4, 0.0), "jitter_p": 1.0}
+        crop = random_resized_crop(self.backbone.image_size, self.crop_min, **jitter)
         rows, columns = self.backbone.mask_grid
         plain = replace(crop, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="lanczos", same=True)
         return [crop, replace(plain, size=(rows * self.stride, columns * self.stride))]
@@ -161,12 +158,7 @@ class BEiT(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """No weight decay on vectors and the cls token (``optim_factory.py``); the mask token has it."""
-        decay: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, p in self.named_parameters():
-            if p.requires_grad:
-                (plain if p.ndim <= 1 or name.endswith(("cls_token", "pos_embed")) else decay).append(p)
-        return [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
+        return no_decay_on_vectors(self.named_parameters(), spared=("cls_token", "pos_embed"))
 
 
 def masked_prediction(logits: Tensor, codes: Tensor) -> dict[str, Tensor]:

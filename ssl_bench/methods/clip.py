@@ -17,7 +17,7 @@ from ssl_bench.teachers.text_tower import TextTower, tokenize
 from ssl_bench.utils.distributed import gather, process
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import eval_images, resize_crop
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
@@ -44,7 +44,7 @@ class CLIP(Method):
     """
 
     paper = "Radford et al. 2021, arXiv 2103.00020"
-    category = "target network"
+    category = "teacher"
     uses_labels = True
     defaults = Training(  # tables 18 and 20, ViT-B: 5e-4 at batch 32,768; 2,000 of 390,625 steps are warm-up
         epochs=32,
@@ -95,7 +95,7 @@ class CLIP(Method):
     @property
     def views(self) -> list[View]:
         """One crop."""
-        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=self.flip)]
+        return [random_resized_crop(self.backbone.image_size, self.crop_min, flip=self.flip)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Symmetric InfoNCE over the joint batch (figure 3)."""

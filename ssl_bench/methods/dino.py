@@ -16,7 +16,7 @@ from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.errors import UserError
-from ssl_bench.views.view import View
+from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
 
 
 class DINO(Method):
@@ -61,6 +61,11 @@ class DINO(Method):
     )
     needs = ("multi_crop",)
     backbone_options = {"pos_embed": "learned", "init": "dino", "resample": "dino", "drop_path": 0.1}
+    deviations = (
+        *PIL_DIFFERENCES,
+        "mixed precision, where a recipe has it, is bf16; the authors' is fp16 with a loss scaler",
+        "at other image sizes than 224 the local crops are 96/224 of the image in whole patches",
+    )
 
     def __init__(
         self,
@@ -161,11 +166,9 @@ def multicrop(
     if local_size is not None and (local_size < patch or local_size % patch):
         raise UserError(f"local_size is {local_size}; it must be a multiple of the patch size {patch}")
     share = (local_size or height * 96 / 224) / height
-    first = View(
+    first = random_resized_crop(
         (height, width),
         scale=global_scale,
-        interpolation="bicubic",
-        flip=0.5,
         jitter=(0.4, 0.4, 0.2, 0.1),
         jitter_p=0.8,
         grayscale=0.2,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from ssl_bench.nn.schedules import cosine
 from ssl_bench.teachers.dalle import Tokenizer, map_pixels, perplexity
 from ssl_bench.utils.errors import RunError
 from ssl_bench.views.evaluation import resize_crop
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
@@ -51,13 +50,15 @@ class DVAE(Method):
     """
 
     paper = "Ramesh et al. 2021, arXiv 2102.12092"
-    category = "target network"
+    category = "tokenizer"
     defaults = Training(  # appendix A.2: 1.2 million steps of 512 images
         epochs=480, batch_size=512, base_lr=5e-5, min_lr=1.25e-6, warmup_epochs=0, weight_decay=1e-4
     )
     deviations = (
         "the training ends with the decay of the learning rate, after 1.2 of the paper's 3 million steps",
         "crops are antialiased bilinear instead of by area, with a random size instead of a fixed one",
+        "the training images are the suite's; the paper's are 250 million pairs from the internet",
+        "schedules and the scale of the objective are the paper's text (appendix A); its code for them is not public",
     )
 
     def __init__(
@@ -95,8 +96,8 @@ class DVAE(Method):
     @property
     def views(self) -> list[View]:
         """One crop of nearly the whole image, flipped at random, in [0, 1]."""
-        crop = View(self.size, scale=(self.crop_min, 1.0), interpolation="bilinear", flip=0.5)
-        return [replace(crop, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))]
+        plain = {"interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        return [random_resized_crop(self.size, self.crop_min, **plain)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """The negative evidence lower bound under the relaxation (section 2.1)."""

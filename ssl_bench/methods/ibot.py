@@ -16,7 +16,6 @@ from ssl_bench.nn.centering import Center, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.nn.masking import block_masking
-from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import View
 
@@ -61,6 +60,12 @@ class IBOT(Method):
     defaults = replace(DINO.defaults, epochs=800, batch_size=1024)  # the released ViT-S
     needs = ("mask", "multi_crop")
     backbone_options = DINO.backbone_options | {"mask_token": True}
+    deviations = (
+        *DINO.deviations,
+        "on several processes both places of a head's batch norm see the joint batch; in the authors' code only the "
+        "first does",
+        "the agreement of the teacher's outputs with the labels is not logged, because training sees no labels",
+    )
 
     def __init__(
         self,
@@ -111,7 +116,8 @@ class IBOT(Method):
         widths = (backbone.embed_dim, hidden_dim, bottleneck_dim, out_dim)
         self.head = IBOTHead(*widths, norm_last_layer, shared_head, batch_norm)
         self.teacher = EMATeacher(backbone, self.head)
-        if shared_head_teacher:
+        if shared_head_teacher:  # it starts as the student's second layer and follows the first (``main_ibot.py``)
+            self.teacher.head.last_layer.load_state_dict(self.head.last_layer2.state_dict())
             self.teacher.head.last_layer2 = self.teacher.head.last_layer
         self.center, self.center2 = Center(out_dim, center_momentum), Center(out_dim, center_momentum)
 
@@ -165,24 +171,9 @@ class IBOT(Method):
             return uniform(grid[0] * grid[1]).argsort(dim=1).argsort(dim=1) < cells.floor()[:, None]
         return block_masking(cells, grid, (min(grid) // 3) ** 2, uniform).flatten(1)
 
-    def before_step(self) -> None:
-        """Keep the last layers in the first epochs: without gradient AdamW leaves them alone."""
-        if self.epoch < self.freeze_last_layer:
-            self.head.freeze_last()
-
-    def after_step(self) -> None:
-        """The teacher follows the student."""
-        self.teacher.follow(self.backbone, self.head, self.current_momentum)
-
-    @property
-    def current_momentum(self) -> float:
-        """Cosine from ``momentum`` to 1 over the training."""
-        return cosine(self.progress, self.momentum, 1.0)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The teacher's backbone."""
-        return self.teacher.backbone
+    # DINO's: the last layers stay as they are in the first epochs, the teacher follows, and it is what is evaluated.
+    before_step, after_step = DINO.before_step, DINO.after_step
+    current_momentum, encoder = DINO.current_momentum, DINO.encoder
 
 
 def patch_loss(student: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> Tensor:

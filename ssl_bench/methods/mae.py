@@ -16,7 +16,7 @@ from ssl_bench.nn.attention import fused_attention
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.views.evaluation import denormalize, normalize
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 
 class MAE(Method):
@@ -41,6 +41,7 @@ class MAE(Method):
     )
     needs = ("keep", "cls")
     backbone_options = {"pos_embed": "sincos_xy", "init": "mae"}
+    deviations = ("mixed precision, where a recipe has it, is bf16; the authors' is fp16 with a loss scaler",)
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class MAE(Method):
     @property
     def views(self) -> list[View]:
         """One crop, flipped at random; no colour augmentation (table 8)."""
-        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)]
+        return [random_resized_crop(self.backbone.image_size, self.crop_min)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Reconstruction error over the masked patches."""

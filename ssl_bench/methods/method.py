@@ -162,7 +162,7 @@ class Method(LightningModule):
         """
         return {}
 
-    # What is free (for authors to call) ------------------------------------------------------------------------------
+    # For authors to call ---------------------------------------------------------------------------------------------
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform draws on [0, 1) for masks.
@@ -193,7 +193,7 @@ class Method(LightningModule):
         seen = [not view.same and (view.mean, view.std) == usual for view in self.views]
         return [replace(v, mean=mean, std=std) if own else v for v, own in zip(self.views, seen, strict=True)]
 
-    # What is free (called by the trainer) -----------------------------------------------------------------------------
+    # Called by the trainer -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""

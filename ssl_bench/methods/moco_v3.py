@@ -17,7 +17,7 @@ from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.distributed import gather, process
-from ssl_bench.views.view import View
+from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
 
 
 class MoCoV3(Method):
@@ -42,6 +42,11 @@ class MoCoV3(Method):
         epochs=300, batch_size=4096, base_lr=1.5e-4, warmup_epochs=40, weight_decay=0.1, betas=(0.9, 0.999)
     )
     backbone_options = {"pos_embed": "sincos_yx", "init": "moco_v3"}
+    deviations = (
+        *PIL_DIFFERENCES,
+        "mixed precision, where a recipe has it, is bf16; the authors' is fp16 with a loss scaler",
+        "ViT-S has DeiT's 6 attention heads unless a recipe says num_heads 12, as the paper's recipe here does",
+    )
 
     def __init__(
         self,
@@ -66,15 +71,14 @@ class MoCoV3(Method):
     @property
     def views(self) -> list[View]:
         """The asymmetric pair: the first always blurred, the second seldom, and sometimes solarised (BYOL's)."""
-        crop = View(
+        crop = random_resized_crop(
             self.backbone.image_size,
-            scale=(self.crop_min, 1.0),
+            self.crop_min,
             interpolation="bilinear",
             jitter=(0.4, 0.4, 0.2, 0.1),
             jitter_p=0.8,
             grayscale=0.2,
             blur_sigma=self.blur_sigma,
-            flip=0.5,
         )
         return [replace(crop, blur=1.0), replace(crop, blur=0.1, solarize=0.2)]
 

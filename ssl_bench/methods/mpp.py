@@ -16,7 +16,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import denormalize, normalize
-from ssl_bench.views.view import View
+from ssl_bench.views.view import View, random_resized_crop
 
 CELLS = {"mean_color": 1, "color_grid": 4}  # cells of a patch's side whose colours are predicted
 
@@ -46,7 +46,14 @@ class MPP(Method):
     needs = ("mask", "swap")
     backbone_options = {"pos_embed": "learned", "init": "timm", "mask_token": True}
     deviations = (
-        "the augmentation, weight decay (0.1) and gradient clipping (1) are ours, the paper does not state them",
+        "the augmentation (a random resized crop and a flip), weight decay (0.1) and gradient clipping (1) are "
+        "ours, because the paper states none",
+        "the optimiser is AdamW; the paper says Adam",
+        "another patch comes from the same image; the paper does not say from where",
+        "pixels are normalised by ImageNet statistics, as every evaluation does; the paper's ViT takes 0.5 for "
+        "mean and deviation",
+        "the head's and mask token's initial weights are normal of std 0.02, because the paper states none",
+        "the recipes train on the suite's images; the paper on JFT-300M",
     )
 
     def __init__(
@@ -74,7 +81,7 @@ class MPP(Method):
     @property
     def views(self) -> list[View]:
         """One crop, flipped at random."""
-        return [View(self.backbone.image_size, scale=(self.crop_min, 1.0), interpolation="bicubic", flip=0.5)]
+        return [random_resized_crop(self.backbone.image_size, self.crop_min)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Prediction error over the corrupted patches: masked, swapped and unchanged alike."""

@@ -93,10 +93,14 @@ class Training:
         return cosine(step / steps, self.weight_decay, self.final_weight_decay)
 
 
-def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+def no_decay_on_vectors(
+    named: Iterable[tuple[str, nn.Parameter]], spared: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Two parameter groups: the recipe's weight decay on matrices and tokens, none on vectors. The timm rule.
 
-    Vectors are biases, norms and what else has one dimension.
+    Args:
+        named: Name and parameter. Vectors are biases, norms and what else has one dimension.
+        spared: Ends of the names of tokens and tables without weight decay.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -107,7 +111,7 @@ def no_decay_on_vectors(named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[
     plain: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decay).append(parameter)
+            (plain if parameter.ndim <= 1 or name.endswith((".bias", *spared)) else decay).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

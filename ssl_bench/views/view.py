@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
@@ -35,6 +36,11 @@ FILTERS = {
     "bicubic": tv.InterpolationMode.BICUBIC,
     "lanczos": tv.InterpolationMode.LANCZOS,
 }
+# How jitter and blur differ from the authors' pipelines on PIL images: for the deviations of a method that has both.
+PIL_DIFFERENCES = (
+    "hue is turned in float; PIL's HSV has 8 bits (0.7 grey levels a pixel, -0.08 on average)",
+    "the blur is a true Gaussian; PIL's is three box filters (below 1 grey level a pixel)",
+)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -113,6 +119,17 @@ class View:
     def sides(self) -> tuple[int, int]:
         """Output height and width, pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def random_resized_crop(size: int | tuple[int, int], smallest: float = 0.08, **changes: Any) -> View:
+    """The crop that most methods start from: bicubic, flipped half of the times.
+
+    Args:
+        size: Output side, or height and width, pixels.
+        smallest: Least share of the image's area, above 0 and at most 1.
+        changes: Other fields of ``View``.
+    """
+    return View(size, **{"scale": (smallest, 1.0), "interpolation": "bicubic", "flip": 0.5, **changes})
 
 
 def describe(views: Sequence[View]) -> str:

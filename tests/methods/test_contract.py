@@ -55,7 +55,7 @@ def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywo
 
 
 def keyword_default(cls: type[Method], keyword: str) -> str:
-    """The target network that a method trains when nothing else is asked for."""
+    """The teacher that a method trains when nothing else is asked for."""
     return inspect.signature(cls).parameters[keyword].default.split(":")[0]
 
 
@@ -155,8 +155,16 @@ def test_compute_is_counted_from_shapes(name: str) -> None:
 def test_method_says_what_it_is(name: str) -> None:
     cls = resolve_method(name)[1]
     kinds = {"contrastive", "self-distillation", "reconstruction", "token prediction", "feature regression"}
-    kinds |= {"baseline", "target network"}
+    kinds |= {"baseline", "teacher", "tokenizer"}
     assert cls.category in kinds and cls.paper and cls.__doc__ and "Args:" in cls.__doc__
+
+
+@pytest.mark.parametrize("name", [*METHODS, *TEACHERS])
+def test_card_lists_the_deviations(name: str) -> None:
+    cls = resolve_method(name)[1]
+    card = (ROOT / "methods" / name / "README.md").read_text()
+    listed = card.partition("**What differs from the paper.**\n\n- ")[2].partition("\n\n")[0]
+    assert tuple(" ".join(line.split()) for line in listed.split("\n- ") if line) == cls.deviations
 
 
 @pytest.fixture(scope="module")

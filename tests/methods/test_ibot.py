@@ -195,11 +195,11 @@ def test_patch_loss_against_a_naive_formula() -> None:
 
 
 def test_student_learns_what_a_constant_teacher_says() -> None:
-    ibot = make(momentum=1.0, center_momentum=1.0)
+    ibot = make(momentum=1.0, center_momentum=1.0).eval()  # without drop path
     optimizer = torch.optim.AdamW(ibot.param_groups(), lr=3e-3, weight_decay=0.0)
     ibot.masks = lambda batch: torch.arange(16).expand(8, 16) % 3 == 0  # type: ignore[method-assign]
     losses: list[tuple[float, float]] = []
-    for _ in range(40):
+    for _ in range(80):
         scalars = ibot.loss(crops()[:2])
         optimizer.zero_grad()
         scalars["loss"].backward()
@@ -319,6 +319,13 @@ def test_heads() -> None:
     assert own.teacher.head.last_layer2 is not own.teacher.head.last_layer
     with pytest.raises(UserError, match="shared_head_teacher"):
         make(shared_head=True, shared_head_teacher=False)
+
+
+def test_a_shared_teacher_starts_as_the_students_second_layer() -> None:
+    """``main_ibot.py`` loads the student's state dict, where the second layer comes last; the average goes by name."""
+    ibot = make(shared_head=False, shared_head_teacher=True)
+    assert torch.equal(ibot.teacher.head.last_layer.weight_v, ibot.head.last_layer2.weight_v)
+    assert not torch.equal(ibot.teacher.head.last_layer.weight_v, ibot.head.last_layer.weight_v)
 
 
 def test_batch_norm_numbers_of_the_official_head() -> None:
