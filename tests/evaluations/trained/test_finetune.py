@@ -619,7 +619,7 @@ def test_pixels_cannot_be_fine_tuned(tmp_path: Path) -> None:
         ({"epochs": -1}, "epochs is -1"),
         ({"epochs": 0}, "epochs is 0; it must be above 0"),
         ({"betas": (0.9, 1.5)}, "betas is .*; it must lie in"),
-        ({"clip_grad": -1.0}, "clip_grad is -1.0; it must be null or above 0"),
+        ({"clip_grad": -1.0}, "clip_grad is -1.0; it must be null or at least 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 32, "repeated_augmentation": 3}, "batch_size is 32; it must be a multiple of"),
         ({"batch_size": 1, "mixup": 0.8}, "batch_size is 0; it must be larger: mixup and cutmix need pairs"),
