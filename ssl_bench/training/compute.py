@@ -129,7 +129,7 @@ def count_step(method: Method, images: int, classes: int) -> Cost:
         method.labels = torch.arange(images, device=method.device) % classes
         method.loss([torch.rand(images, 3, *side, device=device) for side in sides])["loss"].backward()
 
-    return Cost(*(number / images for number in _count(step, empty)))
+    return Cost(*(number / images for number in _count(step, device)))
 
 
 def forward_flops(network: Callable[[Tensor], Tokens], image_size: tuple[int, int], *, backward: bool = False) -> float:
@@ -154,10 +154,10 @@ def forward_flops(network: Callable[[Tensor], Tokens], image_size: tuple[int, in
         if backward:
             (tokens.cls.sum() + tokens.patches.sum()).backward()
 
-    return _count(run, empty=True)[0]
+    return _count(run, torch.device("meta"))[0]
 
 
-def _count(run: Callable[[], None], empty: bool) -> tuple[int, int, int]:
+def _count(run: Callable[[], None], device: torch.device) -> tuple[int, int, int]:
     """FLOPs of a computation, and the patches that backbones encode in it with and without gradient."""
     patches = {True: 0, False: 0}
 
@@ -167,9 +167,13 @@ def _count(run: Callable[[], None], empty: bool) -> tuple[int, int, int]:
 
     hook = torch.nn.modules.module.register_module_forward_hook(count)  # of teachers too, which are no submodules
     plain = sdpa_kernel(SDPBackend.MATH)  # fused attention would count as free on some processors
+    shapes = shapes_alone() if device.type == "meta" else contextlib.nullcontext()
+    gpu = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(), one_process(), shapes_alone() if empty else contextlib.nullcontext(), plain:
-            torch.manual_seed(0)
+        with torch.random.fork_rng(gpu), one_process(), shapes, plain:
+            torch.default_generator.manual_seed(0)
+            if gpu:
+                torch.cuda.manual_seed(0)
             with _FLOPs() as flops:
                 run()
     finally:
