@@ -32,6 +32,7 @@ from ssl_bench.nn.optimizers import LARS
 from ssl_bench.training import callbacks
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.views.make import make_views
+from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 16, "base_lr": (0.3, 3.0)}
 
@@ -41,6 +42,7 @@ class Colours(nn.Module):
 
     poolings = ("cls", "mean")
     image_size = (16, 16)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         found = {"cls": images[:, :, 0, 0], "mean": images.mean((2, 3))}
