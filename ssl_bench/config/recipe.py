@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
 from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.config.parsing import parse_values, read_yaml, types_of
 from ssl_bench.data import VERSIONS as DATA_VERSIONS
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out
@@ -98,8 +99,7 @@ class Recipe:
             if keyword in self.teachers:
                 teachers[keyword] = self.teachers[keyword].identity(data)
             else:
-                what = {"sha256": file_hash(place)} if Path(place).is_file() else {"name": place}
-                teachers[keyword] = {"kind": kind, **what}
+                teachers[keyword] = {"kind": kind, **_external(kind, place)}
         made = self.as_dict()
         settings = {key: value for key, value in made["settings"].items() if key not in self.cls.teachers}
         backbone = defaults_of(family) | options_for(family, self.cls.backbone_options)
@@ -114,6 +114,16 @@ class Recipe:
             "teachers": teachers,
             "versions": versions,
         }
+
+
+def _external(kind: str, place: str) -> dict[str, Any]:
+    """What defines a teacher that comes from outside: the content of its file, or the name of a published model."""
+    if not Path(place).is_file():
+        return {"name": place}
+    if kind == "checkpoint":  # beside equal weights stands when and where they were made
+        loaded = load_encoder(place)
+        return {"weights": loaded.sha256, "backbone": loaded.backbone}
+    return {"sha256": file_hash(place)}
 
 
 def resolve_method(reference: str) -> tuple[str, type[Method]]:

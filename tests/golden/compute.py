@@ -36,8 +36,9 @@ from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.results.rows.identity import number_identity
+from ssl_bench.teachers.clip_tower import build_clip_tower
 from ssl_bench.teachers.dalle import Tokenizer
-from ssl_bench.teachers.teacher import build_clip_tower, make_teacher
+from ssl_bench.teachers.teacher import make_teacher
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.identity import defaults_of
 from ssl_bench.utils.versions import current_version
@@ -45,8 +46,15 @@ from ssl_bench.views.make import make_views, view_image
 from ssl_bench.views.view import View
 
 Numbers = dict[str, list[float]]
-# A name that the family builds, and its options besides the defaults; families that aren't here need neither.
-NAMES = {"vit": NANO, "pixels": "pixels_16"}
+# A name that each family of backbones builds.
+NAMES = {
+    "vit": NANO,
+    "eva02": "eva02_micro_patch8_32",
+    "swin": "swin_micro_patch2_window4_32",
+    "hiera": "hiera_micro_32",
+    "pixels": "pixels_16",
+    "timm": "timm:test_resnet_64",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def components() -> dict[str, Callable[[], Golden]]:
     """Every component, and what computes its file."""
     return {
         **{f"method {name}": partial(method, name) for name in METHODS | TEACHERS},
-        **{f"backbone {family}": partial(backbone, family) for family in BACKBONES if family in NAMES},
+        **{f"backbone {family}": partial(backbone, family) for family in BACKBONES},
         **{f"evaluator {name}": partial(evaluator, name) for name in EVALUATIONS},
         "teacher tokenizer": tokenizer,
         "teacher tower": tower,
@@ -272,7 +280,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         *({"pos_embed": kind} for kind in ("learned", "sincos_yx", "none")),
         {"relative_positions": True, "layer_scale": 0.1},
         {"registers": 2, "num_heads": 3},
-    ]
+    ],
+    "eva02": [{"sub_norm": True}, {"rope_grid": 7}],
+    "hiera": [{"init": "mae"}, {"pooled_stages": 1}],
 }
 
 
