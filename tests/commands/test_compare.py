@@ -52,7 +52,7 @@ def test_counts_are_means_over_pairs_of_seeds() -> None:
 
 def test_what_cannot_be_compared(tmp_path: Path, add_row: Any) -> None:
     one = add_row("a", 0, A)
-    other = add_row("b", 0, B, evaluation={"version": 3})
+    other = add_row("b", 0, B, evaluation={"version": 99})
     assert "not comparable: other versions" in said(str(one.path), str(other.path))
     other = add_row("b", 0, B, evaluation={"fingerprints": {"test": "c"}})
     assert "not comparable: other images" in said(str(one.path), str(other.path))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning import seed_everything
@@ -83,7 +85,7 @@ class Golden:
 
 def components() -> dict[str, Callable[[], Golden]]:
     """Every component, and what computes its file."""
-    return {
+    found: dict[str, Callable[[], Golden]] = {
         **{f"method {name}": partial(method, name) for name in METHODS | TEACHERS},
         **{f"backbone {family}": partial(backbone, family) for family in BACKBONES},
         **{f"evaluator {name}": partial(evaluator, name) for name in EVALUATIONS},
@@ -95,6 +97,13 @@ def components() -> dict[str, Callable[[], Golden]]:
         "data shapes": drawn,
         "data images": read,
     }
+    return {name: partial(in_float32, compute) for name, compute in found.items()}
+
+
+def in_float32(compute: Callable[[], Golden]) -> Golden:
+    """Compute a file in float32, also on a processor that would take bf16."""
+    with patch.dict(os.environ, {"SSL_BENCH_PRECISION": "32"}):
+        return compute()
 
 
 def versions_of(*names: str) -> dict[str, int]:
@@ -261,7 +270,6 @@ def features() -> Golden:
     numbers = {}
     seed_everything(0, verbose=False)
     encoder = FrozenEncoder(build_backbone(NANO), batch_size=5)
-    encoder.precision = "32"
     small = blobs(12, "test", 1)
     large = F.interpolate(small.images.float(), (27, 22), mode="nearest").to(torch.uint8)  # type: ignore[union-attr]
     sets = {"right size": small, "cropped": replace(small, images=large, fingerprint="0" * 64)}
@@ -278,7 +286,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "vit": [
         *({"init": init} for init in ("timm", "mae", "moco_v3", "dino", "beit")),
         *({"pos_embed": kind} for kind in ("learned", "sincos_yx", "none")),
-        {"relative_positions": True, "layer_scale": 0.1},
+        *({"relative_positions": kind, "layer_scale": 0.1} for kind in ("shared", "per_block")),
         {"registers": 2, "num_heads": 3},
     ],
     "eva02": [{"sub_norm": True}, {"rope_grid": 7}],
@@ -393,7 +401,6 @@ def evaluator(name: str) -> Golden:
     judge = cls(**SMALL.get(name, {}))
     seed_everything(0, verbose=False)
     encoder = FrozenEncoder(build_backbone(NANO))
-    encoder.precision = "32"
     data = hard_blobs()
     with tempfile.TemporaryDirectory() as folder:
         encoder.folder = Path(folder)
