@@ -24,6 +24,8 @@ def test_patchify_numbers() -> None:
     expected = [0, 1.6, 3.2, 0.1, 1.7, 3.3, 0.4, 2.0, 3.6, 0.5, 2.1, 3.7]
     torch.testing.assert_close(patches[0], torch.tensor(expected))
     torch.testing.assert_close(patches[1:3, :3], torch.tensor([[0.2, 1.8, 3.4], [0.8, 2.4, 4.0]]))
+    torch.testing.assert_close(patches.mean(dim=1), torch.tensor([1.85, 2.05, 2.65, 2.85]))
+    torch.testing.assert_close(patches.var(dim=1), torch.full((4,), 1.9081818))
 
 
 def test_unpatchify_is_the_inverse() -> None:

@@ -42,6 +42,7 @@ def test_symmetric_loss_crosses_the_views() -> None:
     assert first.item() == pytest.approx(0.684505, abs=1e-5)
     assert second.item() == pytest.approx(1.154711, abs=1e-5)
     assert (first + second).item() == pytest.approx(1.839216, abs=1e-5)
+    assert contrastive_loss(q2, k2, 0.2).item() == pytest.approx(0.596876, abs=1e-5)  # of one view
 
 
 @pytest.mark.parametrize(("n", "expected"), [(3, 0.439445), (4, 0.554518), (8, 0.831777)])
@@ -84,6 +85,9 @@ def test_momentum_moves_between_queries_and_keys(moco: MoCoV3) -> None:
     x1, x2 = torch.eye(2), torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     loss = moco.loss([x1, x2])["loss"]
     loss.backward()
+    q1, q2, k1, k2 = (x @ w for w in (online.weight.T, torch.tensor([[1.0, 0.0], [1.0, 1.0]])) for x in (x1, x2))
+    late = contrastive_loss(q1, k2, 0.2) + contrastive_loss(q2, k1, 0.2)  # as if it moved after the keys
+    assert late.item() == pytest.approx(0.535986, abs=1e-5)
     torch.testing.assert_close(target.weight.data, torch.tensor([[1.0, 0.9], [0.0, 1.1]]))
     assert loss.item() == pytest.approx(0.562589, abs=1e-5)
     expected = [[-0.2516, -0.2147], [0.1300, 0.1258]]
