@@ -16,6 +16,7 @@ from ssl_bench.utils.identity import identify, merged_versions
 from ssl_bench.utils.versions import current_version
 
 AddRow = Callable[..., Row]
+INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def identity_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +32,13 @@ def identity_of(row: dict[str, Any]) -> dict[str, Any]:
             "versions": {f"method {row['method']}": 1, "backbone vit": 1, "views": 1, "training": 1},
         }
     else:
-        backbone = {key: value for key, value in row["backbone"].items() if key != "parameters"}
-        encoder = {"weights": row["weights"]["sha256"], "backbone": backbone, "versions": {"backbone vit": 1}}
+        backbone = {key: value for key, value in row["backbone"].items() if key not in ("parameters", "input")}
+        encoder = {
+            "weights": row["weights"]["sha256"],
+            "backbone": backbone,
+            "input": row["backbone"].get("input", INPUT),
+            "versions": {"backbone vit": 1},
+        }
     evaluation = {
         **{key: judged[key] for key in ("name", "evaluator", "settings")},
         "images": judged["fingerprints"],
@@ -74,7 +80,7 @@ def add_row(tmp_path: Path) -> AddRow:
             "method": method,
             "paper": None,
             "category": "contrastive",
-            "backbone": {**backbone, "parameters": 10},
+            "backbone": {**backbone, "parameters": 10, "input": INPUT},
             "recipe": recipe,
             "views": "2x32",
             "pretraining": {
@@ -101,6 +107,7 @@ def add_row(tmp_path: Path) -> AddRow:
                 "split": "test",
                 "selected_on": "dev",
                 "chosen": {},
+                "deviations": [],
                 "precision": "32-true",
             },
             "metrics": {"top1": {"value": value, "n": correct.size, "low": value - 3, "high": value + 3}},

@@ -46,6 +46,12 @@ class Checkpoint:
         recipe = self.about.get("recipe")
         return recipe["backbone"] if recipe else self.about.get("backbone", {"name": self.encoder.name})
 
+    @property
+    def input(self) -> dict[str, list[float]]:
+        """The mean and std that images of the encoder are normalised with, per channel, on the scale [0, 1]."""
+        encoder: Any = self.encoder
+        return {"mean": list(encoder.mean), "std": list(encoder.std)}
+
 
 def save_encoder(
     path: Path, encoder: nn.Module, spec: Mapping[str, Any], method: str, about: Mapping[str, Any]

@@ -126,6 +126,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
             "facts": facts,
             "teachers": {keyword: _teacher(network, beside[keyword]) for keyword, network in trained.items()},
         },
+        "input": {"mean": list(encoder.mean), "std": list(encoder.std)} if hasattr(encoder, "mean") else None,
         "paper": recipe.cls.paper,
         "category": recipe.cls.category,
         "flags": list(dict.fromkeys(method.flags)),

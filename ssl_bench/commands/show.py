@@ -59,7 +59,7 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
     rows = bank[picked]
     columns: list[tuple[str, Tensor]] = [("image", rows.float() / 255)]
     if getattr(encoder, "has_attention", False):
-        maps = encoder.attention(eval_images(rows, encoder.image_size))
+        maps = encoder.attention(eval_images(rows, encoder.image_size, encoder.mean, encoder.std))
         columns += [(f"attention, head {i + 1}", maps[:, i]) for i in range(min(HEADS, maps.shape[1]))]
     method = load_method(loaded, Path(checkpoint))
     if method is not None:
@@ -137,8 +137,9 @@ def neighbours(encoder: nn.Module, bank: Tensor, queries: Tensor, pooling: str) 
     Returns:
         (Q, K) int64 rows of the bank, the nearest first; K is 5 or the number of other images.
     """
-    size: Any = encoder.image_size
-    found = [encoder.features(eval_images(part, size), [pooling])[pooling] for part in bank.split(256)]  # type: ignore[operator]
+    network: Any = encoder
+    looks = (network.image_size, network.mean, network.std)
+    found = [network.features(eval_images(part, *looks), [pooling])[pooling] for part in bank.split(256)]
     features = F.normalize(torch.cat(found).float(), dim=1)
     similarity = features[queries] @ features.T
     similarity[torch.arange(len(queries)), queries] = -2  # not itself

@@ -19,12 +19,16 @@ def load_evaluator(name: str) -> Evaluator:
     """
     path = find_yaml("evaluations", name)
     settings = read_yaml(path)
-    kind = settings.pop("evaluation", None)
+    kind, deviations = settings.pop("evaluation", None), settings.pop("deviations", [])
     if not isinstance(kind, str) or kind not in EVALUATIONS:
         raise UserError(f"{path}: {unknown('evaluation', kind, EVALUATIONS)}")
+    if not (isinstance(deviations, list) and all(isinstance(text, str) and text for text in deviations)):
+        raise UserError(f"{path}: deviations is {deviations!r}; it must be a list of sentences")
     cls: Any = EVALUATIONS[kind]
     typed = parse_class(cls, settings, str(path))
     try:
-        return cls(**{key: typed[key] for key in settings})
+        evaluator: Evaluator = cls(**{key: typed[key] for key in settings})
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
+    evaluator.deviations = tuple(deviations)
+    return evaluator

@@ -110,6 +110,8 @@ class Evaluator(ABC):
         metric_help: Metric name to a one-line explanation.
         needs_factors: Whether it asks more of the images than their classes: what they were drawn from.
         poolings: The features to use, in order of preference, out of those an encoder offers.
+        deviations: Every known difference from the published protocol, one sentence each; the key `deviations` of a
+            protocol file. They travel into the rows.
     """
 
     version: ClassVar[int]
@@ -118,6 +120,7 @@ class Evaluator(ABC):
     metric_help: ClassVar[Mapping[str, str]]
     needs_factors: ClassVar[bool] = False
     poolings: tuple[str, ...]
+    deviations: tuple[str, ...] = ()
 
     @abstractmethod
     def run(self, encoder: Encoder, data: Data) -> Result:

@@ -34,9 +34,9 @@ IN_MEMORY = 2**28  # bytes; more rows than that are taken from a split into a fi
 class FrozenEncoder:
     """An encoder for evaluators: eval mode, no gradient, features kept for the next one who asks.
 
-    The transform is the one of DINO and MAE: short side to 256/224 of the image size, centre crop, ImageNet statistics;
-    images of the right size already are only normalised. Subsets (fit, dev) take their rows from the features of the
-    split they come from.
+    The transform is the one of DINO and MAE: short side to 256/224 of the image size, centre crop, normalised by the
+    encoder's own mean and std; images of the right size already are only normalised. Subsets (fit, dev) take their rows
+    from the features of the split they come from.
 
     With a `cache`, features are float32 files that later runs read (`FeatureCache`) and that need not fit in memory.
     Float16 would halve them, and moves predictions. Under `torchrun` every process extracts its share. Raw pixels that
@@ -141,7 +141,7 @@ class FrozenEncoder:
         """Everything but the images that decides a feature."""
         return {
             **encoder_key(self.encoder),
-            "transform": f"256/224, centre {self.encoder.image_size}, ImageNet statistics",
+            "transform": f"256/224, centre {self.encoder.image_size}, mean {self.encoder.mean}, std {self.encoder.std}",
             "precision": f"{self.precision} on {self.device.type}",
             "features": VERSION,
             "backbone": [getattr(type(self.encoder), "version", None), source_of(type(self.encoder))],
@@ -166,7 +166,8 @@ class FrozenEncoder:
             batches = progress(batches, f"features of {images.name} {images.split}", total)
         for batch in batches:
             with torch.inference_mode():
-                pixels = eval_images(batch.to(self.device, non_blocking=True), self.encoder.image_size)
+                size, mean, std = self.encoder.image_size, self.encoder.mean, self.encoder.std
+                pixels = eval_images(batch.to(self.device, non_blocking=True), size, mean, std)
                 with autocast(self.device, self.precision):
                     pooled = self.encoder.features(pixels, poolings)
                 found = {pooling: rows.float().cpu() for pooling, rows in pooled.items()}

@@ -133,7 +133,7 @@ class CLIP(Method):
         size, correct = self.backbone.image_size, []
         for rows in chosen.split(250):
             batch = torch.stack([resize_crop(images.images[int(i)], size) for i in rows]).to(self.device)
-            features = self.projection(self.backbone(eval_images(batch, size)).cls)
+            features = self.projection(self.backbone(eval_images(batch, size, *self.statistics)).cls)
             correct.append((features @ texts.T).argmax(dim=1).cpu() == images.labels[rows])
         return {"zero_shot_top1_train": round(100 * torch.cat(correct).float().mean().item(), 2)}
 

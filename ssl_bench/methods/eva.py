@@ -53,8 +53,8 @@ class EVA(Method):
     )
     needs = ("mask",)
     backbone_options = {"pos_embed": "learned", "init": "beit", "drop_path": 0.1, "mask_token": True}
+    input_statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP's
     deviations = (
-        "the student's crop is normalised by ImageNet statistics, as every evaluation does; the teacher's by its own",
         "initial weights of std 0.02, the authors' default; their ViT-g has 0.015",
         "the keys of the attention have a bias, which softmax cancels; the authors' have none",
         "unless the teacher is timm:vit_large_patch14_clip_quickgelu_224.openai, it is not the paper's",

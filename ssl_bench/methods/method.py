@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_bench.backbones import check_needs
-from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.utils.distributed import process
 from ssl_bench.views.make import make_views
@@ -38,6 +38,9 @@ class Method(LightningModule):
         needs: What it asks of a backbone: keys of ``backbones.ABILITIES``; ``multi_crop`` only where the
             keyword ``n_local`` isn't 0.
         backbone_options: The paper's backbone: options of a family, which others take as far as they have them.
+        input_statistics: Mean and std, per channel, on the scale [0, 1], of the images that the paper's backbone sees,
+            where they are not ImageNet's; a backbone that brings none of its own takes them, and keeps them in its
+            file, so that evaluations normalise as the training did.
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
@@ -54,6 +57,7 @@ class Method(LightningModule):
     defaults: ClassVar[Training] = Training()
     needs: ClassVar[tuple[str, ...]] = ()
     backbone_options: ClassVar[dict[str, Any]] = {}
+    input_statistics: ClassVar[tuple[RGB, RGB] | None] = None
     deviations: ClassVar[tuple[str, ...]] = ()
     uses_labels: ClassVar[bool] = False
     trains: ClassVar[bool] = True
@@ -65,6 +69,8 @@ class Method(LightningModule):
         if needs:
             check_needs(type(self).__name__, type(backbone), backbone.spec, needs)
         self.backbone = backbone
+        if self.input_statistics and "mean" not in vars(backbone):
+            backbone.mean, backbone.std = self.input_statistics
         self.statistics = (backbone.mean, backbone.std)
         self.training_config = self.defaults
         self.seed = 0

@@ -45,6 +45,7 @@ class MPP(Method):
     )
     needs = ("mask", "swap")
     backbone_options = {"pos_embed": "learned", "init": "timm", "mask_token": True}
+    input_statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # ViT's
     deviations = (
         "the augmentation (a random resized crop and a flip), weight decay (0.1) and gradient clipping (1) are "
         "ours, because the paper states none",

@@ -55,7 +55,7 @@ class Monitor(Callback):
             pixels = images.decoded
             if pixels is None:  # of several sizes
                 pixels = torch.stack([resize_crop(images.images[i], size) for i in range(len(images))])
-            batch = eval_images(pixels.to(method.device), size)
+            batch = eval_images(pixels.to(method.device), size, encoder.mean, encoder.std)
             with autocast(method.device, method.trainer.precision):
                 features.append(encoder.features(batch, ["mean"])["mean"])
         encoder.train(training)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -33,7 +33,7 @@ from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, write_atomic
 from ssl_bench.utils.weights import weights_hash
 from ssl_bench.views.execution import seeded
-from ssl_bench.views.view import View
+from ssl_bench.views.view import IMAGENET_MEAN, View
 
 
 class FineTune(Evaluator):
@@ -162,7 +162,7 @@ class FineTune(Evaluator):
             raise unknown("erasing mode", erasing_mode, ("pixel", "rand", "const"))
         if interpolation not in ("bicubic", "bilinear"):
             raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
-        self._training_config(self.base_lr[0], batch_size), self._view((32, 32))
+        self._training_config(self.base_lr[0], batch_size), self._view((32, 32), IMAGENET_MEAN)
 
     def run(self, encoder: Encoder, data: Data) -> Result:
         """Choose the learning rate on dev if there are several, train on all training images, score test once.
@@ -228,7 +228,8 @@ class FineTune(Evaluator):
         network = encoder.copy()
         if not isinstance(network, Backbone) or not network.can_train:
             raise UserError(f"finetune: a {type(network).__name__} has nothing to train; it needs a backbone")
-        what = [self.version, self.settings(), weights_hash(network.state_dict()), images.fingerprint, base_lr, draw]
+        made = [weights_hash(network.state_dict()), network.mean, network.std]
+        what = [self.version, self.settings(), *made, images.fingerprint, base_lr, draw]
         folder = encoder.folder / content_hash(what)[:16]
         method = self._classifier(network, images, base_lr, self.seed + draw)
         if not (folder / "done.pt").exists():
@@ -258,13 +259,13 @@ class FineTune(Evaluator):
             network = Network(backbone, classes, self.pooling, self.blocks, self.drop_path, self.head_init)
         mixed = (self.mixup, self.cutmix, self.mixup_p, self.switch_p, self.smoothing)
         mix = mixing(classes, *mixed, self.erasing, self.erasing_mode)
-        method = Classifier(network, self._view(network.image_size), mix, self.layer_decay, self.ema)
+        method = Classifier(network, self._view(network.image_size, network.mean), mix, self.layer_decay, self.ema)
         method.training_config, method.seed = self._training_config(base_lr, len(images)), seed
         return method
 
-    def _view(self, size: tuple[int, int]) -> View:
+    def _view(self, size: tuple[int, int], mean: RGB) -> View:
         looks = (self.crop_min, self.interpolation, self.randaugment, self.color_jitter)
-        return training_view(size, *looks, self.repeated_augmentation)
+        return training_view(size, *looks, self.repeated_augmentation, mean)
 
     def _training_config(self, base_lr: float, images: int) -> Training:
         """The training on so many images; with repeated augmentation a step has fewer of them, and an epoch more."""

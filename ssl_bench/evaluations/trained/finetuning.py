@@ -21,7 +21,7 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.methods.method import Method, step_seed
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.views.execution import seeded
@@ -164,12 +164,13 @@ class RandAugment:
             all of which grow with the magnitude.
         size: Height and width of the images, pixels; a translation is at most 0.45 of the smaller.
         interpolation: Of rotated and sheared images: "bicubic" or "bilinear".
+        mean: The colour of what is rotated, sheared or moved into the image, per channel, on the scale [0, 1].
 
     Raises:
         UserError: timm doesn't know such a policy.
     """
 
-    def __init__(self, policy: str, size: tuple[int, int], interpolation: str) -> None:
+    def __init__(self, policy: str, size: tuple[int, int], interpolation: str, mean: RGB = IMAGENET_MEAN) -> None:
         # timm skips some sections that it doesn't know.
         if not re.fullmatch(r"rand(-(m|n|p|mstd|mmax|inc)[\d.]+|-t(weights|3a|3aw))*", policy):
             raise UserError(f"randaugment {policy!r} is not a RandAugment string of timm, such as rand-m9-mstd0.5-inc1")
@@ -179,7 +180,7 @@ class RandAugment:
                 is_training=True,
                 auto_augment=policy,
                 interpolation=interpolation,
-                mean=IMAGENET_MEAN,
+                mean=mean,
                 separate=True,
             )
         except (AssertionError, ValueError) as error:
@@ -207,7 +208,13 @@ def posterize(image: Image.Image, bits: int, **others: Any) -> Image.Image:
 
 
 def training_view(
-    size: tuple[int, int], crop_min: float, interpolation: str, randaugment: str, color_jitter: float, count: int
+    size: tuple[int, int],
+    crop_min: float,
+    interpolation: str,
+    randaugment: str,
+    color_jitter: float,
+    count: int,
+    mean: RGB = IMAGENET_MEAN,
 ) -> View:
     """The random crop of an image, flipped in half of the cases, then RandAugment or, without it, colour jitter.
 
@@ -218,8 +225,10 @@ def training_view(
         randaugment: timm's description; none when empty.
         color_jitter: Strength for brightness, contrast and saturation; as in timm, RandAugment turns it off.
         count: Crops of each image.
+        mean: Of the encoder's input, see `RandAugment`; the crop itself is normalised as the backbone wants it
+            (`Method.drawn_views`).
     """
-    augment = RandAugment(randaugment, size, interpolation) if randaugment else None
+    augment = RandAugment(randaugment, size, interpolation, mean) if randaugment else None
     jitter = 0.0 if randaugment else color_jitter
     return View(
         size,

@@ -30,7 +30,7 @@ def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
         yield from _missing({"fingerprint": made["images"]}, row["pretraining"] or {}, "pretraining")
     else:
         yield from _missing({"sha256": made["weights"]}, row["weights"], "weights")
-        yield from _missing(made["backbone"], row["backbone"], "backbone")
+        yield from _missing(made["backbone"] | {"input": made["input"]}, row["backbone"], "backbone")
     stated = row["evaluation"]
     version = judged["versions"].get(f"evaluator {judged['evaluator']}")
     named = {"name": judged["name"], "evaluator": judged["evaluator"], "version": version}

@@ -24,7 +24,7 @@ ENGINES = {"features": frozen_encoder.VERSION, "training": TRAINING_VERSION, "vi
 def encoder_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     """What defines an encoder: its recipe and images (``Recipe.identity``), or for one from elsewhere its weights.
 
-    To the weights belongs what they don't show of their backbone, such as the number of heads.
+    To the weights belongs what they don't show: of the backbone, such as the number of heads, and of its input.
 
     Raises:
         UserError: The file was trained by an ssl-bench that kept no identity.
@@ -36,7 +36,8 @@ def encoder_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     cls: Any = type(checkpoint.encoder)
     backbone = differing(checkpoint.backbone, defaults_of(cls))
     versions = {f"backbone {cls.family}": cls.version} if hasattr(cls, "family") else {}
-    return {"weights": checkpoint.sha256, "backbone": backbone, **source_of(cls), "versions": versions}
+    looks = {"backbone": backbone, "input": checkpoint.input}
+    return {"weights": checkpoint.sha256, **looks, **source_of(cls), "versions": versions}
 
 
 def number_identity(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Splits) -> dict[str, Any]:

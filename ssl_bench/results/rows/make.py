@@ -50,7 +50,11 @@ def make_row(
         "method": checkpoint.method,
         "paper": about.get("paper"),
         "category": about.get("category"),
-        "backbone": {**checkpoint.backbone, "parameters": sum(p.numel() for p in checkpoint.encoder.parameters())},
+        "backbone": {
+            **checkpoint.backbone,
+            "parameters": sum(p.numel() for p in checkpoint.encoder.parameters()),
+            "input": checkpoint.input,
+        },
         "recipe": recipe or None,
         "views": about.get("views"),
         "pretraining": about.get("pretraining"),
@@ -69,6 +73,7 @@ def make_row(
             if result.selected
             else "nothing was selected",
             "chosen": result.chosen,
+            "deviations": list(evaluator.deviations),
             "precision": precision,
             **({"cost": result.cost} if result.cost else {}),
         },
