@@ -51,8 +51,6 @@ class MPP(Method):
         "ours, because the paper states none",
         "the optimiser is AdamW; the paper says Adam",
         "another patch comes from the same image; the paper does not say from where",
-        "pixels are normalised by ImageNet statistics, as every evaluation does; the paper's ViT takes 0.5 for "
-        "mean and deviation",
         "the head's and mask token's initial weights are normal of std 0.02, because the paper states none",
         "the recipes train on the suite's images; the paper on JFT-300M",
     )
