@@ -26,6 +26,7 @@ def votes(
         k and (N, C) float64 votes.
 
     Example:
+        >>> import torch
         >>> similarity, neighbours = torch.tensor([[0.9, 0.8, 0.8]]), torch.tensor([[0, 1, 1]])
         >>> [(k, v.argmax(1).item()) for k, v in votes(similarity, neighbours, 2, ks=[1, 3], temperature=1.0)]
         [(1, 0), (3, 1)]

@@ -95,7 +95,7 @@ def test_another_patch_is_never_the_patch_itself() -> None:
 def test_loss_against_a_naive_formula(target: str) -> None:
     torch.manual_seed(0)
     mpp = MPP(Make(), target=target)  # type: ignore[arg-type]
-    view, pixels = mpp.views[0], torch.rand(3, 3, 16, 16)
+    view, pixels = mpp.drawn_views[0], torch.rand(3, 3, 16, 16)
     mean, std = torch.tensor(view.mean).view(3, 1, 1), torch.tensor(view.std).view(3, 1, 1)
     images = (pixels - mean) / std
     torch.manual_seed(5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_fixtures import sealed
+from row_fixtures import INPUT, sealed
 
 from ssl_bench.commands.table import list_tables, table
 from ssl_bench.config.recipe import load_recipe
@@ -83,7 +83,7 @@ def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **c
     values: dict[str, Any] = {
         "method": method,
         "category": "reconstruction",
-        "backbone": recipe["backbone"],
+        "backbone": {**recipe["backbone"], "input": INPUT},
         "recipe": recipe,
         "views": "1x224",
         "pretraining": trained | changes.pop("pretraining", {}),
@@ -202,7 +202,7 @@ def test_what_differs_fills_no_cell(tmp_path: Path, changes: dict[str, Any]) -> 
 
 
 def test_released_weights_fill_their_cell_and_say_so(tmp_path: Path) -> None:
-    backbone = {"name": "vit_base_patch16_224"}
+    backbone = {"name": "vit_base_patch16_224", "input": INPUT}
     write(tmp_path, 67.5, recipe={}, backbone=backbone, flags=["external weights"])
     path = next((tmp_path / "rows").iterdir())
     values = json.loads(path.read_text()) | {"recipe": None}

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from row_fixtures import INPUT
 
 from ssl_bench.commands.check import check
 from ssl_bench.commands.compare import compare
@@ -193,7 +194,9 @@ def test_weights_of_another_row_are_refused(tmp_path: Path, add_row: Any) -> Non
         assert "its weights says" in said
 
 
-@pytest.mark.parametrize("changes", [{"method": "mae"}, {"backbone": {"name": "vit_large", "parameters": 1}}])
+@pytest.mark.parametrize(
+    "changes", [{"method": "mae"}, {"backbone": {"name": "vit_large", "parameters": 1, "input": INPUT}}]
+)
 def test_a_name_that_is_not_the_recipes_is_refused(tmp_path: Path, add_row: Any, changes: dict[str, Any]) -> None:
     """The id follows from the recipe alone, the leaderboard shows the name beside it."""
     rewrite(add_row("a", 0, RIGHT).path, **changes)
