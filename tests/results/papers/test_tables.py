@@ -103,7 +103,7 @@ def seal(rows: Path, values: dict[str, Any]) -> None:
     values = json.loads(json.dumps(values))
     if values["recipe"]:
         values["recipe"]["method"] = values["method"]
-        values["backbone"] = values["recipe"]["backbone"]
+        values["backbone"] = {**values["recipe"]["backbone"], "input": INPUT}
     values = sealed(values)
     rows.mkdir(parents=True, exist_ok=True)
     (rows / f"{values['id']}.json").write_text(json.dumps(values))
