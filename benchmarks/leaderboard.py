@@ -103,14 +103,14 @@ def write(folder: Path, method: int, seed: int, evaluation: int, predictions: np
         "code": dict.fromkeys(("package", "commit", "encoder_commit", "method_source", "evaluator_source")),
         "made": dict.fromkeys(("time", "python", "torch", "timm", "faiss", "device"), "none"),
     }
-    judged = row["evaluation"]
+    evaluated = row["evaluation"]
     versions = {f"method {recipe['method']}": 1, "backbone vit": 1, "views": 1, "training": 1}
     row["identity"] = {
         "encoder": {**recipe, "images": "f" * 64, "teachers": {}, "versions": versions},
         "evaluation": {
-            **{key: judged[key] for key in ("name", "evaluator", "settings")},
-            "images": judged["fingerprints"],
-            "versions": {f"evaluator {kind}": judged["version"], "features": 1},
+            **{key: evaluated[key] for key in ("name", "evaluator", "settings")},
+            "images": evaluated["fingerprints"],
+            "versions": {f"evaluator {kind}": evaluated["version"], "features": 1},
         },
     }
     row["versions"] = merged_versions(row["identity"])

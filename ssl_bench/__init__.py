@@ -1,4 +1,4 @@
-"""ssl-bench: self-supervised vision methods on shared backbones, judged by stated protocols, in one comparable table.
+"""ssl-bench: self-supervised vision methods on shared backbones, under stated protocols, in one comparable table.
 
 Everything that an author outside the package needs is importable from here and from ``ssl_bench.nn``; nothing else is
 promised to stay.

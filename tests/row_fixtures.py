@@ -21,7 +21,7 @@ INPUT = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 def identity_of(row: dict[str, Any]) -> dict[str, Any]:
     """An identity that fits what a row says, every setting in it; of version 1 but for the evaluator."""
-    recipe, judged = row["recipe"], row["evaluation"]
+    recipe, evaluated = row["recipe"], row["evaluation"]
     if recipe:
         encoder = {
             "method": recipe["method"].rpartition(":")[2],
@@ -40,9 +40,9 @@ def identity_of(row: dict[str, Any]) -> dict[str, Any]:
             "versions": {"backbone vit": 1},
         }
     evaluation = {
-        **{key: judged[key] for key in ("name", "evaluator", "settings")},
-        "images": judged["fingerprints"],
-        "versions": {f"evaluator {judged['evaluator']}": judged["version"], "features": 1},
+        **{key: evaluated[key] for key in ("name", "evaluator", "settings")},
+        "images": evaluated["fingerprints"],
+        "versions": {f"evaluator {evaluated['evaluator']}": evaluated["version"], "features": 1},
     }
     return {"encoder": encoder, "evaluation": evaluation}
 

@@ -1,4 +1,4 @@
-"""The contract of every backbone: what methods train, evaluators judge and pictures show. One subclass a family."""
+"""The contract of every backbone: what methods train, evaluators see and pictures show. One subclass a family."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,9 +12,9 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
+from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions
 from ssl_bench.nn.attention import fused_attention
-from ssl_bench.utils.errors import UserError, unknown
 
 # name: (width, blocks, heads, sub-LN). Tiny and small have q, k and v in one matrix, packed SwiGLU and no norm inside
 # it; base and large have separate matrices and the norm (the authors' table 1). micro is ours, for a laptop.
@@ -54,7 +53,6 @@ class EVA02(Backbone, Eva):
     family = "eva02"
     can_mask = can_keep = can_swap = has_attention = True
     has_cls = multi_crop = True
-    not_at_start = ("patch_gradient", "drop_path", "mask_token")
 
     def __init__(
         self,
@@ -180,13 +178,8 @@ class EVA02(Backbone, Eva):
     @property
     def layer_ids(self) -> dict[str, int]:
         """One layer a block (``optim_factory.py``)."""
-
-        def layer_of(name: str) -> int:
-            if match := re.match(r"blocks\.(\d+)\.", name):
-                return int(match[1]) + 1
-            return 0 if name.startswith(("patch_embed", "cls_token", "mask_token", "pos_embed")) else self.depth + 1
-
-        return {name: layer_of(name) for name, _ in self.named_parameters()}
+        embeddings = ("patch_embed", "cls_token", "mask_token", "pos_embed")
+        return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
 
     def block_modules(self) -> Sequence[nn.Module]:
         """The blocks."""
@@ -224,11 +217,4 @@ def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
         >>> parse_name("eva02_small_patch14_224")
         ('eva02_small', 14, (224, 224))
     """
-    match = re.fullmatch(r"(\w+?)_patch(\d+)_(\d+)(?:x(\d+))?", name)
-    if not match or match[1] not in SIZES:
-        raise unknown("backbone", name, EVA02.patterns())
-    patch, height = int(match[2]), int(match[3])
-    width = int(match[4] or height)
-    if min(patch, height, width) == 0 or height % patch or width % patch:
-        raise UserError(f"backbone {name!r}: patch size {patch} does not divide the image size {height} x {width}")
-    return match[1], patch, (height, width)
+    return parse_patch_name(name, EVA02.patterns())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +12,7 @@ from timm.models.hiera import Hiera as TimmHiera
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
+from ssl_bench.backbones.names import layers_by_block
 from ssl_bench.nn.attention import fused_attention
 from ssl_bench.utils.errors import UserError, unknown
 
@@ -54,7 +56,6 @@ class Hiera(Backbone, TimmHiera):
 
     family = "hiera"
     can_keep = True
-    not_at_start = ("drop_path",)
 
     def __init__(
         self,
@@ -117,12 +118,12 @@ class Hiera(Backbone, TimmHiera):
         """
         if mask is not None or swap is not None:
             raise UserError(f"{self.name} has no mask token: it can keep some of its mask units, not mask or swap them")
-        ((units, _),) = self._run(images, [self.depth], keep)
+        (units,) = self._run(images, [self.depth], keep)
         return self._tokens(units, self.depth)
 
     def block_tokens(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """See ``Backbone.block_tokens``."""
-        return [self._tokens(units, number) for units, number in self._run(images, blocks)]
+        return [self._tokens(x, number) for x, number in zip(self._run(images, blocks), blocks, strict=True)]
 
     def unit_tokens(self, images: Tensor, keep: Tensor) -> list[Tensor]:
         """Tokens of the kept units after each stage, without the final norm: what the fusion of Hiera's MAE takes.
@@ -134,10 +135,10 @@ class Hiera(Backbone, TimmHiera):
         Returns:
             (B, K, rows, columns, C) for each stage: the tokens of each unit in raster order, the units too.
         """
-        return [units for units, _ in self._run(images, self.last_blocks, keep)]
+        return self._run(images, self.last_blocks, keep)
 
-    def _run(self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None) -> list[tuple[Tensor, int]]:
-        """(B, units, rows, columns, C), or (B, rows, columns, C) without ``keep``, after blocks, its number too."""
+    def _run(self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
+        """(B, units, rows, columns, C), or without ``keep`` (B, rows, columns, C), after each of the blocks."""
         size = (images.shape[-2], images.shape[-1])
         if size != self.image_size:
             own = " x ".join(map(str, self.image_size))
@@ -159,7 +160,7 @@ class Hiera(Backbone, TimmHiera):
             cast(Any, block).attn.fused_attn = fused
             x = block(x)
             if number in blocks:
-                outputs.append((self.reroll(x, number - 1, mask=kept), number))
+                outputs.append(self.reroll(x, number - 1, mask=kept))
         return outputs
 
     def _tokens(self, x: Tensor, number: int) -> Tokens:
@@ -176,13 +177,8 @@ class Hiera(Backbone, TimmHiera):
     @property
     def layer_ids(self) -> dict[str, int]:
         """One layer a block, over all stages; the change of width belongs to its block."""
-
-        def layer_of(name: str) -> int:
-            if match := re.match(r"blocks\.(\d+)\.", name):
-                return int(match[1]) + 1
-            return 0 if name.startswith(("patch_embed", "pos_embed")) else self.depth + 1
-
-        return {name: layer_of(name) for name, _ in self.named_parameters()}
+        embeddings = ("patch_embed", "pos_embed")
+        return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
 
     def block_modules(self) -> Sequence[nn.Module]:
         """The blocks of all stages."""
@@ -201,21 +197,17 @@ def initialise(network: TimmHiera, init: str) -> None:
         network: In place. The biases of convolutions keep torch's default, as in both official files.
         init: "hiera" or "mae"; see ``Hiera``.
     """
+    bias = 0.0 if init == "mae" else 0.02
+    draw = nn.init.xavier_uniform_ if init == "mae" else partial(nn.init.trunc_normal_, std=0.02)
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            if init == "mae":
-                nn.init.xavier_uniform_(module.weight)
-            else:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.constant_(module.bias, 0.0 if init == "mae" else 0.02)
+            draw(module.weight)
+            nn.init.constant_(module.bias, bias)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
-            nn.init.constant_(module.bias, 0.0 if init == "mae" else 0.02)
+            nn.init.constant_(module.bias, bias)
         elif isinstance(module, nn.Conv2d):
-            if init == "mae":
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-            else:
-                nn.init.trunc_normal_(module.weight, std=0.02)
+            draw(module.weight.view(len(module.weight), -1))
     nn.init.trunc_normal_(cast(Tensor, network.pos_embed), std=0.02)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.init import INITS
+from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
 from ssl_bench.nn.attention import fused_attention
-from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.errors import UserError
 
 # name: (width, blocks, heads). tiny to huge are DeiT's and MAE's; micro is ours, for a laptop.
 SIZES = {
@@ -158,14 +158,8 @@ class ViT(Backbone, VisionTransformer):
     @property
     def layer_ids(self) -> dict[str, int]:
         """BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``); shared relative positions are last."""
-        return {name: self._layer_of(name) for name, _ in self.named_parameters()}
-
-    def _layer_of(self, name: str) -> int:
-        if match := re.match(r"blocks\.(\d+)\.", name):
-            return int(match[1]) + 1
-        first = name.split(".")[0]
         embeddings = ("patch_embed", "cls_token", "reg_token", "mask_token", "pos_embed", "norm_pre")
-        return 0 if first in embeddings else self.depth + 1
+        return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
 
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """Positions of a square grid on this grid: absolute ones by ``resample``, relative ones by BEiT's rule
@@ -263,14 +257,4 @@ def parse_name(name: str) -> tuple[str, int, tuple[int, int]]:
         >>> parse_name("vit_small_patch16_224")
         ('vit_small', 16, (224, 224))
     """
-    match = re.fullmatch(r"(\w+?)_patch(\d+)_(\d+)(?:x(\d+))?", name)
-    if not match or match[1] not in SIZES:
-        raise unknown("backbone", name, ViT.patterns())
-    patch, height = int(match[2]), int(match[3])
-    width = int(match[4] or height)
-    if patch == 0 or height % patch or width % patch or not height or not width:
-        raise UserError(
-            f"backbone {name!r}: patch size {patch} does not divide the image size {height} x {width}; "
-            f"patch sizes that do: {', '.join(str(p) for p in (2, 4, 8, 14, 16, 32) if not (height % p or width % p))}"
-        )
-    return match[1], patch, (height, width)
+    return parse_patch_name(name, ViT.patterns())

@@ -1,4 +1,4 @@
-"""Judge one encoder with several evaluators: one feature extraction, one row each."""
+"""Evaluate one encoder with several evaluators: one feature extraction, one row each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate(
     out: str | Path = "results/evaluations",
     skip_unreadable: bool = False,
 ) -> list[Row]:
-    """Judge an encoder file: the Python form of ``ssl-bench evaluate``.
+    """Evaluate an encoder file: the Python form of ``ssl-bench evaluate``.
 
     Returns:
         One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several

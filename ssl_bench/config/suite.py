@@ -29,7 +29,7 @@ class Suite:
         seeds: One pre-training run each.
         seeds_of: Seeds of single methods instead, for a baseline that needs no interval.
         evaluations: Protocols.
-        transfer: Other data sets on which every encoder is judged as well, pre-trained on ``data`` as it is.
+        transfer: Other data sets on which every encoder is evaluated as well, pre-trained on ``data`` as it is.
         transfer_evaluations: Protocols there.
         training: Training values for methods that bring no recipe of that name.
     """

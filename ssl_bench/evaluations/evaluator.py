@@ -98,7 +98,7 @@ class Result:
 
 
 class Evaluator(ABC):
-    """Judges an encoder on labelled images.
+    """Evaluates an encoder on labelled images.
 
     The keywords of a subclass's constructor are the protocol. Each is kept, unchanged in value, under an attribute of
     the same name, so that `settings` can write it into the row.

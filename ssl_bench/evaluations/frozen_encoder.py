@@ -61,7 +61,7 @@ class FrozenEncoder:
         cache: Path | None = None,
     ) -> None:
         if not hasattr(encoder, "features"):
-            raise UserError(f"a {type(encoder).__name__} has no features to judge")
+            raise UserError(f"a {type(encoder).__name__} has no features to evaluate")
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

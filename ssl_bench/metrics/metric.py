@@ -50,6 +50,19 @@ def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
     return ((scores > own) | ((scores == own) & before)).sum(dim=1)
 
 
+def accuracies(rank: Tensor) -> dict[str, Metric]:
+    """``top1`` and ``top5`` of the places of the true class.
+
+    Args:
+        rank: (N,) int64, of ``true_class_rank``.
+
+    Example:
+        >>> {name: metric.value for name, metric in accuracies(torch.tensor([0, 1, 4, 5])).items()}
+        {'top1': 25.0, 'top5': 75.0}
+    """
+    return {name: accuracy_metric((rank < k).numpy()) for name, k in (("top1", 1), ("top5", 5))}
+
+
 def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
     """Accuracy in percent with the 95 % Wilson score interval over test images.
 

@@ -86,18 +86,16 @@ def _lines(row: Row, every_metric: bool) -> Iterator[list[Any]]:
     """Values in the order of ``COLUMNS``."""
     values, made, evaluation = row.values, row["pretraining"] or {}, row["evaluation"]
     flags, backbone = row["flags"], row["backbone"]["name"]
-    data = made.get("data") if made.get("images_seen") != 0 and made.get("data") != "unknown" else None
     spent = [made.get(key) for key in ("epochs", "flops", "wall_seconds", "peak_memory_bytes")]
     spent[1] = spent_on(row, "flops")
     about = [values["id"], values.get("suite"), values["method"], values["category"], backbone, recipe_key(row)]
-    about += [seed_of(row), data, spent_on(row, "images_seen"), *spent]
+    about += [seed_of(row), pretrained_on(row), spent_on(row, "images_seen"), *spent]
     prints = evaluation["fingerprints"]
     how = [evaluation["version"], row["identity"]["evaluation"]["settings"]]
     about += [values["task"], evaluation["data"], prints["train"], prints["test"]]
     about += [evaluation["name"], evaluation["evaluator"], evaluation["version"], quick_hash(how)[:16]]
     about += [evaluation["pooling"]]
-    external = any(flag.startswith("external") for flag in flags)
-    marks = ["labels" in flags, external, row.stale, "; ".join(values.get("warnings", [])), row.path.name]
+    marks = ["labels" in flags, is_external(row), row.stale, "; ".join(values.get("warnings", [])), row.path.name]
     headline = values["headline"]
     for name in values["metrics"] if every_metric else (headline,):
         metric = values["metrics"][name]
@@ -124,6 +122,17 @@ def _doubtful(frame: pd.DataFrame) -> pd.Series:
 def seed_of(row: Row) -> int | None:
     """The seed of the pre-training; None for external weights."""
     return (row["recipe"] or {}).get("seed")
+
+
+def pretrained_on(row: Row) -> str | None:
+    """The data set of the pre-training; None without one, and where it isn't known."""
+    made = row["pretraining"] or {}
+    return made.get("data") if made.get("images_seen") != 0 and made.get("data") != "unknown" else None
+
+
+def is_external(row: Row) -> bool:
+    """Whether data, weights or a teacher are external."""
+    return any(flag.startswith("external") for flag in row["flags"])
 
 
 def spent_on(row: Row, key: str) -> float | None:

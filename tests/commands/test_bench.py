@@ -129,7 +129,7 @@ def test_external_method_stands_in_the_same_table(folder: Path) -> None:
 
 
 def test_transfer(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every encoder is judged on a folder of larger images as well, and nothing is done twice."""
+    """Every encoder is evaluated on a folder of larger images as well, and nothing is done twice."""
     for split, count in (("train", 4), ("test", 2)):
         for label, name in enumerate(("dark", "light")):
             (folder / "other" / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Protocol files as users write them, and judging beside other processes."""
+"""Protocol files as users write them, and evaluating beside other processes."""
 
 from __future__ import annotations
 

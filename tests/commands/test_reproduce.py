@@ -53,10 +53,10 @@ def test_plan_of_a_paper(tmp_path: Path) -> None:
     part = text.split("\nmae ViT-B/16, imagenet1k, 1600 epochs\n")[1].split("\n\n")[0]
     assert "released weights: mae_pretrain_vit_base.pth (not here" in part
     assert "ssl-bench pretrain mae --recipe vit_base_in1k" in part
-    judged = [name for name in ("finetune-mae", "linear-mae") if name in part.split("--evaluations ")[1].split()[0]]
-    passes = sum(read_yaml(shipped("evaluations") / f"{name}.yaml")["epochs"] for name in judged)
-    assert "linear-mae" in judged and passes >= 90
-    assert f"{1_281_167 * (1600 + passes) + 50_000 * len(judged):.2e} images" in part
+    named = [name for name in ("finetune-mae", "linear-mae") if name in part.split("--evaluations ")[1].split()[0]]
+    passes = sum(read_yaml(shipped("evaluations") / f"{name}.yaml")["epochs"] for name in named)
+    assert "linear-mae" in named and passes >= 90
+    assert f"{1_281_167 * (1600 + passes) + 50_000 * len(named):.2e} images" in part
     assert f"skipped: imagenet1k is not in {tmp_path / 'data' / 'imagenet1k'}" in part
     assert "skipped: igpt is not implemented" in text or "igpt" in METHODS
     assert "0 of 14 encoders can be run here now" in text

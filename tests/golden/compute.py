@@ -398,16 +398,16 @@ SMALL: dict[str, dict[str, Any]] = {
 def evaluator(name: str) -> Golden:
     """Every metric and choice on blurred blobs, seen by a network at initial weights."""
     cls: Any = EVALUATIONS[name]
-    judge = cls(**SMALL.get(name, {}))
+    made = cls(**SMALL.get(name, {}))
     seed_everything(0, verbose=False)
     encoder = FrozenEncoder(build_backbone(NANO))
     data = hard_blobs()
     with tempfile.TemporaryDirectory() as folder:
         encoder.folder = Path(folder)
-        result = judge.run(encoder, data)
+        result = made.run(encoder, data)
     numbers = {metric: [round(found.value, 6)] for metric, found in result.metrics.items()}
     counts = {name: 100 / found.n for name, found in result.metrics.items() if is_count(found.value * found.n / 100)}
-    identity = number_identity({}, name, judge, Splits(data.train, data.test))
+    identity = number_identity({}, name, made, Splits(data.train, data.test))
     return Golden(
         f"evaluator {name}",
         versions_of(*identity["evaluation"]["versions"], "backbone vit"),

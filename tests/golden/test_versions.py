@@ -107,8 +107,8 @@ def test_a_new_keyword_of_an_evaluator_changes_no_identity(tiny_data: Splits, mo
             super().__init__(k=k)
             self.extra = extra
 
-    def identity(judge: Evaluator) -> str:
-        return identify(number_identity({}, "knn", judge, tiny_data))
+    def identity(evaluator: Evaluator) -> str:
+        return identify(number_identity({}, "knn", evaluator, tiny_data))
 
     before = identity(KNN())
     monkeypatch.setitem(EVALUATIONS, "knn", Later)

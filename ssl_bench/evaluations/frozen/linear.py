@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.heads import ROWS_PER_BLOCK, Heads, Transform, standardisation
 from ssl_bench.evaluations.selection import choose_head
-from ssl_bench.metrics.metric import accuracy_metric, true_class_rank
+from ssl_bench.metrics.metric import accuracies, true_class_rank
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 INPUTS = ("standardised", "whitened")
@@ -106,8 +106,6 @@ class Linear(Evaluator):
         if not torch.isfinite(final.weight).all():
             raise RunError(f"linear: the head with base_lr {lr} diverged when trained on all training images")
         rank = true_class_rank(final.scores(self.features(encoder, data.test)[pooling])[:, 0], data.test.labels)
-        correct = (rank == 0).numpy()
-        metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
             "pooling": pooling,
             "input": kind,
@@ -118,7 +116,7 @@ class Linear(Evaluator):
             "lr_at_edge": at_edge(lr, self.base_lr),
             "steps": self._steps(len(labels)),
         }
-        return Result(metrics, "top1", correct, chosen, pooling)
+        return Result(accuracies(rank), "top1", (rank == 0).numpy(), chosen, pooling)
 
     def _steps(self, n: int) -> int:
         return max(self.epochs * (n // min(self.batch_size, n)), self.min_steps)

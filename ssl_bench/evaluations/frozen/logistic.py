@@ -18,7 +18,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at
 from ssl_bench.evaluations.heads import Heads, Transform
 from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.solvers.newton import logistic_regression
-from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
+from ssl_bench.metrics.metric import Metric, accuracies, true_class_rank
 from ssl_bench.metrics.quantiles import Z
 from ssl_bench.utils.errors import UserError, unknown
 
@@ -80,11 +80,7 @@ class Logistic(Evaluator):
         scores = head.scores(self.features(encoder, data.test)[pooling])[:, 0]
         rank = true_class_rank(scores, data.test.labels)
         correct = (rank == 0).numpy()
-        metrics = {
-            "top1": accuracy_metric(correct),
-            "top5": accuracy_metric((rank < 5).numpy()),
-            "mean_per_class": class_metric(correct, data.test.labels.numpy()),
-        }
+        metrics = {**accuracies(rank), "mean_per_class": class_metric(correct, data.test.labels.numpy())}
         return Result(metrics, "top1", correct, chosen, pooling)
 
     def choose(self, encoder: Encoder, data: Data) -> tuple[Heads, str, dict[str, object]]:

@@ -23,7 +23,8 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.subsets import balanced_subset, listed
-from ssl_bench.evaluations.trained.finetuning import POOLINGS, Classifier, Network, mixing, total, training_view
+from ssl_bench.evaluations.trained.finetuning import Classifier, mixing, total, training_view
+from ssl_bench.evaluations.trained.network import POOLINGS, Network
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
@@ -219,9 +220,9 @@ class FineTune(Evaluator):
             yield images if len(rows) == len(images) else images.subset(rows, images.split)
 
     def _ranks(
-        self, encoder: Encoder, images: ImageSet, base_lr: float, draw: int, judged: ImageSet
+        self, encoder: Encoder, images: ImageSet, base_lr: float, draw: int, evaluated: ImageSet
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Train on some images and judge others: `true_class_rank` (N,) of these, and what the training took.
+        """Train on some images and evaluate on others: `true_class_rank` (N,) of these, and what the training took.
 
         A finished training is kept in the encoder's folder, so that an interruption costs nothing that is done.
         """
@@ -245,12 +246,12 @@ class FineTune(Evaluator):
             (folder / "last.ckpt").unlink(missing_ok=True)
         done = torch.load(folder / "done.pt", map_location="cpu", weights_only=True)
         method.encoder.load_state_dict(done["weights"])
-        found = FrozenEncoder(method.encoder).features(replace(judged, origin=None), ["logits"])
+        found = FrozenEncoder(method.encoder).features(replace(evaluated, origin=None), ["logits"])
         if not torch.isfinite(found["logits"]).all():
             raise _Diverged(f"finetune: base_lr {base_lr} diverged")
         trained = sum(p.numel() for p in method.network.parameters() if p.requires_grad)
         facts = {"labelled_images": len(images), "trained_parameters": trained}
-        return true_class_rank(found["logits"], judged.labels), {**done["cost"], **facts}
+        return true_class_rank(found["logits"], evaluated.labels), {**done["cost"], **facts}
 
     def _classifier(self, backbone: Backbone, images: ImageSet, base_lr: float, seed: int) -> Classifier:
         """The network to train, with everything that the training needs."""

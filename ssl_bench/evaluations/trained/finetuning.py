@@ -1,4 +1,4 @@
-"""How an encoder is fine-tuned, for `finetune.py`: the classifier, its parameter groups and augmentation; timm's parts.
+"""How an encoder is fine-tuned, for `finetune.py`: the loss, parameter groups and augmentation; timm's parts.
 
 The augmentation is DeiT's (Touvron et al. 2021, arXiv:2012.12877, table 9), which MAE, BEiT and EVA-02 share.
 """
@@ -6,7 +6,7 @@ The augmentation is DeiT's (Touvron et al. 2021, arXiv:2012.12877, table 9), whi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,69 +19,16 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.backbones.backbone import RGB
+from ssl_bench.evaluations.trained.network import Network
 from ssl_bench.methods.method import Method, step_seed
-from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.errors import UserError
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import IMAGENET_MEAN, View
 
-POOLINGS = ("mean", "cls")
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-
-
-class Network(nn.Module):
-    """An encoder and a linear classifier: what is fine-tuned. Its features are its logits.
-
-    Args:
-        backbone: The encoder, which is taken over: its drop path, final norm and what needs gradients change.
-        classes: Number of classes.
-        pooling: "mean": the final norm is replaced by a new one behind the mean of the patches, as in MAE's
-            ``models_vit.py``; "cls" keeps it.
-        blocks: How many of the last blocks are trained; all and the embeddings when None; the head alone when 0.
-        drop_path: Stochastic depth of the last block, rising linearly from 0 at the first; trained blocks only.
-        head_init: Standard deviation of the head's weights, a normal truncated at 2.
-
-    Raises:
-        UserError: There are fewer blocks, or no such pooling.
-    """
-
-    poolings = ("logits",)
-
-    def __init__(
-        self, backbone: Backbone, classes: int, pooling: str, blocks: int | None, drop_path: float, head_init: float
-    ) -> None:
-        super().__init__()
-        depth = backbone.last_layer - 1
-        if blocks is not None and blocks > depth:
-            raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {depth}")
-        if pooling not in backbone.poolings:
-            raise unknown(f"fine-tuning pooling of {backbone.name}", pooling, set(POOLINGS) & set(backbone.poolings))
-        self.backbone, self.pooling = backbone, pooling
-        self.image_size, self.mean, self.std = backbone.image_size, backbone.mean, backbone.std
-        backbone.mask_token = None
-        backbone.set_drop_path(drop_path, blocks)  # instead of the pre-training's
-        if pooling == "mean":
-            backbone.drop_final_norm()
-        for name, layer in backbone.layer_ids.items():
-            trained = blocks is None or (blocks > 0 and layer > depth - blocks)
-            backbone.get_parameter(name).requires_grad_(trained)
-        self.norm = nn.LayerNorm(backbone.embed_dim, eps=1e-6) if pooling == "mean" else nn.Identity()
-        self.head = nn.Linear(backbone.embed_dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=head_init)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, C) float32."""
-        tokens = self.backbone(images)
-        pooled = tokens.cls if self.pooling == "cls" else self.backbone.mean_of(tokens)
-        with torch.autocast(images.device.type, enabled=False):  # in bf16, classes would often tie
-            return self.head(self.norm(pooled.float()))
-
-    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
-        """``{"logits": (B, C)}``."""
-        return {"logits": self(images)}
 
 
 class Classifier(Method):

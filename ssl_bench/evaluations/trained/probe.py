@@ -19,7 +19,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge, check_features
 from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, join, needed, parts_of
-from ssl_bench.metrics.metric import accuracy_metric, true_class_rank
+from ssl_bench.metrics.metric import accuracies, true_class_rank
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.errors import RunError, UserError, unknown
@@ -185,8 +185,6 @@ class Probe(Evaluator):
         if not torch.isfinite(winner.weight).all():
             raise RunError(f"probe: the head with base_lr {lr} diverged when trained on all training images")
         rank = true_class_rank(winner.scores(self.features(encoder, data.test)[pooling])[:, 0], data.test.labels)
-        correct = (rank == 0).numpy()
-        metrics = {"top1": accuracy_metric(correct), "top5": accuracy_metric((rank < 5).numpy())}
         chosen: dict[str, object] = {
             "pooling": pooling,
             "base_lr": lr,
@@ -197,7 +195,8 @@ class Probe(Evaluator):
             "batch_size": probing.training_config.batch_size,
             "steps": cost["steps"],
         }
-        return Result(metrics, "top1", correct, chosen, pooling, cost, selected=n_heads > 1)
+        correct = (rank == 0).numpy()
+        return Result(accuracies(rank), "top1", correct, chosen, pooling, cost, selected=n_heads > 1)
 
 
 def fit_images(data: Data) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ssl_bench.results.frame import to_frame
+from ssl_bench.results.frame import is_external, pretrained_on, seed_of, to_frame
 from ssl_bench.results.rows.row import Row
 from ssl_bench.utils.starts import start_labels, start_of
 
@@ -58,15 +58,13 @@ class Aggregate:
     @cached_property
     def seeds(self) -> int:
         """How many seeds its rows have; external weights count as one."""
-        return len({(row["recipe"] or {}).get("seed") for row in self.rows})
+        return len({seed_of(row) for row in self.rows})
 
     @cached_property
     def footnotes(self) -> str:
         """Marks of ``legends.FOOTNOTES``."""
-        flags = self.first["flags"]
-        external = any(flag.startswith("external") for flag in flags)
         stale = any(row.stale for row in self.rows)
-        shown = (("¹", self.labels), ("²", stale), ("³", external), ("⁴", self.warnings))
+        shown = (("¹", self.labels), ("²", stale), ("³", is_external(self.first)), ("⁴", self.warnings))
         return "".join(mark for mark, true in shown if true)
 
     @cached_property
@@ -77,8 +75,7 @@ class Aggregate:
     @property
     def pretrained_on(self) -> str | None:
         """The data set of the pre-training; None without one, and where it isn't known."""
-        made = self.first["pretraining"] or {}
-        return made.get("data") if made.get("images_seen") != 0 and made.get("data") != "unknown" else None
+        return pretrained_on(self.first)
 
     @property
     def labels(self) -> bool:

@@ -45,7 +45,7 @@ class Difference:
 def untrained_indices(aggregates: Sequence[Aggregate]) -> list[int | None]:
     """For each aggregate the index of the untrained network it started from: with the same backbone and initialisation.
 
-    None where no such network was judged, and for the untrained networks themselves.
+    None where no such network was evaluated, and for the untrained networks themselves.
     """
     at = {start_key(each): index for index, each in reversed([*enumerate(aggregates)]) if each.method == "untrained"}
     return [None if each.method == "untrained" else at.get(start_key(each)) for each in aggregates]

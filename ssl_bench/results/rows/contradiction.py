@@ -9,7 +9,7 @@ from ssl_bench.utils.identity import identify, merged_versions
 
 
 def contradiction(row: Mapping[str, Any]) -> str:
-    """How a row's id, names, versions or settings belie one another; empty where they don't.
+    """How a row's id, names, versions or settings contradict one another; empty where they don't.
 
     Settings that the identity leaves out are the defaults of their version: ``ssl-bench check`` looks at those.
     """
@@ -20,7 +20,7 @@ def contradiction(row: Mapping[str, Any]) -> str:
 
 
 def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
-    made, judged, recipe = row["identity"]["encoder"], row["identity"]["evaluation"], row["recipe"]
+    made, evaluated, recipe = row["identity"]["encoder"], row["identity"]["evaluation"], row["recipe"]
     if recipe:
         names = (recipe["method"].rpartition(":")[2], recipe["backbone"]["name"])  # of package.module:Class the class
         said = (row["method"], row["backbone"]["name"])
@@ -32,10 +32,10 @@ def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
         yield from _missing({"sha256": made["weights"]}, row["weights"], "weights")
         yield from _missing(made["backbone"] | {"input": made["input"]}, row["backbone"], "backbone")
     stated = row["evaluation"]
-    version = judged["versions"].get(f"evaluator {judged['evaluator']}")
-    named = {"name": judged["name"], "evaluator": judged["evaluator"], "version": version}
-    yield from _missing(named | {"fingerprints": judged["images"]}, stated, "evaluation")
-    yield from _missing(judged["settings"], stated["settings"], "evaluation.settings")
+    version = evaluated["versions"].get(f"evaluator {evaluated['evaluator']}")
+    named = {"name": evaluated["name"], "evaluator": evaluated["evaluator"], "version": version}
+    yield from _missing(named | {"fingerprints": evaluated["images"]}, stated, "evaluation")
+    yield from _missing(evaluated["settings"], stated["settings"], "evaluation.settings")
     if merged_versions(row["identity"]) != row["versions"]:
         yield "its versions are not those of its identity"
 

@@ -1,4 +1,4 @@
-"""What defines a number: how its encoder was made, and how and on what it was judged.
+"""What defines a number: how its encoder was made, and how and on what it was evaluated.
 
 A row keeps this identity as plain values, so that its id can be computed from the row alone.
 """
@@ -22,7 +22,7 @@ ENGINES = {"features": frozen_encoder.VERSION, "training": TRAINING_VERSION, "vi
 
 
 def encoder_identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What defines an encoder: its recipe and images (``Recipe.identity``), or for one from elsewhere its weights.
+    """What defines an encoder: its recipe and images (``Recipe.identity``), or for external weights these weights.
 
     To the weights belongs what they don't show: of the backbone, such as the number of heads, and of its input.
 
@@ -47,13 +47,13 @@ def number_identity(encoder: dict[str, Any], name: str, evaluator: Evaluator, da
         encoder: ``encoder_identity``, or ``Recipe.identity`` of one that is not trained yet.
         name: Name or file of the protocol.
         evaluator: With its settings.
-        data: What it is judged on.
+        data: What it is evaluated on.
     """
-    judge, images = evaluator_name(evaluator), data.test
-    versions = {f"evaluator {judge}": evaluator.version, f"data {images.reader}": VERSIONS[images.reader]}
+    kind, images = evaluator_name(evaluator), data.test
+    versions = {f"evaluator {kind}": evaluator.version, f"data {images.reader}": VERSIONS[images.reader]}
     evaluation = {
         "name": Path(name).stem,
-        "evaluator": judge,
+        "evaluator": kind,
         **source_of(type(evaluator)),
         "settings": evaluator.changed_settings(),
         "images": {"train": data.train.fingerprint, "test": images.fingerprint},

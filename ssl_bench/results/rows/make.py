@@ -104,7 +104,7 @@ def make_row(
 
 
 def code_of(evaluator: Evaluator) -> dict[str, Any]:
-    """The code that is about to judge. Ask before it does: files may be edited while it runs."""
+    """The code that is about to evaluate. Ask before it does: files may be edited while it runs."""
     from ssl_bench.checkpoints.encoder_file import code_version
 
     return {**code_version(), "evaluator_source": source_hash(type(evaluator))}

@@ -59,7 +59,7 @@ class Row:
 
     @property
     def stale(self) -> bool:
-        """Whether a component that made or judged the encoder has a newer version today."""
+        """Whether a component that made or evaluated the encoder has a newer version today."""
         return bool(self.outdated)
 
 

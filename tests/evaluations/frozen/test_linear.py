@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from stubs import FixedFeatures
 from torch import Tensor, nn
 
 from ssl_bench.data.datasets import ImageSet
@@ -21,19 +21,6 @@ from ssl_bench.utils.errors import RunError, UserError
 QUICK = {"min_steps": 200, "base_lr": (0.003, 0.03, 0.3)}
 
 
-class Stub:
-    """Fixed features for each split; `asked` records which splits were requested, in order."""
-
-    def __init__(self, features: dict[str, dict[str, Tensor]]) -> None:
-        self.of, self.asked = features, list[str]()
-        self.poolings = tuple(features["train"])
-
-    def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
-        self.asked.append(images.split)
-        whole, rows = (images, slice(None)) if images.origin is None else images.origin
-        return {name: self.of[whole.split][name][rows] for name in poolings}
-
-
 def image_set(split: str, labels: Tensor, classes: int) -> ImageSet:
     pixels = torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8)
     return ImageSet("toy", split, labels, tuple(f"c{i}" for i in range(classes)), "0" * 64, pixels)
@@ -41,11 +28,11 @@ def image_set(split: str, labels: Tensor, classes: int) -> ImageSet:
 
 def as_problem(
     train: dict[str, Tensor], train_labels: Tensor, test: dict[str, Tensor], test_labels: Tensor, classes: int
-) -> tuple[Stub, Data]:
+) -> tuple[FixedFeatures, Data]:
     whole, order = image_set("train", train_labels, classes), torch.arange(len(train_labels))
     n_dev = max(1, len(order) // 5)
     fit, dev = whole.subset(order[n_dev:], "fit"), whole.subset(order[:n_dev], "dev")
-    return Stub({"train": train, "test": test}), Data(whole, fit, dev, image_set("test", test_labels, classes))
+    return FixedFeatures({"train": train, "test": test}), Data(whole, fit, dev, image_set("test", test_labels, classes))
 
 
 def correlated(n: int, seed: int, classes: int = 5, dim: int = 32) -> tuple[Tensor, Tensor]:
@@ -59,7 +46,7 @@ def correlated(n: int, seed: int, classes: int = 5, dim: int = 32) -> tuple[Tens
     return x @ mix + 5 * torch.randn(dim, generator=fixed), labels
 
 
-def realistic(n_train: int = 1000, n_test: int = 1000) -> tuple[Stub, Data]:
+def realistic(n_train: int = 1000, n_test: int = 1000) -> tuple[FixedFeatures, Data]:
     """Pooling "mean" carries the class, "cls" nothing."""
     (x, y), (x_test, y_test) = correlated(n_train, 1), correlated(n_test, 2)
     noise = torch.randn(n_train + n_test, 8, generator=torch.Generator().manual_seed(4))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
+from stubs import FixedFeatures
 from torch import Tensor
 
 from ssl_bench.data.datasets import ImageSet
@@ -24,19 +24,6 @@ from ssl_bench.utils.errors import RunError, UserError
 QUICK = {"C": (0.01, 1.0)}
 
 
-class Stub:
-    """Fixed features for each split; `asked` records which splits were requested, in order."""
-
-    def __init__(self, features: dict[str, dict[str, Tensor]]) -> None:
-        self.of, self.asked = features, list[str]()
-        self.poolings = tuple(features["train"])
-
-    def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
-        self.asked.append(images.split)
-        whole, rows = (images, slice(None)) if images.origin is None else images.origin
-        return {name: self.of[whole.split][name][rows] for name in poolings}
-
-
 def clusters(n: int, seed: int, sep: float = 0.7, classes: int = 5, dim: int = 12) -> tuple[Tensor, Tensor]:
     """Overlapping clusters seen through an ill-conditioned map with an offset, as features of a network are."""
     fixed = torch.Generator().manual_seed(3)
@@ -47,7 +34,9 @@ def clusters(n: int, seed: int, sep: float = 0.7, classes: int = 5, dim: int = 1
     return (sep * centres[labels] + torch.randn(n, dim, generator=generator)) @ mix + 3, labels
 
 
-def problem(n_train: int = 500, n_test: int = 600, sep: float = 0.7, random_labels: bool = False) -> tuple[Stub, Data]:
+def problem(
+    n_train: int = 500, n_test: int = 600, sep: float = 0.7, random_labels: bool = False
+) -> tuple[FixedFeatures, Data]:
     """Pooling "mean" carries the class, "cls" nothing."""
     sets, features = {}, {}
     for split, n, seed in (("train", n_train, 1), ("test", n_test, 2)):
@@ -61,7 +50,7 @@ def problem(n_train: int = 500, n_test: int = 600, sep: float = 0.7, random_labe
     order = torch.arange(n_train)
     n_dev = n_train // 5
     fit, dev = sets["train"].subset(order[n_dev:], "train"), sets["train"].subset(order[:n_dev], "dev")
-    return Stub(features), Data(sets["train"], fit, dev, sets["test"])
+    return FixedFeatures(features), Data(sets["train"], fit, dev, sets["test"])
 
 
 def top1(result: Result) -> float:
@@ -93,7 +82,7 @@ def test_what_is_compared_on_dev_is_what_scikit_learn_finds(evaluator: type[Eval
         for split, part in (("train", y), ("test", y_test))
     )
     data = Data(train, train.subset(torch.arange(40, 100), "train"), train.subset(torch.arange(40), "dev"), test)
-    encoder = Stub({"train": {"mean": x}, "test": {"mean": x_test}})
+    encoder = FixedFeatures({"train": {"mean": x}, "test": {"mean": x_test}})
     fit = x[40:].double()
     scaled = (x.double() - fit.mean(0)) / fit.std(0, correction=0)
     on_dev = []

@@ -41,12 +41,12 @@ def data(tiny_data: Splits) -> Data:
 def test_run(data: Data, nano: ViT) -> None:
     encoder = FrozenEncoder(nano)
     weights = {name: value.clone() for name, value in nano.state_dict().items()}
-    judge = Robustness(C=(0.01, 1.0))
-    result = judge.run(encoder, data)
+    evaluator = Robustness(C=(0.01, 1.0))
+    result = evaluator.run(encoder, data)
     again = Robustness(C=(0.01, 1.0)).run(FrozenEncoder(nano), data)
     assert result.metrics == again.metrics and result.headline == "corrupted_top1"
     assert all(torch.equal(weights[name], value) for name, value in nano.state_dict().items())
-    assert json.loads(json.dumps(judge.settings()))["severities"] == [1, 3, 5]
+    assert json.loads(json.dumps(evaluator.settings()))["severities"] == [1, 3, 5]
     json.dumps(result.chosen, allow_nan=False)
     values = {name: metric.value for name, metric in result.metrics.items()}
     assert values["corrupted_top1"] == pytest.approx(np.mean([values[name] for name in MAIN]), abs=1e-9)
@@ -58,16 +58,16 @@ def test_run(data: Data, nano: ViT) -> None:
 
 
 def test_fewer_images_are_the_same_images(data: Data, nano: ViT) -> None:
-    judge = Robustness(corruptions=("impulse_noise",), severities=(5,), images=12, C=(0.1,))
-    shown = judge._shown(data.test)
+    evaluator = Robustness(corruptions=("impulse_noise",), severities=(5,), images=12, C=(0.1,))
+    shown = evaluator._shown(data.test)
     assert torch.bincount(shown.labels).tolist() == [4, 4, 4] and shown.split == "test"
     assert shown.origin is not None
-    (few,) = judge._corrupted(shown, (16, 16))
-    (every,) = judge._corrupted(data.test, (16, 16))
+    (few,) = evaluator._corrupted(shown, (16, 16))
+    (every,) = evaluator._corrupted(data.test, (16, 16))
     assert few.decoded is not None and every.decoded is not None
     assert torch.equal(few.decoded, every.decoded[shown.origin[1]])
     assert few.fingerprint != every.fingerprint and few.origin is None
-    assert judge.run(FrozenEncoder(nano), data).metrics["impulse_noise"].n == 12
+    assert evaluator.run(FrozenEncoder(nano), data).metrics["impulse_noise"].n == 12
 
 
 def test_images_are_corrupted_at_the_size_of_the_encoder() -> None:
@@ -85,9 +85,9 @@ def test_images_are_corrupted_at_the_size_of_the_encoder() -> None:
 def test_images_of_several_sizes_smaller_than_the_encoder_takes(data: Data, nano: ViT, sides: tuple[int, ...]) -> None:
     pixels = [picture(side, seed)[:, :, : side - seed % 3] for seed, side in enumerate(sides * (24 // len(sides)))]
     test = replace(data.test, images=pack(pixels), fingerprint="9" * 64)
-    judge = Robustness(corruptions=("defocus_blur", "jpeg_compression"), severities=(5,), C=(1.0,))
+    evaluator = Robustness(corruptions=("defocus_blur", "jpeg_compression"), severities=(5,), C=(1.0,))
     encoder = FrozenEncoder(nano, workers=0)
-    result = judge.run(encoder, replace(data, test=test))
+    result = evaluator.run(encoder, replace(data, test=test))
     assert result.metrics["defocus_blur"].n == 24
 
 

@@ -31,7 +31,8 @@ from ssl_bench.evaluations.evaluator import Data, Result
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.trained import finetune
 from ssl_bench.evaluations.trained.finetune import FineTune
-from ssl_bench.evaluations.trained.finetuning import Classifier, Network, RandAugment, mixing
+from ssl_bench.evaluations.trained.finetuning import Classifier, RandAugment, mixing
+from ssl_bench.evaluations.trained.network import Network
 from ssl_bench.training import callbacks
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.shipped import shipped

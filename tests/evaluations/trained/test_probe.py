@@ -97,7 +97,7 @@ def untrained(protocol: Probe, data: Data, dim: int = 2, classes: int = 2) -> Pr
 
 
 def test_batch_norm_numbers() -> None:
-    """Batch statistics while it learns, running ones (momentum 0.1, unbiased variance) when it judges."""
+    """Batch statistics while it learns, running ones (momentum 0.1, unbiased variance) when it predicts."""
     head_grid = HeadGrid(2, 3, 1, batch_norm=True, std=0.01, seed=0)
     x = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]])
     a = 1.2247446418
