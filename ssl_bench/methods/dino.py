@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
-from ssl_bench.utils.errors import UserError
-from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
+from ssl_bench.views.multicrop import multicrop
+from ssl_bench.views.view import PIL_DIFFERENCES, View
 
 
 class DINO(Method):
@@ -140,59 +137,3 @@ class DINO(Method):
     def encoder(self) -> nn.Module:
         """The teacher's backbone."""
         return self.teacher.backbone
-
-
-def multicrop(
-    backbone: Backbone,
-    n_local: int,
-    local_size: int | None,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    blur_sigma: tuple[float, float],
-) -> list[View]:
-    """Two global crops, augmented as in BYOL, and ``n_local`` small ones (section 3.1; ``main_dino.py``).
-
-    Raises:
-        UserError: ``local_size`` isn't a multiple of the patch size, or the backbone takes one image size alone.
-
-    Example:
-        >>> from ssl_bench.backbones import build_backbone
-        >>> from ssl_bench.views.view import describe
-        >>> describe(multicrop(build_backbone("vit_micro_patch16_224"), 10, None, (0.4, 1), (0.05, 0.4), (0.1, 2)))
-        '2x224 + 10x96'
-    """
-    check_needs("multi-crop", type(backbone), backbone.spec, ["multi_crop"] if n_local else [])
-    (height, width), patch = backbone.image_size, backbone.cell
-    if local_size is not None and (local_size < patch or local_size % patch):
-        raise UserError(f"local_size is {local_size}; it must be a multiple of the patch size {patch}")
-    share = (local_size or height * 96 / 224) / height
-    first = random_resized_crop(
-        (height, width),
-        scale=global_scale,
-        jitter=(0.4, 0.4, 0.2, 0.1),
-        jitter_p=0.8,
-        grayscale=0.2,
-        blur=1.0,
-        blur_sigma=blur_sigma,
-    )
-    rows, columns = (max(1, round(side * share / patch)) for side in (height, width))
-    size = (rows * patch, columns * patch)
-    local = [replace(first, size=size, scale=local_scale, blur=0.5, count=n_local)] if n_local else []
-    return [first, replace(first, blur=0.1, solarize=0.2), *local]
-
-
-def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy over all pairs of a teacher's view u and another view v of the student (equation 3).
-
-    Args:
-        student: (V, B, K) logits, the global views first.
-        targets: (2, B, K) float32 distributions of the teacher on the global views.
-        temperature: Of the student.
-
-    Example:
-        >>> round(dino_loss(torch.zeros(10, 4, 16), torch.full((2, 4, 16), 1 / 16), 0.1).item(), 6)  # ln 16
-        2.772589
-    """
-    log_q = (student.float() / temperature).log_softmax(dim=-1)
-    cross = (targets.flip(0) * log_q[:2]).sum() + (targets.sum(dim=0) * log_q[2:].sum(dim=0)).sum()
-    return -cross / ((2 * len(student) - 2) * student.shape[1])

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.methods.dino import DINO, dino_loss, multicrop
+from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.nn.masking import block_masking
 from ssl_bench.utils.errors import UserError
+from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View
 
 

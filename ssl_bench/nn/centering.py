@@ -1,4 +1,4 @@
-"""The centre that keeps a teacher's outputs from collapsing, and the schedule of its temperature (DINO, iBOT)."""
+"""What DINO, iBOT and EsViT share: the centre of the teacher's outputs, their temperature, the loss between views."""
 
 from __future__ import annotations
 
@@ -53,3 +53,20 @@ def temperature_at(epoch: float, first: float, last: float, warmup: int) -> floa
     if epoch >= warmup:
         return last
     return first + (last - first) * max(int(epoch), 0) / max(warmup - 1, 1)
+
+
+def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Mean cross-entropy over all pairs of a teacher's view u and another view v of the student (equation 3).
+
+    Args:
+        student: (V, B, K) logits, the global views first.
+        targets: (2, B, K) float32 distributions of the teacher on the global views.
+        temperature: Of the student.
+
+    Example:
+        >>> round(dino_loss(torch.zeros(10, 4, 16), torch.full((2, 4, 16), 1 / 16), 0.1).item(), 6)  # ln 16
+        2.772589
+    """
+    log_q = (student.float() / temperature).log_softmax(dim=-1)
+    cross = (targets.flip(0) * log_q[:2]).sum() + (targets.sum(dim=0) * log_q[2:].sum(dim=0)).sum()
+    return -cross / ((2 * len(student) - 2) * student.shape[1])

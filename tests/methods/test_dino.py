@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.backbones.vit import ViT
-from ssl_bench.methods.dino import DINO, dino_loss, multicrop
-from ssl_bench.nn.centering import Center, temperature_at
+from ssl_bench.methods.dino import DINO
+from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.heads import DINOHead, WeightNormLinear
 from ssl_bench.nn.optimizers import clip_each
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
+from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import describe
 
 # Two images, two global crops and a local one, K = 3; crop by crop.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.backbones.vit import ViT
-from ssl_bench.methods.dino import dino_loss
 from ssl_bench.methods.ibot import IBOT, patch_loss
+from ssl_bench.nn.centering import dino_loss
 from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
