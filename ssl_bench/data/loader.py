@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,8 +27,9 @@ class Loader:
     """The batches of a training run, for Lightning to iterate as one long epoch.
 
     Every epoch is a permutation of the images drawn from (seed, epoch); the images that do not fill a last batch are
-    left out of it. Rank r of ``world`` gets the r-th contiguous slice of each global batch. Iterating continues at the
-    next step that was not delivered, so that ``load_state_dict`` resumes a run at the exact image.
+    left out of it, or are a smaller batch. Rank r of ``world`` gets the r-th contiguous slice of each global batch.
+    Iterating continues at the next step that was not delivered, so that ``load_state_dict`` resumes a run at the exact
+    image.
 
     Decoded images of one size come as they are, for the training device to cut all views of a batch at once::
 
@@ -53,6 +54,8 @@ class Loader:
         workers: Worker processes that cut views; 0 cuts them in this process. Default: one per processor, at most 16,
             shared among the ranks.
         device: Keep decoded images on this CUDA device, if they take at most half of its free memory.
+        drop_last: Leave out the images that do not fill a last batch. Without it ``world`` must be 1: a smaller batch
+            can't always be shared.
 
     Raises:
         UserError: There are fewer images than ``batch_size``, or ``world`` does not divide it.
@@ -70,6 +73,7 @@ class Loader:
         world: int = 1,
         workers: int | None = None,
         device: torch.device | str | None = None,
+        drop_last: bool = True,
     ) -> None:
         if batch_size < 1 or len(images) < batch_size:
             raise UserError(
@@ -83,8 +87,10 @@ class Loader:
         if seed < 0:
             raise UserError(f"seed {seed} is negative: choose 0 or more")
         assert images.decoded is not None or views is not None, "images that workers read need views"
+        assert drop_last or world == 1, "a smaller last batch can't be shared by several processes"
         self.images, self.views = images, views
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
+        self.drop_last = drop_last
         self.workers = _default_workers(world) if workers is None else workers
         self._pixels = None if augmented(views or ()) else images.decoded
         self._labels = images.labels
@@ -104,15 +110,14 @@ class Loader:
         self._next = int(state["step"])
 
     def indices(self, step: int) -> Tensor:
-        """Which images this rank gets at ``step``, int64 (batch_size / world,)."""
-        epoch, batch = divmod(step, len(self.images) // self.batch_size)
+        """Which images this rank gets at ``step``, int64 (batch_size / world,), or fewer in a smaller last batch."""
+        epoch, batch = divmod(step, batches(len(self.images), self.batch_size, drop_last=self.drop_last))
         share = self.batch_size // self.world
         start = batch * self.batch_size + self.rank * share
         return torch.from_numpy(_order(len(self.images), self.seed, epoch)[start : start + share])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = self._cut() if self._pixels is None else self._gather(self._pixels)
-        for batch in batches:
+        for batch in self._cut() if self._pixels is None else self._gather(self._pixels):
             # Before the batch is handed out: a checkpoint made while it is in use says that the next one is due.
             self._next = batch["step"] + 1
             yield batch
@@ -133,7 +138,7 @@ class Loader:
         assert self.views is not None
         # Workers are forked where that is safe, so that they share the decoded images instead of copying them.
         fork = self.workers > 0 and sys.platform == "linux"
-        batches = DataLoader(
+        pieces = DataLoader(
             _Cutter(self.images, self.views, self.seed),
             batch_sampler=self._jobs(),
             num_workers=self.workers,
@@ -143,7 +148,7 @@ class Loader:
             multiprocessing_context="fork" if fork else None,
         )
         try:
-            yield from _joined(batches, self.batch_size // self.world)
+            yield from _joined(pieces, lambda step: len(self.indices(step)))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -162,14 +167,24 @@ class Loader:
             yield from (jobs[start : start + piece] for start in range(0, len(jobs), piece))
 
 
-def _joined(pieces: Iterable[dict[str, Any] | Exception], count: int) -> Iterator[dict[str, Any]]:
-    """Batches of ``count`` images from the pieces of them that workers cut."""
+def batches(images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in an epoch.
+
+    Example:
+        >>> batches(9, 4, drop_last=True), batches(9, 4, drop_last=False)
+        (2, 3)
+    """
+    return images // batch_size if drop_last else -(-images // batch_size)
+
+
+def _joined(pieces: Iterable[dict[str, Any] | Exception], images_of: Callable[[int], int]) -> Iterator[dict[str, Any]]:
+    """Whole batches from the pieces of them that workers cut; ``images_of`` a step says how many images it has."""
     at = 0
     whole: dict[str, Any] = {}
     for piece in pieces:
         if isinstance(piece, Exception):
             raise piece
-        n = len(piece["index"])
+        n, count = len(piece["index"]), images_of(piece["step"])
         if n == count:
             yield piece
             continue

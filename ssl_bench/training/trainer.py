@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.data.loader import Loader
+from ssl_bench.data.loader import Loader, batches
 from ssl_bench.methods.method import Method
 from ssl_bench.training.callbacks import Report, Resume
 from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
@@ -33,6 +33,7 @@ def train(
     *,
     monitored: tuple[ImageSet, ImageSet] | None = None,
     loggers: Sequence[str] = ("csv",),
+    drop_last: bool = True,
 ) -> dict[str, Any]:
     """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
@@ -43,6 +44,7 @@ def train(
         title: In front of the progress.
         monitored: Bank and queries of the online k-NN; without them there is none.
         loggers: Of ``loggers.LOGGERS``.
+        drop_last: Leave out the images that do not fill an epoch's last batch; otherwise, in one process, they are one.
 
     Returns:
         What it cost: the fields of a row's ``pretraining``.
@@ -53,11 +55,11 @@ def train(
         Stopped: SIGTERM, SIGUSR1 or SIGHUP came, and ``last.ckpt`` has everything until then.
     """
     config = method.training_config
-    per_epoch = len(images) // config.batch_size
-    if per_epoch == 0:
+    if len(images) < config.batch_size:
         raise UserError(
             f"batch_size {config.batch_size} is larger than the {len(images)} training images of {images.name}"
         )
+    per_epoch = batches(len(images), config.batch_size, drop_last=drop_last)
     steps = max(1, round(config.epochs * per_epoch))
     precision = best_precision(config.precision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,7 @@ def train(
         rank=trainer.global_rank,
         world=trainer.world_size,
         device=device if device.type == "cuda" else None,
+        drop_last=drop_last,
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -100,7 +103,8 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, interrupt)
-    seen = steps * config.batch_size
+    whole, rest = divmod(steps, per_epoch)
+    seen = whole * min(per_epoch * config.batch_size, len(images)) + rest * config.batch_size
     return {
         "epochs": config.epochs,
         "steps": steps,

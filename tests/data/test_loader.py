@@ -69,6 +69,27 @@ def test_an_epoch_repeats_no_image_and_the_next_has_another_order() -> None:
     assert seen == set(range(50))
 
 
+@pytest.mark.parametrize("ahead", [2**33, 1])
+@pytest.mark.parametrize(("make", "count"), [(made, 50), (noise, 50), (noise, 49)])
+def test_what_fills_no_batch_is_a_smaller_one_where_asked(
+    make: Any, count: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded images, and views that workers cut whole or image by image."""
+    monkeypatch.setattr(loader_module, "MOST_AHEAD", ahead)
+    loader = Loader(make(count), VIEWS, batch_size=8, steps=14, seed=3, workers=0, drop_last=False)
+    assert (loader._pixels is None) == (make is noise)
+    found = list(loader)
+    assert [len(batch["index"]) for batch in found] == 2 * [8, 8, 8, 8, 8, 8, count - 48]
+    assert all(len(view) == len(batch["labels"]) for batch in found for view in batch.get("views", []))
+    for epoch in (found[:7], found[7:]):
+        assert sorted(torch.cat([batch["index"] for batch in epoch]).tolist()) == list(range(count))
+    dropped = list(Loader(make(count), VIEWS, batch_size=8, steps=12, seed=3, workers=0))
+    assert all(torch.equal(a["index"], b["index"]) for a, b in zip(found[:6] + found[7:13], dropped, strict=True))
+    resumed = Loader(make(count), VIEWS, batch_size=8, steps=14, seed=3, workers=0, drop_last=False)
+    resumed.load_state_dict({"step": 6})
+    assert all(same(a, b) for a, b in zip(resumed, found[6:], strict=True))
+
+
 def test_same_seed_same_batches() -> None:
     def index(seed: int) -> list[list[int]]:
         return [batch["index"].tolist() for batch in Loader(made(50), None, batch_size=8, steps=9, seed=seed)]

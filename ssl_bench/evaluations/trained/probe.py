@@ -48,6 +48,8 @@ class Probe(Evaluator):
         warmup_epochs: Linear rise of the learning rate from 0; then it falls to 0 on a cosine.
         schedule: Change the learning rate every "epoch" or every "step".
         batch_size: Images a step, or all of them if there are fewer.
+        drop_last: Leave the images that do not fill a last batch out of an epoch; otherwise they are a smaller batch,
+            except for a single image under ``batch_norm``, which can't be normalised over itself.
         batch_norm: Normalise each dimension over the batch, without affine parameters (eps 1e-6), and with the running
             statistics on dev and test images.
         init_std: Standard deviation of the initial weights; biases start at 0.
@@ -60,7 +62,7 @@ class Probe(Evaluator):
         UserError: An empty grid, or a value out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     engines: ClassVar[tuple[str, ...]] = ("features", "training", "views")
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",
@@ -78,6 +80,7 @@ class Probe(Evaluator):
         warmup_epochs: int = 0,
         schedule: str = "epoch",
         batch_size: int = 1024,
+        drop_last: bool = False,
         batch_norm: bool = False,
         init_std: float = 0.01,
         crop_scale: tuple[float, float] = (0.08, 1.0),
@@ -94,6 +97,7 @@ class Probe(Evaluator):
         self.warmup_epochs = warmup_epochs
         self.schedule = schedule
         self.batch_size = batch_size
+        self.drop_last = drop_last
         self.batch_norm = batch_norm
         self.init_std = init_std
         self.crop_scale = crop_scale
@@ -171,7 +175,9 @@ class Probe(Evaluator):
             by_epoch=self.schedule == "epoch",
             seed=self.seed,
         )
-        cost = train(probing, data.train, encoder.folder, f"linear probe, {n_heads} head{'s' * (n_heads > 1)}")
+        alone = self.batch_norm and len(data.train) % probing.training_config.batch_size == 1
+        title = f"linear probe, {n_heads} head{'s' * (n_heads > 1)}"
+        cost = train(probing, data.train, encoder.folder, title, drop_last=self.drop_last or alone)
         # The meter counts the patches of forward passes of a backbone, and sees none in its `features`.
         patches = math.prod(network.grid) if getattr(network, "can_train", False) else 0  # raw pixels are not encoded
         cost["patches_encoded_without_gradient"] = patches * cost["images_seen"]

@@ -81,9 +81,9 @@ class Probing(Method):
         for head_grids, rows in ((self.choosing, self.fit_rows), (self.reporting, slice(None))):
             assert self.labels is not None
             labels = self.labels[rows]
-            if len(labels) < 2:  # BatchNorm needs two
-                continue
             for pooling, head_grid in head_grids.items():
+                if len(labels) < (2 if isinstance(head_grid.norm, nn.BatchNorm1d) else 1):
+                    continue
                 with torch.autocast(images.device.type, enabled=False):
                     scores = head_grid(features[pooling][rows])  # (B, C, H)
                 truth = labels[:, None].expand(-1, scores.shape[2])

@@ -71,9 +71,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every `Probing` that was trained."""
     seen: list[Any] = []
 
-    def train(method: Any, *args: Any) -> dict[str, Any]:
+    def train(method: Any, *args: Any, **options: Any) -> dict[str, Any]:
         seen.append(method)
-        return original(method, *args)
+        return original(method, *args, **options)
 
     original = probe.train
     monkeypatch.setattr(probe, "train", train)
@@ -160,15 +160,28 @@ def test_learning_rates(
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize(("optimizer", "batch_norm"), [("sgd", False), ("sgd", True), ("adamw", False), ("lars", True)])
+@pytest.mark.parametrize(
+    ("optimizer", "batch_norm", "batch_size"),
+    [
+        ("sgd", False, 16),
+        ("sgd", True, 16),
+        ("adamw", False, 16),
+        ("lars", True, 16),
+        ("sgd", False, 20),
+        ("sgd", True, 20),
+    ],
+)
 def test_each_head_equals_a_linear_layer_trained_alone(
-    optimizer: str, batch_norm: bool, data: Data, tmp_path: Path, trained: list[Any]
+    optimizer: str, batch_norm: bool, batch_size: int, data: Data, tmp_path: Path, trained: list[Any]
 ) -> None:
-    """Autograd, nn.Linear, nn.BatchNorm1d and the optimiser on the same crops; fit images alone, and all images."""
+    """Autograd, nn.Linear, nn.BatchNorm1d and the optimiser on the same crops; fit images alone, and all images.
+
+    Batches of 20 leave one of 8 of the 48 images at the end of an epoch.
+    """
     settings = {"optimizer": optimizer, "batch_norm": batch_norm, "base_lr": (0.5, 2.0), "weight_decay": (0.0, 0.1)}
-    run(tmp_path, data, **settings, epochs=2, schedule="step", warmup_epochs=1)
+    run(tmp_path, data, **settings, batch_size=batch_size, epochs=2, schedule="step", warmup_epochs=1)
     (module,) = trained
-    batches, seen = Loader(data.train, None, batch_size=16, steps=6, seed=0), []
+    batches, seen = Loader(data.train, None, batch_size=batch_size, steps=6, seed=0, drop_last=False), []
     for batch in batches:
         generator = torch.Generator().manual_seed(step_seed(0, batch["step"]) + 1)
         (crops,) = make_views(batch["images"], module.views, generator)
@@ -191,7 +204,7 @@ def test_each_head_equals_a_linear_layer_trained_alone(
                 epoch = step / 3
                 shape = epoch if epoch < 1 else 0.5 * (1 + math.cos(math.pi * (epoch - 1)))
                 for group in optim.param_groups:
-                    group["lr"] = base_lr * 16 / 256 * shape
+                    group["lr"] = base_lr * batch_size / 256 * shape
                 rows = is_fit if spares_dev else slice(None)
                 optim.zero_grad()
                 nn.functional.cross_entropy(layer(norm(x[rows])), y[rows]).backward()
@@ -200,6 +213,40 @@ def test_each_head_equals_a_linear_layer_trained_alone(
             torch.testing.assert_close(head_grid.biases[head], layer.bias, atol=1e-5, rtol=1e-4)
             if batch_norm:
                 torch.testing.assert_close(head_grid.norm.running_var, norm.running_var)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "images"),
+    [
+        ({"batch_size": 20}, 3 * 3, 3 * 48),
+        ({"batch_size": 20, "drop_last": True}, 3 * 2, 3 * 40),
+        ({"batch_size": 20, "batch_norm": True}, 3 * 3, 3 * 48),
+        ({"batch_size": 47}, 3 * 2, 3 * 48),
+        ({"batch_size": 47, "batch_norm": True}, 3 * 1, 3 * 47),
+    ],
+)
+def test_the_last_batch(
+    settings: dict[str, Any], steps: int, images: int, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Smaller and kept, or left out: where the protocol says so, and one image that would be normalised over itself."""
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        Probing, "training_step", lambda self, batch, i: (sizes.append(len(batch["index"])), step_of(self, batch, i))[1]
+    )
+    result = run(tmp_path, data, **settings, schedule="epoch")
+    assert (len(sizes), sum(sizes)) == (steps, images)
+    assert (result.cost["steps"], result.cost["images_seen"]) == (steps, images)
+    assert result.chosen["steps"] == steps and result.chosen["diverged_heads"] == 0
+
+
+@pytest.mark.parametrize(("rows", "batch_norm", "learns"), [(1, False, True), (1, True, False), (0, False, False)])
+def test_too_few_fit_images_in_a_batch_teach_nothing(rows: int, batch_norm: bool, learns: bool, data: Data) -> None:
+    """Heads that spare dev see only the fit images of a batch; the others learn from all of it."""
+    module = untrained(Probe(batch_norm=batch_norm), data, dim=3)
+    module.labels, module.fit_rows = torch.tensor([0, 1, 1]), torch.arange(3) < rows
+    module.loss([torch.rand(3, 3, 16, 16)])["loss"].backward()
+    assert (module.choosing["mean"].weights[0].grad is not None) == learns
+    assert module.reporting["mean"].weights[0].grad.abs().sum() > 0
 
 
 def test_a_head_in_a_sweep_is_the_head_alone(data: Data, tmp_path: Path, trained: list[Any]) -> None:
@@ -268,8 +315,8 @@ def test_one_copy_meets_dev_and_the_other_test(
 ) -> None:
     """With the heads of one copy turned round after the training."""
 
-    def train_then_turn(method: Any, *args: Any) -> dict[str, Any]:
-        cost = train(method, *args)
+    def train_then_turn(method: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        cost = train(method, *args, **options)
         for parameter in getattr(method, wrong).parameters():
             parameter.data.neg_()
         return cost
@@ -425,6 +472,7 @@ def test_protocols(name: str, heads: int) -> None:
     sweep = len(evaluator.base_lr) * len(evaluator.weight_decay)
     assert sweep * len(parts_of(evaluator.poolings, offered)) == heads
     assert evaluator.batch_norm == (evaluator.optimizer == "lars") == (name == "linear-mae")
+    assert evaluator.drop_last == (name in ("linear-mae", "linear-dinov2"))
     lr = {"linear-dino": 0.004, "linear-mocov3": 12, "linear-mae": 6.4, "linear-beit": 0.004, "linear-ibot": 36}
     assert max(evaluator.base_lr) * evaluator.batch_size / 256 == pytest.approx(lr.get(name, 0.4))
 
