@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Tokens
+from ssl_bench.backbones.positions import resample_positions
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 
@@ -46,7 +47,11 @@ class TimmTower(nn.Module):
         height, width = model.patch_embed.patch_size
         if height != width:
             raise UserError(f"teacher {name!r} has patches of {height} x {width} pixels; they must be square")
+        old, positions = model.patch_embed.grid_size, model.pos_embed
         model.set_input_size(img_size=(grid[0] * height, grid[1] * width))
+        if positions is not None:  # timm resamples them with antialiasing, the authors of EVA without
+            prefix = positions.shape[1] - old[0] * old[1]
+            model.pos_embed = nn.Parameter(resample_positions(positions.detach(), old, grid, prefix, "size"))
         inputs = resolve_model_data_config(model)
         place = config.get("hf_hub_id") or config.get("url") or "no published weights"
         self.model: Any = model

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import torch
 from lightning import seed_everything
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from tiny import NANO, blobs, tiny_settings
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +42,7 @@ from ssl_bench.results.rows.identity import number_identity
 from ssl_bench.teachers.clip_tower import build_clip_tower
 from ssl_bench.teachers.dalle import Tokenizer
 from ssl_bench.teachers.teacher import make_teacher
+from ssl_bench.teachers.timm_tower import TimmTower
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.identity import defaults_of
 from ssl_bench.utils.versions import current_version
@@ -91,6 +93,7 @@ def components() -> dict[str, Callable[[], Golden]]:
         **{f"evaluator {name}": partial(evaluator, name) for name in EVALUATIONS},
         "teacher tokenizer": tokenizer,
         "teacher tower": tower,
+        "teacher timm": timm_tower,
         "views": views,
         "training": training,
         "features": features,
@@ -347,6 +350,19 @@ def tower() -> Golden:
     teacher = make_teacher("clip", network.backbone.grid, network)
     numbers = {"patches": summary(teacher.patches(pixels(2)))}
     return Golden("teacher tower", versions_of("teacher tower", "backbone vit"), {}, numbers)
+
+
+def timm_tower() -> Golden:
+    """Tokens of a tower of timm at its own size and at another."""
+    numbers = {}
+    for grid in ((4, 4), (6, 6), (3, 5)):
+        seed_everything(0, verbose=False)
+        model = VisionTransformer(16, 4, num_classes=6, embed_dim=24, depth=2, num_heads=2, global_pool="token")
+        nn.init.trunc_normal_(model.pos_embed, std=0.5)
+        model.pretrained_cfg = {"architecture": "vit_nano_patch4_clip_16", "input_size": (3, 16, 16)}
+        tokens = TimmTower(model.eval(), grid, "timm:nano")(pixels(2, 24)[:, :, : 4 * grid[0], : 4 * grid[1]])
+        numbers[f"patches, {grid[0]} x {grid[1]}"] = summary(tokens.patches)
+    return Golden("teacher timm", versions_of("teacher timm"), {}, numbers)
 
 
 # Data -----------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,23 @@ def test_view_of_the_teacher_has_the_patches_of_the_student(
     assert teacher.patches(torch.randn(1, 3, *teacher.image_size)).shape == (1, grid[0] * grid[1], 10)
 
 
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_positions_of_another_grid_are_resampled_without_antialiasing(
+    no_embed_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in EVA's code; timm's own rule differs where the grid shrinks."""
+    model = tower(no_embed_class=no_embed_class)
+    prefix = 0 if no_embed_class else 1
+    table = model.pos_embed.detach().clone()
+    cells = table[:, prefix:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(cells, size=(2, 3), mode="bicubic", align_corners=False, antialias=False)
+    teacher_of(model, monkeypatch, (2, 3))
+    torch.testing.assert_close(model.pos_embed[:, prefix:], expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(model.pos_embed[:, :prefix], table[:, :prefix])
+    smooth = nn.functional.interpolate(cells, size=(2, 3), mode="bicubic", align_corners=False, antialias=True)
+    assert (expected - smooth).abs().max() > 0.05
+
+
 def test_eva_towers_of_timm_work(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Eva(
         img_size=28,
