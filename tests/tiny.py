@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
-from ssl_bench.backbones.vit import SIZES
+from ssl_bench.backbones import eva02, hiera, swin, vit
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import ImageSet
 
-SIZES["vit_nano"] = (24, 2, 2)  # for tests alone
+# Sizes for tests alone: 24 channels come out of each. swin_nano_patch2_window2_16 has 4 x 4 cells, hiera_nano_32 too.
+vit.SIZES["vit_nano"] = (24, 2, 2)
+eva02.SIZES["eva02_nano"] = (24, 2, 2, False)
+swin.SIZES["swin_nano"] = (12, (2, 2), (1, 2))
+hiera.SIZES["hiera_nano"] = (6, 1, (1, 1, 1))
 NANO = "vit_nano_patch4_16"
 
 

@@ -73,7 +73,7 @@ class Hiera(Backbone, TimmHiera):
             raise UserError(
                 f"pooled_stages is {pooled}; {size} has {len(blocks)} stages, of which 0 to {last} can pool"
             )
-        micro = size == "hiera_micro"
+        micro = last == 2  # three stages
         stride, side = 2 if micro else 4, 2**last
         super().__init__(
             img_size=image_size,

@@ -45,6 +45,7 @@ class MethodFacts:
         protocols: The protocol behind each published number: what a table shows (linear, knn, finetune) -> our
             protocol, or where its values depend on the size of the backbone, size -> our protocol.
         tiny: Keywords of the constructor that make a network small enough for tests.
+        tiny_backbones: Backbones on which the tests build it; the first where one is enough.
         tiny_fixed_targets: Keywords with which the targets of a fixed batch stay the same from step to step.
     """
 
@@ -52,6 +53,7 @@ class MethodFacts:
     releases: tuple[Release, ...] = ()
     protocols: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_backbones: tuple[str, ...] = ("vit_nano_patch4_16",)
     tiny_fixed_targets: Mapping[str, Any] = field(default_factory=dict)
 
     def release(self, backbone: str, data: str) -> Release | None:
@@ -89,7 +91,9 @@ def read_method_facts(path: Path) -> MethodFacts:
         _layout(values.get("checkpoint", {}), f"{path}: checkpoint"),
         tuple(_release(values, f"{path}: release {i}") for i, values in enumerate(releases, start=1)),
         _protocols(values.get("protocols", {}), f"{path}: protocols"),
-        *(_mapping(values.get(key, {}), f"{path}: {key}") for key in ("tiny", "tiny_fixed_targets")),
+        _mapping(values.get("tiny", {}), f"{path}: tiny"),
+        tuple(_list(values.get("tiny_backbones", [*MethodFacts.tiny_backbones]), f"{path}: tiny_backbones")),
+        _mapping(values.get("tiny_fixed_targets", {}), f"{path}: tiny_fixed_targets"),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names, resolve_method
-from ssl_bench.methods import BASELINES, UNTRAINED
+from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.shipped import find_yaml
@@ -23,9 +23,10 @@ class Suite:
         name: Of the suite.
         description: One sentence.
         data: Data set for pre-training and evaluation.
-        backbone: The one backbone of all methods.
-        methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there.
-        recipe: Name of the recipe that each method brings.
+        backbone: The one backbone of all methods; left out, each recipe's own.
+        methods: Methods beside the baselines (raw pixels, untrained, supervised), which are always there; ``NAME`` or
+            ``NAME:RECIPE``.
+        recipe: Name of the recipe that each method brings, where none is named.
         seeds: One pre-training run each.
         seeds_of: Seeds of single methods instead, for a baseline that needs no interval.
         evaluations: Protocols.
@@ -56,7 +57,7 @@ def load_suite(name: str) -> Suite:
     """
     path = find_yaml("results", name, "{}/suite.yaml")
     values = read_yaml(path)
-    for key in ("name", "description", "data", "backbone", "methods", "recipe"):
+    for key in ("name", "description", "data", "methods", "recipe"):
         if key not in values:
             raise UserError(f"{path}: the key {key!r} is missing")
     parsed = parse_class(Suite, values, str(path))
@@ -68,33 +69,43 @@ def resolve(
 ) -> list[Recipe]:
     """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given.
 
-    The untrained network is there once for each start: the backbone as one or more of the methods initialise it.
+    The untrained network is there once for each start: the backbone as one or more of the methods initialise it, with
+    the statistics of their images.
     """
-    trained = {name: None for name in [*BASELINES, *methods] if name != UNTRAINED}
+    trained = dict.fromkeys(name for name in [*BASELINES, *methods] if name not in (UNTRAINED, RAW_PIXELS))
     recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, data, {})]
-    starts = {content_hash(start_of(r.backbone)): start_of(r.backbone) for r in recipes if r.cls.trains}
-    untrained = [r for start in starts.values() for r in _of_method(suite, UNTRAINED, seeds, data, start)]
-    return [scaled(recipe, budget) for recipe in (*untrained, *recipes)]
+    starts = [_start(recipe) for recipe in recipes if recipe.cls.trains]
+    own = {content_hash(start): start for start in starts}
+    untrained = [r for start in own.values() for r in _of_method(suite, UNTRAINED, seeds, data, start)]
+    pixels = _of_method(suite, RAW_PIXELS, seeds, data, {"backbone": starts[0]["backbone"]})[:1]  # no weights to draw
+    return [scaled(recipe, budget) for recipe in (*untrained, *pixels, *recipes)]
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe whose encoder is the network that another one starts from."""
+    start = start_of(recipe.backbone)
+    statistics = dict(zip(("mean", "std"), recipe.cls.input_statistics or (), strict=False))
+    return {"backbone": start.pop("name"), **start, **statistics}
 
 
 def _of_method(
-    suite: Suite, method: str, seeds: Sequence[int] | None, data: str, start: Mapping[str, Any]
+    suite: Suite, entry: str, seeds: Sequence[int] | None, data: str, start: Mapping[str, Any]
 ) -> list[Recipe]:
-    """The recipes of one method, one a seed; with the options of a start."""
+    """The recipes of one entry of the methods, one a seed; with the keys of a start."""
+    method, _, named = entry.partition(":") if entry.partition(":")[0] in METHODS else (entry, "", "")
     name, cls = resolve_method(method)
-    brings_recipe = suite.recipe in recipe_names(name)
-    fallback = {} if brings_recipe or not cls.trains else suite.training
+    recipe = named or (suite.recipe if suite.recipe in recipe_names(name) else None)
+    fallback = {} if recipe or not cls.trains else suite.training
+    backbone = {"backbone": suite.backbone} if suite.backbone else {}
     own = suite.seeds_of.get(name, suite.seeds) if seeds is None else seeds
-    named = suite.recipe if brings_recipe else None
-    options = {key: value for key, value in start.items() if key != "name"}
     return [
         load_recipe(
             method,
-            named,
-            {**fallback, **options, "backbone": suite.backbone, "data": data, "seed": seed},
+            recipe,
+            {**fallback, **backbone, **start, "data": data, "seed": seed},
             origin=f"suite {suite.name}",
         )
-        for seed in (own[:1] if name == "raw_pixels" else own)  # pixels have no weights to draw
+        for seed in own
     ]
 
 

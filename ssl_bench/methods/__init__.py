@@ -26,7 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "eva": EVA,
 }
-UNTRAINED = "untrained"
-BASELINES = (UNTRAINED, "raw_pixels", "supervised")
+UNTRAINED, RAW_PIXELS = "untrained", "raw_pixels"
+BASELINES = (UNTRAINED, RAW_PIXELS, "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
 TEACHERS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}

@@ -6,18 +6,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
-from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.views.view import View, random_resized_crop
 
 
 class Untrained(Method):
-    """Baseline: the backbone at its initial weights. What a method learns is its distance from here."""
+    """Baseline: the backbone at its initial weights. What a method learns is its distance from here.
+
+    Args:
+        backbone: The encoder.
+        mean: Of the images that the method compared with it sees, where they are not ImageNet's; with ``std``.
+        std: Per channel, on the scale [0, 1].
+    """
 
     paper = "none"
     category = "baseline"
     trains = False
+
+    def __init__(self, backbone: Backbone, *, mean: RGB | None = None, std: RGB | None = None) -> None:
+        if mean and std and "mean" not in vars(backbone):
+            backbone.mean, backbone.std = mean, std
+        super().__init__(backbone)
 
 
 class RawPixels(Untrained):

@@ -31,4 +31,10 @@ def start_labels(starts: list[dict[str, Any]]) -> list[str]:
     """
     keys = dict.fromkeys(key for start in starts for key in start)
     differ = [key for key in keys if any(start.get(key) != starts[0].get(key) for start in starts)]
-    return [", ".join(f"{key} {start.get(key)}".removeprefix("name ") for key in differ) for start in starts]
+    return [", ".join(_text(key, start.get(key)) for key in differ) for start in starts]
+
+
+def _text(key: str, value: Any) -> str:
+    if key == "input" and value:
+        key, value = "mean", f"{value['mean'][0]:.3g}"
+    return f"{key} {value}".removeprefix("name ")

@@ -55,6 +55,7 @@ checkpoint: {branch: teacher, not_encoder: [a_*], rename: {b: c}, flags: [labels
 releases: [{file: f.pth, backbone: vit_small_patch16_224, data: cifar10, epochs: 3, branch: student}]
 protocols: {linear: linear, finetune: {base: finetune}}
 tiny: {width: 2}
+tiny_backbones: [hiera_nano_32]
 tiny_fixed_targets: {momentum: 1.0}
 """)
     facts = read_method_facts(tmp_path / FACTS)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ssl_bench.backbones import build_backbone, family_of, keywords
+from ssl_bench.config.build import build
 from ssl_bench.config.suite import Suite, resolve
+from ssl_bench.methods.mpp import MPP
 from ssl_bench.results.leaderboard.aggregate import aggregate_rows
 from ssl_bench.results.leaderboard.differences import untrained_indices
 from ssl_bench.utils.starts import NOT_AT_START, start_of
@@ -21,6 +25,22 @@ def test_a_suite_has_each_start_of_its_methods_once() -> None:
     for recipe in recipes:
         if recipe.cls.trains:
             assert starts.count((recipe.seed, start_of(recipe.backbone))) == 1, recipe.method
+
+
+def test_a_start_has_the_statistics_of_the_images_of_its_method() -> None:
+    recipes = resolve(SUITE, ["mpp"], [0], "shapes")
+    inputs = [build(recipe, ["a"]).statistics for recipe in recipes if recipe.method == "untrained"]
+    assert MPP.input_statistics in inputs and len(inputs) == 2  # supervised training's are ImageNet's
+
+
+def test_a_suite_without_a_backbone_takes_that_of_each_recipe() -> None:
+    suite = replace(SUITE, backbone="", recipe="quick")
+    recipes = resolve(suite, ["mae", "mae:cifar10"], [0, 1], "shapes")
+    names = [(r.method, r.backbone["name"], r.seed) for r in recipes if r.method != "supervised"]
+    micro, small = "vit_micro_patch8_32", "vit_tiny_patch4_32"
+    expected = [("untrained", micro, 0), ("untrained", micro, 1), ("untrained", small, 0), ("untrained", small, 1)]
+    expected += [("raw_pixels", micro, 0)]
+    assert names == expected + [("mae", micro, 0), ("mae", micro, 1), ("mae", small, 0), ("mae", small, 1)]
 
 
 CHANGED = {

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from ssl_bench.backbones import BACKBONES, build_backbone, family_of, keywords
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.commands.pretrain import build
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
 from ssl_bench.data import shapes
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out, load
@@ -177,7 +178,7 @@ def small_recipe(name: str) -> Recipe:
     Adam takes a full step for any gradient far above eps, be it rounding alone: so eps is far above rounding.
     """
     steps = {"epochs": 1, "batch_size": 8, "base_lr": 0.1, "eps": 1e-2, "warmup_epochs": 0, "precision": "32"}
-    return load_recipe(name, None, {"backbone": NANO, **tiny_settings(name), **steps})
+    return load_recipe(name, None, {"backbone": method_facts(name).tiny_backbones[0], **tiny_settings(name), **steps})
 
 
 def three_steps(model: Method, data: ImageSet) -> list[float]:

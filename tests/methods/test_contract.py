@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tiny import NANO
 from torch import Tensor
 
-from ssl_bench.backbones.vit import SIZES, ViT
+from ssl_bench.backbones import build_backbone, family_of, options_for
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import resolve_method
 from ssl_bench.methods import METHODS, TEACHERS
@@ -37,6 +38,9 @@ MASKED = {
 }
 IN_TWO = dict.fromkeys(MASKED, "ibot") | BATCH_NORM
 TRAINED = [*(name for name, cls in (METHODS | TEACHERS).items() if cls.trains), EXTERNAL]
+# Beside each method on the first of its `tiny_backbones`, "METHOD on BACKBONE" for the others.
+CASES = [*TRAINED, *(f"{name} on {other}" for name in TRAINED for other in method_facts(name).tiny_backbones[1:])]
+ON_VIT = [name for name in TRAINED if method_facts(name).tiny_backbones[0] == NANO]
 
 
 def tiny(name: str) -> dict[str, Any]:
@@ -44,11 +48,14 @@ def tiny(name: str) -> dict[str, Any]:
     return {"hidden_dim": 16} if name == EXTERNAL else dict(method_facts(name).tiny)
 
 
-def make(name: str, backbone: str = "vit_nano_patch4_16", seed: int = 0, **keywords: Any) -> Method:
+def make(case: str, backbone: str = "", seed: int = 0, **keywords: Any) -> Method:
     torch.manual_seed(seed)
+    name, _, other = case.partition(" on ")
+    backbone = backbone or other or method_facts(name).tiny_backbones[0]
     cls = resolve_method(name)[1]
-    options = {**cls.backbone_options, **({"drop_path": keywords.pop("drop_path")} if "drop_path" in keywords else {})}
-    method = cls(ViT(backbone, **options), **{**tiny(name), **keywords})
+    options = options_for(family_of(backbone), cls.backbone_options)
+    options |= {"drop_path": keywords.pop("drop_path")} if "drop_path" in keywords else {}
+    method = cls(build_backbone(backbone, **options), **{**tiny(name), **keywords})
     for keyword in cls.teachers:
         method.set_teacher(keyword, make(keyword_default(cls, keyword), backbone, seed=5).encoder)
     return method
@@ -59,14 +66,15 @@ def keyword_default(cls: type[Method], keyword: str) -> str:
     return inspect.signature(cls).parameters[keyword].default.split(":")[0]
 
 
-def batch(method: Method, n: int = 8, seed: int = 0, size: int = 16) -> list[Tensor]:
+def batch(method: Method, n: int = 8, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    size = max(method.views[0].sides)
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     method.labels = torch.arange(n) % 3
     return make_views(images, method.views, generator)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", CASES)
 def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> None:
     method = make(name)
     views = batch(method)
@@ -78,12 +86,13 @@ def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> N
     without = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
     if name != "dvae":  # which has a network of its own
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.backbone.blocks[0].parameters())
+        first = method.backbone.block_modules()[0]
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", CASES)
 def test_loss_falls_on_a_fixed_batch(name: str) -> None:
-    method = make(name, **method_facts(name).tiny_fixed_targets)
+    method = make(name, **method_facts(name.partition(" on ")[0]).tiny_fixed_targets)
     views = batch(method)
     optimizer = torch.optim.AdamW(method.param_groups(), lr=3e-3, weight_decay=0.0)
     losses = []
@@ -98,7 +107,7 @@ def test_loss_falls_on_a_fixed_batch(name: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", CASES)
 def test_same_seed_same_loss(name: str) -> None:
     def once() -> float:
         method = make(name)
@@ -109,17 +118,17 @@ def test_same_seed_same_loss(name: str) -> None:
     assert once() == once()
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name != "dvae"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dvae"])
 def test_encoder_gives_features_that_survive_saving(name: str) -> None:
     method, other = make(name), make(name, seed=1)
-    x = torch.randn(4, 3, 16, 16)
+    x = torch.randn(4, 3, *method.encoder.image_size)
     features = method.eval().encoder.features(x, ["mean"])["mean"]
-    assert features.shape == (4, 24)
+    assert features.shape == (4, method.encoder.embed_dim)
     other.load_state_dict(copy.deepcopy(method.state_dict()))
     torch.testing.assert_close(other.eval().encoder.features(x, ["mean"])["mean"], features)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", CASES)
 def test_runs_in_bf16(name: str) -> None:
     method = make(name)
     views = batch(method)
@@ -129,22 +138,22 @@ def test_runs_in_bf16(name: str) -> None:
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize(("backbone", "size"), [("vit_nano_patch8_32", 32), ("vit_micro_patch4_16", 16)])
-def test_works_with_another_backbone(name: str, backbone: str, size: int) -> None:
+@pytest.mark.parametrize("name", ON_VIT)
+@pytest.mark.parametrize("backbone", ["vit_nano_patch8_32", "vit_micro_patch4_16"])
+def test_works_with_another_backbone(name: str, backbone: str) -> None:
     method = make(name, backbone)
-    assert torch.isfinite(method.loss(batch(method, size=size))["loss"])
+    assert torch.isfinite(method.loss(batch(method))["loss"])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ON_VIT)
 def test_works_on_a_grid_that_is_not_square(name: str) -> None:
     method = make(name, "vit_nano_patch4_16x24")
-    views = batch(method, size=24)
+    views = batch(method)
     assert views[0].shape[-2:] == (16, 24)
     assert torch.isfinite(method.loss(views)["loss"])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", CASES)
 def test_compute_is_counted_from_shapes(name: str) -> None:
     """On tensors without data, and the same on real ones: FLOPs, and patches with and without gradient."""
     method = make(name)
@@ -179,7 +188,7 @@ def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     for process in processes:
         process.start()
     found: dict[str, Any] = {}
-    while len(found) < len([*TRAINED, *IN_TWO]):
+    while len(found) < len([*CASES, *IN_TWO]):
         if not results.empty():
             found |= [pickle.loads(results.get())]
         elif not all(process.is_alive() for process in processes):
@@ -190,7 +199,7 @@ def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     return found
 
 
-@pytest.mark.parametrize("name", [*(name for name in TRAINED if name != EXTERNAL), *IN_TWO])
+@pytest.mark.parametrize("name", [*(name for name in CASES if name != EXTERNAL), *IN_TWO])
 def test_two_processes_are_one_with_the_joint_batch(
     name: str, two_processes: dict[str, tuple[list[float], dict[str, Tensor]]]
 ) -> None:
@@ -204,9 +213,8 @@ def test_two_processes_are_one_with_the_joint_batch(
 
 def _process(rank: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
-    SIZES["vit_nano"] = (24, 2, 2)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for name in [*TRAINED, *IN_TWO]:
+    for name in [*CASES, *IN_TWO]:
         outcome = _two_steps(name, rank, 2)
         if rank == 0:
             results.put(pickle.dumps((name, outcome)))
