@@ -40,7 +40,7 @@ def test_a_suite_without_a_backbone_takes_that_of_each_recipe() -> None:
     micro, small = "vit_micro_patch8_32", "vit_tiny_patch4_32"
     expected = [("untrained", micro, 0), ("untrained", micro, 1), ("untrained", small, 0), ("untrained", small, 1)]
     expected += [("raw_pixels", micro, 0)]
-    assert names == expected + [("mae", micro, 0), ("mae", micro, 1), ("mae", small, 0), ("mae", small, 1)]
+    assert names == [*expected, ("mae", micro, 0), ("mae", micro, 1), ("mae", small, 0), ("mae", small, 1)]
 
 
 CHANGED = {
