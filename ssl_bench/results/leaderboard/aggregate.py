@@ -73,6 +73,11 @@ class Aggregate:
         return list(dict.fromkeys(text for row in self.rows for text in row.values.get("warnings", [])))
 
     @property
+    def backbone(self) -> str:
+        """Name of its backbone; a dash for raw pixels, which are those of every backbone."""
+        return "–" if self.method == "raw_pixels" else self.first["backbone"]["name"]
+
+    @property
     def pretrained_on(self) -> str | None:
         """The data set of the pre-training; None without one, and where it isn't known."""
         return pretrained_on(self.first)
@@ -116,16 +121,18 @@ def aggregate_rows(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> li
 def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str]:
     """The method; where it is there more than once, with what tells it apart.
 
-    Several untrained networks differ in options of their backbone, other methods in the hash of their recipe.
+    That is the backbone, for untrained networks all options in which they differ, and else the hash of the recipe.
     """
-    untrained = [each for each in aggregates if each.method == "untrained"]
-    starts = dict(zip(untrained, start_labels([start_of(each.first["backbone"]) for each in untrained]), strict=True))
+    hows = [each.backbone for each in aggregates]
+    untrained = [at for at, each in enumerate(aggregates) if each.method == "untrained"]
+    starts = start_labels([start_of(aggregates[at].first["backbone"]) for at in untrained])
+    for at, start in zip(untrained, starts, strict=True):
+        hows[at] = start
     several = Counter(each.method for each in aggregates)
-    same = Counter(starts.values())
+    same = Counter((each.method, how) for each, how in zip(aggregates, hows, strict=True))
     labels = []
-    for each, recipe in zip(aggregates, recipes, strict=True):
-        start = starts.get(each, "")
-        how = start if same[start] == 1 else recipe[:6]
+    for each, how, recipe in zip(aggregates, hows, recipes, strict=True):
+        how = how if same[each.method, how] == 1 else recipe[:6]
         labels.append(f"{each.method} ({how})" if several[each.method] > 1 else each.method)
     return labels
 

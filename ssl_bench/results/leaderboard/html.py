@@ -79,8 +79,9 @@ def _environment() -> Environment:
 
 def _table(table: Table) -> dict[str, Any]:
     columns = []
-    for name in ("method", "category", "mean rank", *table.headings, "seeds", *SPENT):
-        text = name in ("method", "category", "views")
+    backbone = ["backbone"] if table.backbones else []
+    for name in ("method", *backbone, "category", "mean rank", *table.headings, "seeds", *SPENT):
+        text = name in ("method", "backbone", "category", "views")
         first = "ascending" if text or name == "mean rank" else "descending"
         columns.append({"name": name, "text": text, "first": first})
     return {
@@ -102,7 +103,7 @@ def _line(table: Table, index: int) -> dict[str, Any]:
     return {
         "label": aggregate.label,
         "footnotes": aggregate.footnotes,
-        "category": aggregate.first["category"] or "",
+        "texts": [*table.backbones[index : index + 1], aggregate.first["category"] or ""],
         "mean_rank": table.mean_ranks[index],
         "cells": [_cell(table, index, evaluation) for evaluation in table.evaluations],
         "seeds": aggregate.seeds,

@@ -96,9 +96,10 @@ def _environment() -> Environment:
 
 def _table(table: Table) -> dict[str, Any]:
     places = {evaluation: _places(table, evaluation) for evaluation in table.evaluations}
-    lines: list[list[str | Score]] = [["Method", *table.headings, "mean rank"]]
+    about = ["Method", *(["Backbone"] if table.backbones else [])]
+    lines: list[list[str | Score]] = [[*about, *table.headings, "mean rank"]]
     for index, aggregate in enumerate(table.aggregates):
-        line: list[str | Score] = [aggregate.label + aggregate.footnotes]
+        line: list[str | Score] = [aggregate.label + aggregate.footnotes, *table.backbones[index : index + 1]]
         for evaluation in table.evaluations:
             cell, place = aggregate.cell(evaluation), places[evaluation].get(index, 0)
             arrow = table.arrow(index, evaluation)
@@ -109,6 +110,7 @@ def _table(table: Table) -> dict[str, Any]:
         lines = [list(line) for line in zip(*lines, strict=True)]
     return {
         "title": table.title,
+        "left": 1 if table.wide else len(about),
         "header": lines[0],
         "body": lines[1:],
         "notes": [*table.footnotes, *([legends.ARROWS] if table.differences else [])],

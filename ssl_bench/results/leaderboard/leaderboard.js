@@ -38,14 +38,14 @@ for (const table of tables)
   [...table.tHead.rows[0].cells].forEach((header, column) =>
     header.querySelector("button").addEventListener("click", () => sort(table, column, header)));
 
-// The filter: every word must be in the method or the category.
+// The filter: every word must be in the method or another column of text.
 const filter = document.getElementById("filter");
 function apply() {
   const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0, all = 0;
   for (const table of tables)
     for (const row of table.tBodies[0].rows) {
-      const text = (row.cells[0].textContent + " " + row.cells[1].textContent).toLowerCase();
+      const text = [...row.querySelectorAll(".text")].map((cell) => cell.textContent).join(" ").toLowerCase();
       row.hidden = !words.every((word) => text.includes(word));
       all += 1;
       shown += !row.hidden;

@@ -26,10 +26,10 @@ TextTable = tuple[list[str], list[list[str]], int]  # header, body, and how many
 
 @dataclass(frozen=True)
 class Table:
-    """Aggregates that may stand side by side: one test set, one backbone, one version of each evaluation.
+    """Aggregates that may stand side by side: one test set, one version of each evaluation.
 
     Attributes:
-        title: Names the data and the backbone.
+        title: Names the data, and the backbone where there is one alone.
         tasks: Name of each evaluation -> its task, in the order of the columns: those of a task stand together.
         aggregates: In the order of the lines.
     """
@@ -48,6 +48,12 @@ class Table:
         """A heading for each evaluation: its name, after its task where the table has several."""
         several = len(set(self.tasks.values())) > 1
         return [f"{task}: {name}" if several else name for name, task in self.tasks.items()]
+
+    @property
+    def backbones(self) -> list[str]:
+        """The backbone of each aggregate where they differ; else nothing."""
+        names = [each.backbone for each in self.aggregates]
+        return names if len(set(names) - {"–"}) > 1 else []
 
     @property
     def wide(self) -> bool:
@@ -99,11 +105,13 @@ class Table:
         """The table as text."""
         body = []
         for index, aggregate in enumerate(self.aggregates):
-            texts = [aggregate.label + aggregate.footnotes, aggregate.first["category"] or ""]
+            texts = [aggregate.label + aggregate.footnotes, *self.backbones[index : index + 1]]
+            texts += [aggregate.first["category"] or ""]
             texts += [_score(aggregate.cell(name), self.differences.get((index, name))) for name in self.evaluations]
             body.append([*texts, str(aggregate.seeds), *cost_texts(aggregate)])
-        header = ["method", "category", *self.headings, "seeds", *SPENT]
-        return (*transposed(header, body), 1) if self.wide else (header, body, 2)
+        about = ["method", *(["backbone"] if self.backbones else []), "category"]
+        header = [*about, *self.headings, "seeds", *SPENT]
+        return (*transposed(header, body), 1) if self.wide else (header, body, len(about))
 
     def ranks(self, seeds: bool = True) -> TextTable:
         """The ranks as text, with the value of each seed; the best first."""
@@ -151,6 +159,7 @@ class Table:
                     {
                         "table": self.title,
                         "method": aggregate.label,
+                        "backbone": aggregate.first["backbone"]["name"],
                         "category": aggregate.first["category"],
                         "task": self.tasks[evaluation],
                         "evaluation": evaluation,
@@ -190,12 +199,12 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
     Raises:
         UserError: Rows of several versions or settings of one evaluation, or no such evaluation.
     """
-    keys = ["data", "train_fingerprint", "test_fingerprint", "backbone"]
+    keys = ["data", "train_fingerprint", "test_fingerprint"]
     return [_table(rows, part, sort) for _, part in to_frame(rows).groupby(keys)] if rows else []
 
 
 def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
-    data, backbone = frame["data"].iloc[0], frame["backbone"].iloc[0]
+    data = frame["data"].iloc[0]
     protocols = frame.groupby("evaluation")["protocol"].nunique()
     if mixed := list(protocols.index[protocols > 1]):
         names = plain(f"{', '.join(mixed)} on {data}")
@@ -219,7 +228,9 @@ def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
         ]
     aggregates.sort(key=lambda each: (-(cell.mean if (cell := each.cell(by)) else -math.inf), each.label))
     n = rows[frame.index[0]]["evaluation"]["images"]
-    title = f"{data} ({n['train']:,} train, {n['test']:,} test images), {backbone}"
+    title = f"{data} ({n['train']:,} train, {n['test']:,} test images)"
+    if len(backbones := {each.backbone for each in aggregates if each.backbone != "–"}) == 1:
+        title += f", {backbones.pop()}"
     if len(sources) == 1 and sources != [data]:
         title += f", pre-trained on {sources[0]}"
     return Table(title, tasks, aggregates)

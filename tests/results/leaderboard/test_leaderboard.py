@@ -14,6 +14,8 @@ from scipy import stats
 
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.leaderboard.aggregate import summarise
+from ssl_bench.results.leaderboard.html import page
+from ssl_bench.results.leaderboard.latex import latex
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.errors import UserError
@@ -83,11 +85,26 @@ def test_sorted_with_difference_from_untrained(tmp_path: Path) -> None:
     assert cells["close"].startswith("33.0 ± 3.0 (+3.0)") and cells["untrained"].startswith("30.0 ± 3.0 mean")
 
 
-def test_other_data_and_backbones_never_share_a_table(tmp_path: Path) -> None:
+def test_other_data_never_share_a_table(tmp_path: Path) -> None:
     write(tmp_path, "m", 0, 40.0)
     write(tmp_path, "m", 1, 50.0, evaluation={"fingerprints": {"train": "a", "test": "other"}})
-    write(tmp_path, "m", 2, 60.0, backbone={"name": "vit_large"})
-    assert len(build(read_rows(tmp_path))) == 3
+    assert len(build(read_rows(tmp_path))) == 2
+
+
+def test_backbones_share_a_table_that_names_them(tmp_path: Path) -> None:
+    for backbone in ("vit", "swin"):
+        write(tmp_path, "m", 0, 40.0, backbone={"name": backbone})
+        write(tmp_path, "untrained", 0, 20.0, backbone={"name": backbone})
+    write(tmp_path, "n", 0, 50.0)
+    write(tmp_path, "raw_pixels", 0, 10.0)
+    (table,) = build(read_rows(tmp_path))
+    header, lines, left = table.numbers()
+    assert header[:3] == ["method", "backbone", "category"] and left == 3 and "vit" not in table.title
+    found = {line[0].rstrip("²"): line[1] for line in lines}
+    expected = {"m (vit)": "vit", "m (swin)": "swin", "untrained (vit)": "vit", "untrained (swin)": "swin"}
+    assert found == expected | {"n": "vit", "raw_pixels": "–"}
+    assert page([table]).count('<td class="text" data-sort="swin">') == 2
+    assert r"\begin{tabular}{llrr}" in latex([table])
 
 
 def test_other_versions_of_an_evaluation_are_refused(tmp_path: Path) -> None:
