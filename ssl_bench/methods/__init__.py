@@ -11,6 +11,7 @@ from ssl_bench.methods.eva import EVA
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.method import Method
+from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.mpp import MPP
 
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mpp": MPP,
     "moco_v3": MoCoV3,
+    "moby": MoBY,
     "dino": DINO,
     "ibot": IBOT,
     "beit": BEiT,

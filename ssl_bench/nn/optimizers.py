@@ -31,7 +31,7 @@ class Training:
         warmup_epochs: Linear rise of the learning rate from ``warmup_lr``.
         warmup_lr: Learning rate of the first step of a warm-up (absolute).
         schedule: Where the warm-up ends and how often the rate changes: step (MAE, MoCo v3), step_inclusive (DINO,
-            iBOT, BEiT, EVA) or epoch (DeiT); ``nn.schedules.learning_rate`` has the details.
+            iBOT, BEiT, EVA), step_late (MoBY) or epoch (DeiT); ``nn.schedules.learning_rate`` has the details.
         weight_decay: Weight decay at the start.
         final_weight_decay: Weight decay at the end, reached by a cosine; constant when left out.
         betas: Adam's; SGD and LARS take the first as momentum.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Schedule = Literal["step", "step_inclusive", "epoch"]
+Schedule = Literal["step", "step_inclusive", "step_late", "epoch"]
 
 
 def cosine(progress: float, start: float, end: float) -> float:
@@ -41,7 +41,7 @@ def learning_rate(
     start: float = 0.0,
     schedule: Schedule = "step",
 ) -> float:
-    """Learning rate of one optimiser step, by one of the three schedules that the official scripts have.
+    """Learning rate of one optimiser step, by one of the schedules that the official scripts have.
 
     Args:
         step: Steps done before this one, 0 to steps - 1.
@@ -52,23 +52,27 @@ def learning_rate(
         end: Rate at the end.
         start: Rate of the first step, where there is a warm-up.
         schedule: "step": the first step after the warm-up has the peak (MAE, MoCo v3). "step_inclusive": the last step
-            of the warm-up has it as well, as numpy.linspace gives it (DINO, iBOT, BEiT, EVA). "epoch": one rate an
-            epoch, as DeiT's ``main.py`` steps timm's scheduler: after the first epoch that of epoch 0 again, and the
-            cosine counts from the first epoch, not from the end of the warm-up.
+            of the warm-up has it as well, as numpy.linspace gives it (DINO, iBOT, BEiT, EVA). "step_late": as MoBY
+            steps timm's scheduler, after each step with that step's number: the second step has the first one's rate
+            again, and the cosine counts from the first step, not from the end of the warm-up. "epoch": the same with
+            one rate an epoch (DeiT's ``main.py``).
 
     Example:
-        DINO at 4 epochs of 3 steps, and DeiT's epochs 0, 1, 2, 6 and 299:
+        DINO at 4 epochs of 3 steps, MoBY at 60 epochs of 50, and DeiT's epochs 0, 1, 2, 6 and 299:
 
         >>> [round(learning_rate(i, 12, peak=2e-3, end=1e-6, epochs=4, warmup=1, schedule="step_inclusive"), 8)
         ...  for i in range(5)]
         [0.0, 0.001, 0.002, 0.002, 0.00193972]
+        >>> moby = dict(peak=1e-3, end=5e-6, start=5e-7, epochs=60, warmup=1, schedule="step_late")
+        >>> [round(learning_rate(i, 3000, **moby), 10) for i in (0, 1, 26, 51, 1501)]
+        [5e-07, 5e-07, 0.00050025, 0.0009993182, 0.0005025]
         >>> deit = dict(peak=1e-3, end=1e-5, start=1e-6, epochs=300, warmup=5, schedule="epoch")
         >>> [round(learning_rate(i, 300, **deit), 8) for i in (0, 1, 2, 6, 299)]
         [1e-06, 1e-06, 0.0002008, 0.00099932, 1.011e-05]
     """
     warmup = min(warmup, epochs)
-    if schedule == "epoch":
-        epoch = max(0, int(step * epochs / steps) - 1)
+    if schedule in ("step_late", "epoch"):
+        epoch = max(0, step - 1) * epochs / steps if schedule == "step_late" else max(0, int(step * epochs / steps) - 1)
         if epoch < warmup:
             return start + (peak - start) * epoch / warmup
         return cosine(epoch / epochs, peak, end)
