@@ -7,6 +7,7 @@ from ssl_bench.methods.beit import BEiT
 from ssl_bench.methods.clip import CLIP
 from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.dvae import DVAE
+from ssl_bench.methods.esvit import EsViT
 from ssl_bench.methods.eva import EVA
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.mae import MAE
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "moco_v3": MoCoV3,
     "moby": MoBY,
     "dino": DINO,
+    "esvit": EsViT,
     "ibot": IBOT,
     "beit": BEiT,
     "mae": MAE,
