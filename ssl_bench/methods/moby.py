@@ -22,7 +22,7 @@ from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
 class MoBY(Method):
     """MoCo v2 with BYOL's predictor, views and momentum: tell an image's other view from the past ones in a queue.
 
-    loss = nce(p1, z2, queue2) + nce(p2, z1, queue1),  nce(p, z, Q) = CE([p z, p Q] / T, 0), unit vectors
+    loss = info_nce(p1, z2, queue2) + info_nce(p2, z1, queue1),  info_nce(p, z, Q) = CE([p z, p Q] / T, 0), unit vectors
 
     Only the online encoder has drop path. Each kind of view has a queue of its own keys.
 
@@ -104,7 +104,7 @@ class MoBY(Method):
             self.target.follow(self.backbone, self.projector, self.current_momentum)
             z1, z2 = self.key(x1), self.key(x2)
         queue1, queue2 = self.queue1.clone(), self.queue2.clone()  # the backward pass needs them as they are now
-        loss = nce(p1, z2, queue2, self.temperature) + nce(p2, z1, queue1, self.temperature)
+        loss = info_nce(p1, z2, queue2, self.temperature) + info_nce(p2, z1, queue1, self.temperature)
         for queue, keys in ((self.queue1, z1), (self.queue2, z2)):
             pointer = enqueue(queue, gather(keys), self.queue_ptr)
         self.queue_ptr.copy_(pointer)
@@ -124,7 +124,7 @@ class MoBY(Method):
         return cosine(self.progress, self.momentum, 1.0)
 
 
-def nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of each query between its own key and all keys of a queue (equation 1).
 
     Args:
@@ -134,7 +134,7 @@ def nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Ten
         temperature: T.
 
     Example:
-        >>> round(nce(torch.ones(2, 1), torch.ones(2, 1), torch.ones(1, 4096), 0.2).item(), 6)  # ln 4097
+        >>> round(info_nce(torch.ones(2, 1), torch.ones(2, 1), torch.ones(1, 4096), 0.2).item(), 6)  # ln 4097
         8.31801
     """
     logits = torch.cat([(queries * keys).sum(dim=1, keepdim=True), queries @ queue], dim=1) / temperature

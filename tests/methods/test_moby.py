@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.config.recipe import load_recipe
-from ssl_bench.methods.moby import MoBY, enqueue, nce
+from ssl_bench.methods.moby import MoBY, enqueue, info_nce
 from ssl_bench.utils.errors import UserError
 
 NAMES = ("vit_micro_patch8_32", "swin_micro_patch2_window4_32")
@@ -36,7 +36,7 @@ def crops(n: int = 4) -> list[Tensor]:
 
 def test_loss_numbers() -> None:
     q = Q1.clone().requires_grad_()
-    first, second = nce(q, K1, QUEUE, 0.2), nce(Q2, K2, QUEUE, 0.2)
+    first, second = info_nce(q, K1, QUEUE, 0.2), info_nce(Q2, K2, QUEUE, 0.2)
     assert first.item() == pytest.approx(0.701974, abs=1e-5)
     assert second.item() == pytest.approx(1.905856, abs=1e-5)
     assert (first + second).item() == pytest.approx(2.607830, abs=1e-5)
@@ -47,7 +47,7 @@ def test_loss_numbers() -> None:
 
 def test_equal_vectors_are_at_chance() -> None:
     ones = F.normalize(torch.ones(3, 5), dim=1)
-    assert nce(ones, ones, ones[:1].T.expand(5, 4096), 0.2).item() == pytest.approx(8.318010, abs=1e-5)
+    assert info_nce(ones, ones, ones[:1].T.expand(5, 4096), 0.2).item() == pytest.approx(8.318010, abs=1e-5)
 
 
 def test_against_a_naive_formula() -> None:
@@ -56,7 +56,7 @@ def test_against_a_naive_formula() -> None:
     for i in range(6):
         logits = [float(q[i] @ k[i]) / 0.3, *(float(q[i] @ queue[:, j]) / 0.3 for j in range(9))]
         total += math.log(sum(map(math.exp, logits))) - logits[0]
-    assert nce(q, k, queue, 0.3).item() == pytest.approx(total / 6, abs=1e-5)
+    assert info_nce(q, k, queue, 0.3).item() == pytest.approx(total / 6, abs=1e-5)
 
 
 def test_queue_numbers() -> None:
@@ -109,7 +109,7 @@ def test_a_step_crosses_the_views_moves_the_target_first_and_enqueues_last() -> 
     moby.target.backbone, moby.target.head, moby.momentum = target, nn.Sequential(), 0.75
     moby.queue1.copy_(QUEUE)
     moby.queue2.copy_(QUEUE.flip(1))
-    before, after = nce(Q1, K2, QUEUE.flip(1), 0.2), nce(K2, Q1, QUEUE, 0.2)
+    before, after = info_nce(Q1, K2, QUEUE.flip(1), 0.2), info_nce(K2, Q1, QUEUE, 0.2)
     loss = moby.loss([Q1, K2])["loss"]
     assert loss.item() == pytest.approx((before + after).item(), abs=1e-5)
     torch.testing.assert_close(target.weight.data, 1.75 * torch.eye(3))
