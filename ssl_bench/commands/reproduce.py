@@ -164,7 +164,7 @@ def make_plan(definition: Definition, numbers: Sequence[Number], rows: Sequence[
             if number is None:
                 continue
             cell = measurement(number, row, column)
-            key = (cell.method, cell.backbone or cell.printed, cell.data, cell.epochs, cell.settings)
+            key = (cell.method, cell.backbone or cell.printed, cell.data, cell.epochs, cell.settings, cell.variant)
             if key not in steps:
                 release = released(cell)
                 found = find_file(cell.method, release, checkpoints) if release else None

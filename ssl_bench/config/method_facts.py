@@ -43,7 +43,8 @@ class MethodFacts:
         checkpoint: The layout of the method's released files.
         releases: These files.
         protocols: The protocol behind each published number: what a table shows (linear, knn, finetune) -> our
-            protocol, or where its values depend on the size of the backbone, size -> our protocol.
+            protocol, or where its values depend on the size of the backbone, size -> our protocol ("base" of a ViT,
+            "swin_tiny").
         tiny: Keywords of the constructor that make a network small enough for tests.
         tiny_backbones: Backbones on which the tests build it; the first where one is enough.
         tiny_fixed_targets: Keywords with which the targets of a fixed batch stay the same from step to step.

@@ -84,7 +84,7 @@ def test_cells_name_the_papers_own_protocol() -> None:
     assert found["survey", "dino", base, "finetune"] == "finetune-deit"
     assert found["ibot", "dino", base, "finetune"] == found["ibot", "ibot", base, "finetune"] == "finetune-ibot"
     assert found["dino", "dino", small, "knn"] == "knn-dino"
-    assert found["survey", "esvit", "Swin-T/W7", "linear"] == ""
+    assert found["ibot", "ibot", "Swin-T/W14", "linear"] == ""  # iBOT's are for ViTs
 
 
 def test_commands_of_empty_cells_can_be_run() -> None:

@@ -21,7 +21,24 @@ from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.shipped import shipped
 
 ROWS = Path("results/reproduce")  # where `ssl-bench reproduce` writes
-SIZES = {"Ti": "vit_tiny", "S": "vit_small", "B": "vit_base", "L": "vit_large", "H": "vit_huge"}
+INPUT = r"(input )?\d+(x\d+)?"  # a setting that says the size of the images alone
+SIZES = {
+    "Ti": "tiny",
+    "T": "tiny",
+    "S": "small",
+    "M": "medium",
+    "B": "base",
+    "B+": "base_plus",
+    "L": "large",
+    "H": "huge",
+}
+# How papers write a backbone, and our name of it for inputs of 224 px. A Swin without a window has 7; DeiT is a ViT.
+PRINTED = {
+    r"(?:ViT|DeiT)-(Ti|S|B|L|H)/(\d+)": "vit_{}_patch{}_224",
+    r"EVA-02-(Ti|S|B|L)/(\d+)": "eva02_{}_patch{}_224",
+    r"Swin-(T|S|B|L)(?:/W(\d+))?": "swin_{}_patch4_window{}_224",
+    r"Hiera-(T|S|B\+|B|L|H)": "hiera_{}_224",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,8 @@ class Measurement:
         evaluation: Our protocol; empty where there is none.
         test_data: Data of the evaluation.
         metric: top1, ...
+        variant: What its source says makes it another number than the method's plain one, where neither the backbone
+            nor ``settings`` say it: an ablation.
     """
 
     method: str
@@ -49,18 +68,21 @@ class Measurement:
     evaluation: str
     test_data: str
     metric: str
+    variant: str = ""
 
     @property
     def encoder(self) -> str:
         """For example "mae ViT-B/16, imagenet1k, 1600 epochs"."""
         epochs = "unstated" if self.epochs is None else f"{self.epochs:g}"
         changed = "".join(f", {key}={yaml_text(value)}" for key, value in self.settings)
+        changed += f", {self.variant}" if self.variant else ""
         return f"{self.method} {self.printed}, {self.data or 'unstated data'}, {epochs} epochs{changed}"
 
 
 def measurement(number: Number, row: RowOf, column: Column) -> Measurement:
     """What would have to be measured to stand beside a number."""
     epochs = number.epochs or row.stands_for.get("epochs", "")
+    said = bool(row.settings) or re.fullmatch(INPUT, number.setting)
     return Measurement(
         number.method,
         our_backbone(number.backbone, number.setting),
@@ -71,6 +93,7 @@ def measurement(number: Number, row: RowOf, column: Column) -> Measurement:
         protocol(number, row, column),
         number.eval_dataset,
         number.metric,
+        "" if said else number.setting,
     )
 
 
@@ -80,19 +103,34 @@ def protocol(number: Number, row: RowOf, column: Column) -> str:
         return column.evaluation
     method = row.protocols.get(number.protocol, number.method)
     found = method_facts(method).protocols.get(number.protocol, "")
-    size = our_backbone(number.backbone, number.setting).partition("_patch")[0].removeprefix("vit_")
-    return found if isinstance(found, str) else found.get(size, "")
+    return found if isinstance(found, str) else found.get(size_of(our_backbone(number.backbone, number.setting)), "")
+
+
+def size_of(backbone: str) -> str:
+    """Family and size of a backbone; the size alone of a vision transformer.
+
+    Example:
+        >>> size_of("vit_base_patch16_224"), size_of("swin_tiny_patch4_window7_224"), size_of("hiera_base_plus_224")
+        ('base', 'swin_tiny', 'hiera_base_plus')
+    """
+    return re.sub(r"(_patch\d+)?(_window\d+)?_\d+$", "", backbone).removeprefix("vit_")
 
 
 def our_backbone(printed: str, setting: str = "") -> str:
-    """Our name of a backbone; empty for those that aren't plain vision transformers, and for other inputs than 224 px.
+    """Our name of a backbone; empty for families that we don't have, and for other inputs than 224 px.
+
+    iGPT makes its images of 224 px smaller; to 32 px is every 7 x 7 pixels into one.
 
     Example:
-        >>> our_backbone("ViT-B/16"), our_backbone("Swin-T/W7"), our_backbone("ViT-H/14", "input 448")
-        ('vit_base_patch16_224', '', '')
+        >>> our_backbone("ViT-B/16"), our_backbone("Swin-T/W14"), our_backbone("ViT-H/14", "input 448")
+        ('vit_base_patch16_224', 'swin_tiny_patch4_window14_224', '')
     """
-    match = re.fullmatch(r"ViT-(Ti|S|B|L|H)/(\d+)", printed)
-    return f"{SIZES[match[1]]}_patch{match[2]}_224" if match and "input" not in setting else ""
+    if match := re.fullmatch(r"iGPT-(S|M|L)", printed):
+        return f"igpt_{SIZES[match[1]]}_patch7_224" if re.fullmatch(r"(input )?32x32", setting) else ""
+    for pattern, name in PRINTED.items():
+        if (match := re.fullmatch(pattern, printed)) and "input" not in setting:
+            return name.format(SIZES[match[1]], *(text or "7" for text in match.groups()[1:]))
+    return ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +166,8 @@ def find_run(wanted: Measurement) -> Run | str:
         return f"{wanted.printed} is not one of our backbones, or its input isn't 224 px"
     if not wanted.data or wanted.epochs is None:
         return f"no source says which {'epochs' if wanted.data else 'data'} {wanted.method} was trained with"
+    if wanted.variant:
+        return f"no recipe of {wanted.method} is {wanted.variant!r}"
     found = None
     for name in recipe_names(wanted.method):
         values = read_yaml(shipped("methods") / wanted.method / f"{name}.yaml")
@@ -152,7 +192,7 @@ def find_evaluation(wanted: Measurement) -> str:
 def released(wanted: Measurement) -> Release | None:
     """The authors' file with a measurement's encoder; None where none is known or none of our methods reads it."""
     release = method_facts(wanted.method).release(wanted.backbone, wanted.data)
-    same = release is not None and release.epochs == wanted.epochs and not wanted.settings
+    same = release is not None and release.epochs == wanted.epochs and not wanted.settings and not wanted.variant
     return release if same and wanted.method in METHODS else None
 
 
@@ -190,7 +230,7 @@ def _same_evaluation(wanted: Measurement, row: Row) -> bool:
 
 def _same_weights(wanted: Measurement, row: Row) -> bool:
     """Released weights: their backbone and epochs; where those aren't known, a release of that backbone."""
-    if row["recipe"] is not None or "external weights" not in row["flags"] or wanted.settings:
+    if row["recipe"] is not None or "external weights" not in row["flags"] or wanted.settings or wanted.variant:
         return False
     epochs = (row["pretraining"] or {}).get("epochs")
     known = released(wanted) is not None if epochs is None else epochs == wanted.epochs

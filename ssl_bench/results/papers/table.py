@@ -197,7 +197,9 @@ def fill(definition: Definition, numbers: Sequence[Number], rows: Sequence[Row])
         entries: list[Entry | None] = []
         for column in definition.columns:
             number = definition.number(row, column, numbers)
-            entry = None if number is None else _entry(number, row, column, numbers, rows)
+            entry = (
+                None if number is None else _entry(number, row, column, numbers, rows, definition.where.get("source"))
+            )
             used.update(found.path for found in entry.rows) if entry else None
             entries.append(entry)
         cells.append(entries)
@@ -207,14 +209,17 @@ def fill(definition: Definition, numbers: Sequence[Number], rows: Sequence[Row])
     return Filled(definition, cells, [r for r in rows if r.path not in used and r["method"] in methods])
 
 
-def _entry(number: Number, row: RowOf, column: Column, numbers: Sequence[Number], rows: Sequence[Row]) -> Entry:
+def _entry(
+    number: Number, row: RowOf, column: Column, numbers: Sequence[Number], rows: Sequence[Row], source: str | None
+) -> Entry:
     wanted = measurement(number, row, column)
     found, notes = matching(wanted, rows) if column.evaluation else ([], [])
     others = conflicts(number, numbers, row.stands_for.get("epochs", ""))
     said: dict[str, list[str]] = {}
     for other in others:
         said.setdefault(other.value, []).append(other.cited)
-    about = [
+    about = [] if source in (None, number.source) else [f"from {number.cited}"]  # not the table's own source
+    about += [
         f"{number.name} {number.backbone} in other sources: {v} ({'; '.join(places)})" for v, places in said.items()
     ]
     if number.weak:

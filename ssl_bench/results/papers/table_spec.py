@@ -23,7 +23,7 @@ class Column:
 
     Attributes:
         label: Its heading.
-        where: Fields of ``Number`` -> text.
+        where: Fields of ``Number`` -> text; "own" for the backbone is that of each row which names one.
         evaluation: Our protocol that measures the same thing: its name, or "own" for that of each row's method
             (its ``method.yaml``); none where we have nothing like it.
         note: How our protocol differs from the published one.
@@ -87,6 +87,9 @@ class Definition:
         Raises:
             UserError: Row and column leave a choice; the message lists it.
         """
+        wanted, own = column.where.get("backbone"), row.where.get("backbone")
+        if own is None if wanted == "own" else wanted is not None and own not in (None, wanted):
+            return None
         found = select(numbers, {**self.where, **column.where, **row.where})
         if len(found) > 1:
             choice = "; ".join(

@@ -13,10 +13,13 @@ from row_fixtures import INPUT, sealed
 
 from ssl_bench.commands.table import list_tables, table
 from ssl_bench.config.recipe import load_recipe
+from ssl_bench.evaluations.trained.probe import Probe
+from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.published import published
 from ssl_bench.results.papers.table import Filled, fill
 from ssl_bench.results.papers.table_spec import read_definition, table_names
 from ssl_bench.results.rows.row import read_rows
+from ssl_bench.results.text import note_markdown
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.shipped import shipped
 
@@ -49,6 +52,29 @@ mae ViT-L/16 - 85.9
 mae ViT-H/14 - 86.9
 mae ViT-H/14 - 87.8
 """
+# Below them, from the sources that the README of the tables names.
+OTHERS = """
+simclr ViT-S/16 69.0 -
+simclr ViT-B/16 73.9 -
+byol ViT-S/16 71.0 -
+byol ViT-B/16 73.9 -
+swav ViT-S/16 67.1 -
+swav ViT-B/16 71.6 -
+simmim ViT-B/16 - 83.8
+simmim Swin-B - 84.0
+maskfeat ViT-B/16 - 84.0
+maskfeat ViT-L/16 - 85.7
+beit_v2 ViT-B/16 - 85.5
+beit_v2 ViT-L/16 - 87.3
+hiera_mae Hiera-B - 84.5
+hiera_mae Hiera-L - 86.1
+hiera_mae Hiera-H - 86.9
+eva ViT-g/14 - 89.6
+eva02 EVA-02-B/14 - 88.3
+eva02 EVA-02-L/14 - 90.0
+ssta ViT-Ti/16 - 75.2
+ssta ViT-S/16 - 81.4
+"""
 
 
 def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **changes: Any) -> None:
@@ -65,7 +91,7 @@ def write(folder: Path, value: float, *, method: str = "mae", seed: int = 0, **c
     stated = {
         "name": "linear-mae",
         "evaluator": "probe",
-        "version": 1,
+        "version": Probe.version,
         "settings": {},
         "pooling": "cls",
         "data": "imagenet1k",
@@ -134,8 +160,34 @@ def test_survey_has_every_number_as_printed() -> None:
         shown.append(
             f"{number.method} {number.backbone} " + " ".join(cell.number.value if cell else "-" for cell in cells)
         )
-    assert shown == SURVEY.strip().splitlines()
-    assert len(shown) == 26
+    assert shown[:26] == SURVEY.strip().splitlines()
+    assert shown[26:] == OTHERS.strip().splitlines()
+
+
+@pytest.mark.parametrize("name", ["survey", "survey-summary"])
+def test_every_published_method_of_ours_is_in_the_survey(name: str) -> None:
+    made = filled(name)
+    shown = {cell.number.method for cells in made.cells for cell in cells if cell}
+    assert {n.method for n in published()} & set(METHODS) <= shown
+    sources = {cell.number.source for cells in made.cells for cell in cells if cell}
+    text = made.markdown()
+    for source in sources - {made.definition.where["source"]}:
+        assert f"from {note_markdown(source)}" in text
+
+
+def test_each_backbone_in_the_column_of_its_own() -> None:
+    """The summary's columns are of one backbone each; the last two of those that rows name."""
+    shown = {}
+    for cells in filled("survey-summary").cells:
+        for column, cell in zip(filled("survey-summary").definition.columns, cells, strict=True):
+            if cell:
+                shown[cell.number.method, column.label] = f"{cell.number.backbone} {cell.number.value}"
+    assert shown["hiera_mae", "fine-tune, own backbone"] == "Hiera-B 84.5"
+    assert shown["igpt", "linear, own backbone"] == "iGPT-L 65.2"
+    assert shown["eva", "fine-tune, own backbone"] == "ViT-g/14 89.6"
+    assert shown["esvit", "linear, Swin-T"] == "Swin-T/W7 78.1"
+    assert [label for method, label in shown if method == "hiera_mae"] == ["fine-tune, own backbone"]
+    assert all(label.split(", ")[1] in text for (_, label), text in shown.items() if "own" not in label)
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -153,8 +205,9 @@ def test_every_table_resolves_and_renders(name: str) -> None:
 
 def test_list_tables() -> None:
     listed = list_tables()
-    assert set(listed) == {"survey", "survey-summary", "moco_v3", "dino", "ibot", "beit", "mae", "eva"}
-    assert (listed["survey"]["rows"], listed["survey"]["numbers"]) == (26, 34)
+    papers = {"moco_v3", "dino", "ibot", "beit", "mae", "eva", "eva02", "hiera", "moby", "esvit", "igpt"}
+    assert set(listed) == {"survey", "survey-summary", *papers}
+    assert (listed["survey"]["rows"], listed["survey"]["numbers"]) == (26 + 20, 34 + 20)
     assert listed["dino"]["numbers"] == 48  # all of its table 2
 
 
@@ -229,7 +282,7 @@ def test_weights_of_stated_epochs_fill_their_cell_alone(tmp_path: Path, epochs: 
 
 def test_rows_of_two_versions_fill_nothing(tmp_path: Path) -> None:
     write(tmp_path, 67.0)
-    write(tmp_path, 68.0, seed=1, evaluation={"version": 2})
+    write(tmp_path, 68.0, seed=1, evaluation={"version": Probe.version + 1})
     with pytest.raises(UserError, match="different versions"):  # nor can they share the table of other rows
         table("mae", rows=[tmp_path], show=lambda _: None)
 
