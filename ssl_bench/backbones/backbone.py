@@ -164,6 +164,11 @@ class Backbone(nn.Module, ABC):
         """
         raise UserError(f"{self.name} has no attention of a class token to the patches")
 
+    @classmethod
+    def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights as the family's authors name them, under timm's names; those with other names stay as they are."""
+        return weights
+
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """A released tensor as this backbone has it: positions of another image size are resized by a family's rule."""
         return value

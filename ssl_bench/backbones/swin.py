@@ -156,6 +156,16 @@ class Swin(Backbone, SwinTransformer):
 
         return {name: layer_of(name) for name, _ in self.named_parameters()}
 
+    @classmethod
+    def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Merging layers end a stage in ``swin_transformer.py`` and begin the next in timm."""
+        if "layers.0.downsample.reduction.weight" not in weights:
+            return weights
+        return {
+            re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name): value
+            for name, value in weights.items()
+        }
+
     def block_modules(self) -> Sequence[nn.Module]:
         """The blocks of all stages."""
         return [block for stage in self.layers for block in cast(Any, stage).blocks]

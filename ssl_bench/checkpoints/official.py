@@ -18,8 +18,9 @@ from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, Layout, matc
 from ssl_bench.utils.errors import UserError, unknown
 
 CLASSIFIER = r"head\.(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
-DERIVED = r"masked_embed|(.*\.)?relative_position_index"  # iBOT's mask token; indices into a table
-ANCHOR = re.compile(r"(|.*\.)(?:patch_embed\.proj\.weight|blocks\.0\.norm1\.weight)")  # every backbone has these
+DERIVED = r"masked_embed|(.*\.)?(relative_position_index|attn_mask)"  # iBOT's mask token; indices, Swin's windows
+# Every backbone has these; Swin has a first block in each stage.
+ANCHOR = re.compile(r"(|.*\.)(?:patch_embed\.proj\.weight|(?<!layers\.\d\.)blocks\.0\.norm1\.weight)")
 WRAPPERS = {"state_dict", "model", "backbone"}  # names above a backbone that say nothing about its branch
 # Classes of the plain values that official files keep beside their weights; making one runs no code of the file.
 HARMLESS: list[Any] = [

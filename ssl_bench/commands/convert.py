@@ -117,8 +117,9 @@ def convert(
     recipe = load_recipe(method, paper if paper in recipe_names(name) else None, given, origin="convert")
     with torch.device("meta"):
         grid = build_backbone(**recipe.backbone).grid
-    variant = layout.variant(found[chosen], recipe.backbone, grid)
-    released = translate(found[chosen], layout.not_encoder + variant.not_encoder)
+    weights = family_of(backbone).from_official(found[chosen])
+    variant = layout.variant(weights, recipe.backbone, grid)
+    released = translate(weights, layout.not_encoder + variant.not_encoder)
     spec = recipe.backbone | variant.backbone | options_for(family_of(backbone), {"mask_token": False})
     spec |= seen_positions(released, spec, name, grid)
     with torch.random.fork_rng(devices=[]):
@@ -221,8 +222,8 @@ def timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     ``timm.models.Beit`` with ``num_classes=0, global_pool=""`` and ``use_shared_rel_pos_bias=True``, or
     ``use_rel_pos_bias=True`` where each block has its table. There the k bias is left out, which softmax cancels.
     """
-    if not any(name == SHARED_TABLE or name.endswith(BLOCK_TABLE) for name in weights):
-        return weights
+    if not any(name == SHARED_TABLE or (name.startswith("blocks.") and name.endswith(BLOCK_TABLE)) for name in weights):
+        return weights  # also Swin's, whose tables stand below its stages
     out = {}
     for name, value in weights.items():
         if name.endswith("qkv.bias"):
