@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_bench.backbones.vit import parse_name
+from ssl_bench.backbones import family_of
 from ssl_bench.checkpoints.layout import Variant
 from ssl_bench.config.method_facts import MethodFacts, method_facts, read_method_facts
 from ssl_bench.config.recipe import FROM_DATA, load_recipe, recipe_names
@@ -23,12 +23,12 @@ def test_every_method_has_its_facts(name: str) -> None:
     facts = method_facts(name)
     cls = (METHODS | TEACHERS)[name]
     settings = {key: value for key, value in facts.tiny.items() if key not in FROM_DATA}
-    layer = {"backbone": "vit_nano_patch4_16"}
+    layer = {"backbone": facts.tiny_backbones[0]}
     if cls.trains:
         load_recipe(name, None, layer | settings, origin=FACTS)
         load_recipe(name, None, layer | dict(facts.tiny_fixed_targets), origin=FACTS)
     for release in facts.releases:
-        parse_name(release.backbone)
+        family_of(release.backbone)
         assert release.epochs > 0
     for variant in facts.checkpoint.variants:
         load_recipe(name, None, layer | variant.backbone, origin=FACTS)
