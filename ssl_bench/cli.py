@@ -282,6 +282,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} ({text})" for key, text in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

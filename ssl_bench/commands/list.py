@@ -15,11 +15,14 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
     """
     rows: dict[str, dict[str, Any]] = {}
     if what == "methods":
+        from ssl_bench.config.method_facts import method_facts
         from ssl_bench.config.recipe import recipe_names
         from ssl_bench.methods import METHODS
 
         for name, cls in METHODS.items():
             rows[name] = {"category": cls.category, "paper": cls.paper, "recipes": recipe_names(name)}
+            if backbones := method_facts(name).backbones:
+                rows[name]["backbones"] = dict(backbones)
     elif what == "datasets":
         from ssl_bench.data.datasets import DATASETS
 

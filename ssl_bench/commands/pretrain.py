@@ -18,6 +18,7 @@ from ssl_bench.checkpoints.encoder_file import (
     save_weights,
 )
 from ssl_bench.config.build import build, set_teachers
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.training.loggers import DEFAULT, check_loggers
@@ -130,7 +131,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         "paper": recipe.cls.paper,
         "category": recipe.cls.category,
         "flags": list(dict.fromkeys(method.flags)),
-        "deviations": list(recipe.cls.deviations),
+        "deviations": [*recipe.cls.deviations, *method_facts(recipe.method).deviations_on(recipe.backbone["name"])],
         "method_source": source,
         "code": code_version(),
     }

@@ -8,12 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssl_bench.backbones import BACKBONES, family_of
 from ssl_bench.checkpoints.layout import Layout, Variant
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.shipped import FACTS, shipped
 
 T = TypeVar("T")
+PAPER, FAITHFUL = "paper", "faithful"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class MethodFacts:
         protocols: The protocol behind each published number: what a table shows (linear, knn, finetune) -> our
             protocol, or where its values depend on the size of the backbone, size -> our protocol ("base" of a ViT,
             "swin_tiny").
+        backbones: Of the families of backbones: ``paper`` where the authors ran the method on it, ``faithful`` where it
+            is the same there, or a sentence on how it deviates from the paper, which travels into the rows. Whether a
+            family can run at all is another matter, which ``Method.needs`` decides.
         tiny: Keywords of the constructor that make a network small enough for tests.
         tiny_backbones: Backbones on which the tests build it; the first where one is enough.
         tiny_fixed_targets: Keywords with which the targets of a fixed batch stay the same from step to step.
@@ -53,9 +58,15 @@ class MethodFacts:
     checkpoint: Layout = field(default_factory=Layout)
     releases: tuple[Release, ...] = ()
     protocols: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    backbones: Mapping[str, str] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_backbones: tuple[str, ...] = ("vit_nano_patch4_16",)
     tiny_fixed_targets: Mapping[str, Any] = field(default_factory=dict)
+
+    def deviations_on(self, backbone: str) -> list[str]:
+        """How a run on a backbone of this name deviates from the paper because of it; nothing where it doesn't."""
+        text = self.backbones.get(family_of(backbone).family, PAPER)
+        return [] if text in (PAPER, FAITHFUL) else [text]
 
     def release(self, backbone: str, data: str) -> Release | None:
         """The file that holds a backbone pre-trained on some data; None where the authors published none."""
@@ -92,6 +103,7 @@ def read_method_facts(path: Path) -> MethodFacts:
         _layout(values.get("checkpoint", {}), f"{path}: checkpoint"),
         tuple(_release(values, f"{path}: release {i}") for i, values in enumerate(releases, start=1)),
         _protocols(values.get("protocols", {}), f"{path}: protocols"),
+        _backbones(values.get("backbones", {}), f"{path}: backbones"),
         _mapping(values.get("tiny", {}), f"{path}: tiny"),
         tuple(_list(values.get("tiny_backbones", [*MethodFacts.tiny_backbones]), f"{path}: tiny_backbones")),
         _mapping(values.get("tiny_fixed_targets", {}), f"{path}: tiny_fixed_targets"),
@@ -129,6 +141,15 @@ def _protocols(values: Any, origin: str) -> dict[str, str | dict[str, str]]:
         by_size = protocol if isinstance(protocol, dict) else {"": protocol}
         if not by_size or not all(isinstance(text, str) for text in (*by_size, *by_size.values())):
             raise UserError(f"{origin}: {shown} is {protocol!r}; it must be a protocol, or size: protocol")
+    return dict(values)
+
+
+def _backbones(values: Any, origin: str) -> dict[str, str]:
+    for family, text in _mapping(values, origin).items():
+        if family not in BACKBONES:
+            raise UserError(f"{origin}: {unknown('family', family, BACKBONES)}")
+        if text not in (PAPER, FAITHFUL) and len(str(text).split()) < 3:
+            raise UserError(f"{origin}: {family} is {text!r}; it must be {PAPER}, {FAITHFUL} or a sentence")
     return dict(values)
 
 

@@ -17,6 +17,7 @@ from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.evaluations.trained.finetune import FineTune
+from ssl_bench.methods import METHODS
 from ssl_bench.methods.method import Method
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import IMAGENET_MEAN, View
@@ -99,6 +100,16 @@ def test_what_does_not_fit_is_one_line_before_anything_runs(
     assert all(word in said for word in words) and "\n" not in said
     assert not list(tmp_path.iterdir())
     assert backbone.split("_")[0] not in said.partition("Backbones that do")[2]
+
+
+def test_how_a_pair_deviates_travels_into_the_encoder(tiny_data: Splits, tmp_path: Path) -> None:
+    said = {}
+    for name in ("vit_micro_patch8_32", "hiera_micro_32"):
+        recipe = load_recipe("moco_v3", None, {**QUICK, **tiny_settings("moco_v3"), "backbone": name})
+        said[name] = load_encoder(run(recipe, tiny_data, tmp_path / name)).about["deviations"]
+    own, other = said.values()
+    assert own == list(METHODS["moco_v3"].deviations)
+    assert other[:-1] == own and other[-1].startswith("on Hiera the feature is the mean")
 
 
 def test_dino_without_local_crops_needs_one_size() -> None:

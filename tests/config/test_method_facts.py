@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_bench.backbones import family_of
+from ssl_bench.backbones import BACKBONES, family_of
 from ssl_bench.checkpoints.layout import Variant
 from ssl_bench.config.method_facts import MethodFacts, method_facts, read_method_facts
 from ssl_bench.config.recipe import FROM_DATA, load_recipe, recipe_names
@@ -27,6 +27,9 @@ def test_every_method_has_its_facts(name: str) -> None:
     if cls.trains:
         load_recipe(name, None, layer | settings, origin=FACTS)
         load_recipe(name, None, layer | dict(facts.tiny_fixed_targets), origin=FACTS)
+    for family in facts.backbones:
+        able = BACKBONES[family].abilities(next(iter(BACKBONES[family].patterns())))
+        assert set(cls.needed({"n_local": 0})) <= able, family
     for release in facts.releases:
         family_of(release.backbone)
         assert release.epochs > 0
@@ -54,6 +57,7 @@ checkpoint: {branch: teacher, not_encoder: [a_*], rename: {b: c}, flags: [labels
              mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}
 releases: [{file: f.pth, backbone: vit_small_patch16_224, data: cifar10, epochs: 3, branch: student}]
 protocols: {linear: linear, finetune: {base: finetune}}
+backbones: {vit: paper, eva02: faithful, hiera: on Hiera it is another}
 tiny: {width: 2}
 tiny_backbones: [hiera_nano_32]
 tiny_fixed_targets: {momentum: 1.0}
@@ -68,6 +72,8 @@ tiny_fixed_targets: {momentum: 1.0}
     release = facts.release("vit_small_patch16_224", "cifar10")
     assert release is not None and release.epochs == 3 and release.branch == "student"
     assert facts.release("vit_small_patch16_224", "cifar100") is None
+    assert facts.deviations_on("hiera_tiny_224") == ["on Hiera it is another"]
+    assert not any(map(facts.deviations_on, ("vit_base_patch16_224", "eva02_micro_patch8_32", "timm:resnet50")))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,8 @@ tiny_fixed_targets: {momentum: 1.0}
         ("releases: [{file: f, url: u}]", "release 1: unknown key 'url'"),
         ("protocols: {linear: 3}", "protocols: linear is 3; it must be a protocol, or size: protocol"),
         ("protocols: {linear: {base: [x]}}", "protocols: linear is .* it must be a protocol"),
+        ("backbones: {vot: paper}", "backbones: unknown family 'vot': did you mean 'vit'"),
+        ("backbones: {vit: papers}", "backbones: vit is 'papers'; it must be paper, faithful or a sentence"),
         ("tiny: [1]", r"tiny: expected keys and values, found \[1\]"),
         ("tiny: {1: 2}", r"tiny: expected keys and values, found \{1: 2\}"),
         ("tiny: {", "not valid YAML"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods.ibot import IBOT, patch_loss
@@ -437,3 +438,21 @@ def test_views_and_defaults_are_the_released_vit_s() -> None:
     config = ibot.training_config
     assert config.lr == pytest.approx(2e-3) and (config.epochs, config.clip_grad) == (800, 3.0)
     assert ibot.encoder is ibot.teacher.backbone
+
+
+def test_cells_of_swin_are_tokens_of_its_last_stage() -> None:
+    """32 pixels at the paper's size; masked pixels there don't matter to the student."""
+    torch.manual_seed(0)
+    ibot = IBOT(build_backbone("swin_tiny_patch4_window7_224", mask_token=True), **SMALL)
+    assert ibot.backbone.mask_grid == (7, 7) and ibot.masks(3).shape == (6, 49)
+    assert describe(ibot.views) == "2x224 + 10x96"
+    assert ibot.backbone.mask_token is not None and not ibot.backbone.mask_token.any()
+    ibot.epoch, ibot.pred_start_epoch = 49.9, 50
+    assert not ibot.masks(8).any()
+    small = build_backbone("swin_micro_patch2_window4_32", mask_token=True)
+    mask = torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, 5] = True
+    images = torch.randn(1, 3, 32, 32)
+    changed = images.clone()
+    changed[..., 8:16, 8:16] = 3
+    torch.testing.assert_close(small(changed, mask=mask).patches, small(images, mask=mask).patches)
