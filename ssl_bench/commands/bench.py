@@ -6,17 +6,19 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.evaluate import run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.pretrain import run, run_folder
-from ssl_bench.config.protocol import load_evaluator
+from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.config.recipe import Recipe
-from ssl_bench.config.suite import load_suite, resolve
+from ssl_bench.config.suite import Suite, load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
@@ -30,10 +32,18 @@ from ssl_bench.utils.identity import identify
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What encoders are evaluated on: a data set and, by name, evaluators."""
+    """What encoders are evaluated on: a data set, and evaluators as they are named. Travels between processes."""
 
     splits: Splits
-    evaluators: dict[str, Evaluator]
+    named: tuple[str, ...]
+
+    @cached_property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Name in tables -> evaluator."""
+        return dict(named_evaluator(name) for name in self.named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"splits": self.splits, "named": self.named}  # a class of a user's file has no module elsewhere
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,16 @@ def bench(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     data: str | None = None,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    evaluations: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     budget: float = 1.0,
     out: str | Path | None = None,
     skip_unreadable: bool = False,
     jobs: int | None = None,
     logger: Sequence[str] = DEFAULT,
+    allow_code: bool = False,
     show: Callable[[str], None] = print,
 ) -> list[str]:
     """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
@@ -75,11 +90,16 @@ def bench(
         methods: Instead of the suite's methods; the baselines stay.
         seeds: Instead of the suite's seeds.
         data: Instead of the suite's data set.
+        backbone: Of all methods, instead of the suite's or each recipe's own.
+        image_size: Pixels of the side of the images, instead of that in the names of the backbones.
+        evaluations: Instead of the suite's: names, YAML files or ``file.py:Class``.
+        overrides: Keys of a recipe, for all methods that train.
         budget: Multiplies the epochs of every recipe.
         out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
         skip_unreadable: Leave unreadable images out and count them in the rows.
         jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
         logger: Where the learning curves go: any of csv, tensorboard, wandb.
+        allow_code: Let the suite's file name Python files, which run.
         show: What to do with the lines of the report.
 
     Returns:
@@ -89,30 +109,27 @@ def bench(
         UserError: The request is wrong; nothing has been run.
     """
     check_loggers(logger)
-    asked = load_suite(suite)
-    named = [
-        (data or asked.data, asked.evaluations),
-        *((other, asked.transfer_evaluations) for other in asked.transfer),
-    ]
-    wanted = [(place, {name: load_evaluator(name) for name in names}) for place, names in named]
-    recipes = resolve(asked, methods or asked.methods, seeds, data or asked.data, budget)
-    sets = [
-        make_evaluation_set(load(place, skip_unreadable=skip_unreadable), evaluators, show)
-        for place, evaluators in wanted
-    ]
-    if not any(each.evaluators for each in sets):
+    given = {"methods": methods, "data": data, "backbone": backbone, "image_size": image_size}
+    given |= {"evaluations": evaluations, "overrides": overrides}
+    changes = {key: value for key, value in given.items() if value is not None}
+    asked: Suite = replace(load_suite(suite, allow_code), **changes)
+    recipes = resolve(asked, seeds, budget)
+    places = [(asked.data, asked.evaluations), *((other, asked.transfer_evaluations) for other in asked.transfer)]
+    for name in {name for _, names in places for name in names}:
+        named_evaluator(name)  # a wrong name is said before images are read
+    sets = [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
+    if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")
     splits = sets[0].splits
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
-    places = ", ".join(each.splits.train.name for each in sets)
-    show(f"{asked.name} on {places}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
+    names = ", ".join(each.splits.train.name for each in sets)
+    show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
     if jobs > 1:
-        arguments = (suite, list(methods or asked.methods), seeds, data or asked.data, budget, sets, folder, logger)
-        failed = run_in_pool(_prepare, arguments, missing, jobs)
+        failed = run_in_pool(_prepare, (asked, seeds, budget, sets, folder, logger), missing, jobs)
     else:
         failed = [line for index in missing if (line := run_task(tasks[index], sets, folder, asked.name, logger))]
     leaderboard(folder, show=show)
@@ -142,27 +159,28 @@ def run_task(
 
 
 def _prepare(
-    suite: str,
-    methods: list[str],
+    suite: Suite,
     seeds: Sequence[int] | None,
-    data: str,
     budget: float,
     sets: list[EvaluationSet],
     folder: Path,
     logger: Sequence[str],
 ) -> Callable[[int], str | None]:
     """What runs a task of the suite by its index, made anew in each process of the pool."""
-    asked = load_suite(suite)
-    recipes = resolve(asked, methods, seeds, data, budget)
-    return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, asked.name, logger)
+    recipes = resolve(suite, seeds, budget)
+    return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, suite.name, logger)
 
 
-def make_evaluation_set(splits: Splits, evaluators: dict[str, Evaluator], show: Callable[[str], None]) -> EvaluationSet:
+def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[str], None]) -> EvaluationSet:
     """The evaluators that this data set has something for, and a line about the others."""
-    left_out = [name for name, it in evaluators.items() if it.needs_factors and not splits.train.factors]
-    for name in left_out:
-        show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
-    return EvaluationSet(splits, {name: it for name, it in evaluators.items() if name not in left_out})
+    kept = []
+    for given in named:
+        name, evaluator = named_evaluator(given)
+        if evaluator.needs_factors and not splits.train.factors:
+            show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
+        else:
+            kept.append(given)
+    return EvaluationSet(splits, tuple(kept))
 
 
 def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:

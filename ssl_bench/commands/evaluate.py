@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ssl_bench.backbones.backbone import RGB
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
-from ssl_bench.config.protocol import load_evaluator
-from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
+from ssl_bench.config.protocol import named_evaluator
+from ssl_bench.data.datasets import DataPair, Splits, hold_out, load
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -22,27 +25,56 @@ from ssl_bench.results.rows.row import Row, row_path
 from ssl_bench.results.rows.warnings import warnings_of
 from ssl_bench.training.compute import device_name
 from ssl_bench.utils.distributed import is_first
+from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import locked
 from ssl_bench.utils.identity import identify
 
 
 def evaluate(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Callable[..., Any],
     *,
-    evaluations: Sequence[str] = ("knn", "linear"),
-    data: str = "shapes",
+    evaluations: Sequence[str | type[Evaluator] | Evaluator] = ("knn", "linear"),
+    data: str | DataPair = "shapes",
     backbone: str | None = None,
+    name: str | None = None,
+    image_size: int | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
     out: str | Path = "results/evaluations",
     skip_unreadable: bool = False,
 ) -> list[Row]:
-    """Evaluate an encoder file: the Python form of ``ssl-bench evaluate``.
+    """Evaluate an encoder file or a model: the Python form of ``ssl-bench evaluate``.
+
+    Args:
+        checkpoint: An encoder file, plain timm weights (with ``backbone``), a name of ``checkpoints.model.KINDS``, or
+            in Python any network or function from (B, 3, H, W) normalised images to (B, D) features.
+        evaluations: Names, YAML files, ``file.py:Class``, or in Python evaluators and classes of evaluators.
+        data: As of ``data.datasets.load``.
+        backbone: Which backbone plain timm weights are for.
+        name: Of a model, in tables; its own when left out.
+        image_size: Pixels of the side of a model's images; its own when left out.
+        mean: Of a model's images, per channel, on the scale [0, 1]; its own when left out.
+        std: Likewise.
+        out: Folder of the rows.
+        skip_unreadable: Leave unreadable images out and count them.
 
     Returns:
         One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several
         processes share the extraction of features, and the first returns the rows.
+
+    Raises:
+        UserError: The request is wrong; nothing has been evaluated.
     """
-    encoder = load_encoder(checkpoint, backbone)
-    evaluators = {name: load_evaluator(name) for name in evaluations}
+    evaluators = dict(named_evaluator(each) for each in evaluations)
+    of_model = {"name": name, "image_size": image_size, "mean": mean, "std": std}
+    if not isinstance(checkpoint, str | Path):
+        encoder = as_checkpoint(checkpoint, **of_model)
+    elif is_model(str(checkpoint)):
+        encoder = load_model(str(checkpoint), **of_model)
+    elif given := [key for key, value in of_model.items() if value is not None]:
+        raise UserError(f"{checkpoint} is an encoder file, which says its {given[0].replace('_', ' ')} itself")
+    else:
+        encoder = load_encoder(checkpoint, backbone)
     return run_evaluations(encoder, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
 
 

@@ -20,7 +20,7 @@ from ssl_bench.checkpoints.encoder_file import (
 from ssl_bench.config.build import build, set_teachers
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
-from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.data.datasets import DataPair, Splits, hold_out, load
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
@@ -33,7 +33,7 @@ def pretrain(
     method: str,
     *,
     recipe: str | None = None,
-    data: str | None = None,
+    data: str | DataPair | Splits | None = None,
     backbone: str | None = None,
     epochs: float | None = None,
     seed: int | None = None,
@@ -47,7 +47,7 @@ def pretrain(
     Args:
         method: A registered name, ``package.module:Class`` or ``path/to/file.py:Class``.
         recipe: Name of a shipped recipe or a YAML file; the class's defaults alone when left out.
-        data: Instead of the recipe's.
+        data: Instead of the recipe's; as of ``data.datasets.load``.
         backbone: Instead of the recipe's.
         epochs: Instead of the recipe's.
         seed: Instead of the recipe's.
@@ -64,10 +64,11 @@ def pretrain(
         RunError: The loss diverged or the disk is full.
     """
     check_loggers(logger)
-    given = {"data": data, "backbone": backbone, "epochs": epochs, "seed": seed}
+    images = None if data is None or isinstance(data, str) else load(data, skip_unreadable=skip_unreadable)
+    given = {"data": images.train.name if images else data, "backbone": backbone, "epochs": epochs, "seed": seed}
     layers = {key: value for key, value in given.items() if value is not None} | dict(overrides or {})
     resolved = load_recipe(method, recipe, layers)
-    images = load(resolved.data, skip_unreadable=skip_unreadable)
+    images = images or load(resolved.data, skip_unreadable=skip_unreadable)
     return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger)
 
 

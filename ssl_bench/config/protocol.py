@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.references import is_reference, look_up
 from ssl_bench.utils.shipped import find_yaml
 
 
+def named_evaluator(given: str | type[Evaluator] | Evaluator) -> tuple[str, Evaluator]:
+    """An evaluator and its name in tables.
+
+    Args:
+        given: A shipped protocol, a YAML file, ``file.py:Class`` with the class's defaults, or an evaluator or a class.
+
+    Raises:
+        UserError: See ``load_evaluator``; or a class that lacks what every evaluator states.
+    """
+    if isinstance(given, str):
+        evaluator = load_evaluator(given)
+        return given.rpartition(":")[2] if is_reference(given) else Path(given).stem, evaluator
+    evaluator = given if isinstance(given, Evaluator) else _of_class(given, given.__name__)
+    return type(evaluator).__name__, evaluator
+
+
 def load_evaluator(name: str) -> Evaluator:
-    """The evaluator of a protocol, given as a shipped name or a YAML file.
+    """The evaluator of a protocol, given as a shipped name, a YAML file or ``file.py:Class``.
 
     Raises:
         UserError: Unknown name or key, or a value of the wrong type or out of range; it names the file.
     """
+    if is_reference(name):
+        return _of_class(look_up(name, "evaluator class", _is_evaluator)[1], name)
     path = find_yaml("evaluations", name)
     settings = read_yaml(path)
     kind, deviations = settings.pop("evaluation", None), settings.pop("deviations", [])
@@ -31,4 +52,21 @@ def load_evaluator(name: str) -> Evaluator:
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
     evaluator.deviations = tuple(deviations)
+    return evaluator
+
+
+def _is_evaluator(it: Any) -> bool:
+    return inspect.isclass(it) and issubclass(it, Evaluator) and it is not Evaluator
+
+
+def _of_class(cls: Any, name: str) -> Evaluator:
+    """An evaluator from outside, at its defaults."""
+    missing = [key for key in ("version", "metric_help", "poolings") if not hasattr(cls, key)]
+    try:
+        evaluator: Evaluator = cls()
+    except TypeError as error:
+        raise UserError(f"evaluator {name}: {error}; every keyword needs a default") from error
+    missing = [key for key in missing if not hasattr(evaluator, key)]
+    if missing:
+        raise UserError(f"evaluator {name} has no {', '.join(missing)}; see Evaluator's attributes")
     return evaluator

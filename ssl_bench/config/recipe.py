@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +27,7 @@ from ssl_bench.training import VERSION as TRAINING_VERSION
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import file_hash
 from ssl_bench.utils.identity import defaults_of, differing, source_of
+from ssl_bench.utils.references import look_up
 from ssl_bench.utils.shipped import FACTS, find_yaml, shipped
 from ssl_bench.views import VERSION as VIEWS_VERSION
 
@@ -136,29 +134,14 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
         return reference, (METHODS | TEACHERS)[reference]
     if ":" not in reference:
         raise unknown("method", reference, [*METHODS, "package.module:Class", "path/to/file.py:Class"])
-    place, _, name = reference.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            if not Path(place).is_file():
-                raise UserError(f"method {reference!r}: no such file: {place}")
-            module_name = f"ssl_bench_external_{Path(place).stem}"
-            spec = importlib.util.spec_from_file_location(module_name, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's file raises while it is imported
-        raise UserError(f"method {reference!r}: importing {place} failed: {type(error).__name__}: {error}") from error
-    classes = [n for n, c in vars(module).items() if inspect.isclass(c) and issubclass(c, Method) and c is not Method]
-    if name not in classes:
-        raise unknown(f"method class in {place}", name, classes)
+    name, cls = look_up(reference, "method class", _is_method)
     if name in METHODS or name in TEACHERS:
         raise UserError(f"method {reference!r}: the class name {name!r} is the name of a registered method; rename it")
-    return name, getattr(module, name)
+    return name, cls
+
+
+def _is_method(it: Any) -> bool:
+    return inspect.isclass(it) and issubclass(it, Method) and it is not Method
 
 
 def recipe_names(method: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names, resolve_m
 from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.references import is_reference
 from ssl_bench.utils.shipped import find_yaml
 from ssl_bench.utils.starts import start_of
 
@@ -33,6 +35,8 @@ class Suite:
         transfer: Other data sets on which every encoder is evaluated as well, pre-trained on ``data`` as it is.
         transfer_evaluations: Protocols there.
         training: Training values for methods that bring no recipe of that name.
+        overrides: Keys of a recipe, for all methods that train.
+        image_size: Pixels of the side of the images, instead of that in the names of the backbones.
     """
 
     name: str = ""
@@ -47,37 +51,47 @@ class Suite:
     transfer: list[str] = field(default_factory=list)
     transfer_evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
     training: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
 
 
-def load_suite(name: str) -> Suite:
+def load_suite(name: str, allow_code: bool = False) -> Suite:
     """Read a suite.
 
+    Args:
+        name: A shipped suite, or a YAML file.
+        allow_code: Let the file name Python files, which run.
+
     Raises:
-        UserError: Unknown name or key, or a value of the wrong type.
+        UserError: Unknown name or key, a value of the wrong type, a name that is no plain name, or code that isn't
+            allowed.
     """
     path = find_yaml("results", name, "{}/suite.yaml")
     values = read_yaml(path)
     for key in ("name", "description", "data", "methods", "recipe"):
         if key not in values:
             raise UserError(f"{path}: the key {key!r} is missing")
-    parsed = parse_class(Suite, values, str(path))
-    return Suite(**parsed.as_dict())
+    suite = Suite(**parse_class(Suite, values, str(path)).as_dict())
+    if not re.fullmatch(r"\w[\w.-]*", suite.name):
+        raise UserError(f"{path}: name is {suite.name!r}; it names a folder: letters, digits, '_', '-' and '.' alone")
+    named = [*suite.methods, *suite.evaluations, *suite.transfer_evaluations, suite.data, *suite.transfer]
+    if (code := [text for text in named if is_reference(text)]) and not allow_code:
+        raise UserError(f"{path} names Python code that would run: {code[0]}; if you trust it, add --allow-code")
+    return suite
 
 
-def resolve(
-    suite: Suite, methods: Sequence[str], seeds: Sequence[int] | None, data: str, budget: float = 1.0
-) -> list[Recipe]:
+def resolve(suite: Suite, seeds: Sequence[int] | None = None, budget: float = 1.0) -> list[Recipe]:
     """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given.
 
     The untrained network is there once for each start: the backbone as one or more of the methods initialise it, with
     the statistics of their images.
     """
-    trained = dict.fromkeys(name for name in [*BASELINES, *methods] if name not in (UNTRAINED, RAW_PIXELS))
-    recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, data, {})]
+    trained = dict.fromkeys(name for name in [*BASELINES, *suite.methods] if name not in (UNTRAINED, RAW_PIXELS))
+    recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, {})]
     starts = [_start(recipe) for recipe in recipes if recipe.cls.trains]
     own = {content_hash(start): start for start in starts}
-    untrained = [r for start in own.values() for r in _of_method(suite, UNTRAINED, seeds, data, start)]
-    pixels = _of_method(suite, RAW_PIXELS, seeds, data, {"backbone": starts[0]["backbone"]})[:1]  # no weights to draw
+    untrained = [r for start in own.values() for r in _of_method(suite, UNTRAINED, seeds, start)]
+    pixels = _of_method(suite, RAW_PIXELS, seeds, {"backbone": starts[0]["backbone"]})[:1]  # no weights to draw
     return [scaled(recipe, budget) for recipe in (*untrained, *pixels, *recipes)]
 
 
@@ -88,25 +102,20 @@ def _start(recipe: Recipe) -> dict[str, Any]:
     return {"backbone": start.pop("name"), **start, **statistics}
 
 
-def _of_method(
-    suite: Suite, entry: str, seeds: Sequence[int] | None, data: str, start: Mapping[str, Any]
-) -> list[Recipe]:
+def _of_method(suite: Suite, entry: str, seeds: Sequence[int] | None, start: Mapping[str, Any]) -> list[Recipe]:
     """The recipes of one entry of the methods, one a seed; with the keys of a start."""
     method, _, named = entry.partition(":") if entry.partition(":")[0] in METHODS else (entry, "", "")
     name, cls = resolve_method(method)
     recipe = named or (suite.recipe if suite.recipe in recipe_names(name) else None)
     fallback = {} if recipe or not cls.trains else suite.training
     backbone = {"backbone": suite.backbone} if suite.backbone else {}
+    overrides = suite.overrides if cls.trains else {}
     own = suite.seeds_of.get(name, suite.seeds) if seeds is None else seeds
-    return [
-        load_recipe(
-            method,
-            recipe,
-            {**fallback, **backbone, **start, "data": data, "seed": seed},
-            origin=f"suite {suite.name}",
-        )
-        for seed in own
-    ]
+    layer = {**fallback, **backbone, **overrides, **start, "data": suite.data}
+    if suite.image_size and not start:
+        usual = load_recipe(method, recipe, layer, origin=f"suite {suite.name}").backbone["name"]
+        layer["backbone"] = re.sub(r"_\d+(x\d+)?$", f"_{suite.image_size}", usual)
+    return [load_recipe(method, recipe, {**layer, "seed": seed}, origin=f"suite {suite.name}") for seed in own]
 
 
 def scaled(recipe: Recipe, budget: float) -> Recipe:

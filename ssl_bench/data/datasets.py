@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Ragged
+from ssl_bench.data.own import DataPair, read_own
 from ssl_bench.data.parquet import read_hf, read_parquet
 from ssl_bench.data.reading import decoded_bytes, memory_budget, read
 from ssl_bench.data.sources import TORCHVISION, Raw, read_folder, read_torchvision
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
+from ssl_bench.utils.references import is_reference
 
 DATASETS: dict[str, str] = {
     "shapes": "10 classes of drawn shapes, 10,000 + 4,000 images of 32 px (shapes@64: another size); built in",
@@ -39,6 +41,7 @@ DATASETS: dict[str, str] = {
     "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
     "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
     "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",
+    "file.py:NAME": "a function of yours that returns (training, test) images as torch-style data sets",
 }
 
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
@@ -111,12 +114,13 @@ class Splits:
     test: ImageSet
 
 
-def load(spec: str, *, skip_unreadable: bool = False, memory: int | None = None) -> Splits:
-    """Load a data set by name.
+def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory: int | None = None) -> Splits:
+    """Load a data set by name, or one in Python.
 
     Args:
-        spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "parquet:PATH" or "hf:NAME". Named sets lie in, or are
-            downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA.
+        spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "parquet:PATH", "hf:NAME" or "file.py:NAME". Named
+            sets lie in, or are downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA. Or
+            a pair of data sets (``own.Labelled``), or what this function has returned.
         skip_unreadable: Leave unreadable images out and count them, instead of stopping.
         memory: Bytes that decoded images may take; larger sets are decoded on access. Default: the environment variable
             SSL_BENCH_MEMORY, otherwise half of the memory that is free.
@@ -124,9 +128,12 @@ def load(spec: str, *, skip_unreadable: bool = False, memory: int | None = None)
     Raises:
         UserError: The name is unknown, the data set is missing or malformed, or images are unreadable.
     """
-    if spec == "shapes" or spec.startswith("shapes@"):
+    if isinstance(spec, Splits):
+        return spec
+    if isinstance(spec, str) and (spec == "shapes" or spec.startswith("shapes@")):
         return _shapes(spec)
-    name, (train, test) = _read(spec)
+    name, (train, test) = _read(spec) if isinstance(spec, str) and not is_reference(spec) else read_own(spec)
+    spec = spec if isinstance(spec, str) else name
     budget = memory_budget() if memory is None else memory
     hold = sum(decoded_bytes(raw.images) for raw in (train, test) if raw is not None) <= budget
     train_set, unreadable = _image_set(train, name, "train", hold)

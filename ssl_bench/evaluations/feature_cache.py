@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssl_bench.utils.distributed import process
 from ssl_bench.utils.files import content_hash, locked
-from ssl_bench.utils.weights import weights_hash
+from ssl_bench.utils.weights import options_hash, weights_hash
 
 ROOT = Path("runs/features")
 FORMAT = 1
@@ -174,21 +174,9 @@ class _Part:
 
 
 def encoder_key(encoder: nn.Module) -> dict[str, str]:
-    """Hashes of an encoder's weights and of its options, which are the plain attributes of all its modules.
-
-    Two encoders of equal weights may differ in their options, as in the number of attention heads.
-    """
+    """Hashes of an encoder's weights and of its options: two of equal weights may differ in those."""
     tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-    plain = (bool, int, float, str, tuple)
-    changing = ("training", "fused_attn")  # of a forward pass, not of the encoder
-    options = {
-        name: {
-            "class": type(module).__qualname__,
-            **{k: str(v) for k, v in vars(module).items() if isinstance(v, plain) and k not in changing},
-        }
-        for name, module in encoder.named_modules()
-    }
-    return {"weights": weights_hash(tensors), "options": content_hash(options)}
+    return {"weights": weights_hash(tensors), "options": options_hash(encoder)}
 
 
 def _crc(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def test_mistakes_in_a_suite_run_nothing(folder: Path, change: tuple[str, str], 
 
 def test_quick_suites_are_shipped() -> None:
     assert load_suite("quick").methods == ["mae", "moco_v3"]
-    assert load_suite("quick-all").methods == [name for name in METHODS if name not in BASELINES]
+    assert set(load_suite("quick-all").methods) < set(METHODS) - set(BASELINES)
 
 
 def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
@@ -225,9 +226,9 @@ def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
 
 
 def test_budget_scales_target_networks_too() -> None:
-    suite = load_suite("quick-all")
-    (whole,) = resolve(suite, ["beit"], [0], "shapes")[4:]
-    (half,) = resolve(suite, ["beit"], [0], "shapes", 0.5)[4:]
+    suite = replace(load_suite("quick-all"), methods=["beit"])
+    (whole,) = resolve(suite, [0])[4:]
+    (half,) = resolve(suite, [0], 0.5)[4:]
     assert half.training.epochs == whole.training.epochs / 2
     assert half.teachers["tokenizer"].training.epochs == whole.teachers["tokenizer"].training.epochs / 2
 

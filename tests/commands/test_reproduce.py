@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ssl_bench.cli import make_parser
+from ssl_bench.arguments import make_parser
 from ssl_bench.commands import reproduce as module
 from ssl_bench.commands.reproduce import find_file, make_plan, missing_data, reproduce
 from ssl_bench.config.method_facts import method_facts

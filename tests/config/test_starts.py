@@ -19,7 +19,7 @@ SUITE = Suite(name="s", data="shapes", backbone="vit_nano_patch4_16", recipe="no
 
 
 def test_a_suite_has_each_start_of_its_methods_once() -> None:
-    recipes = resolve(SUITE, ["mae", "moco_v3", "dino", "ibot"], [0, 1], "shapes")
+    recipes = resolve(replace(SUITE, methods=["mae", "moco_v3", "dino", "ibot"]), [0, 1])
     starts = [(r.seed, start_of(r.backbone)) for r in recipes if r.method == "untrained"]
     assert len(starts) == 6  # MAE's, which is supervised training's too, MoCo v3's and that of DINO and iBOT
     for recipe in recipes:
@@ -28,14 +28,14 @@ def test_a_suite_has_each_start_of_its_methods_once() -> None:
 
 
 def test_a_start_has_the_statistics_of_the_images_of_its_method() -> None:
-    recipes = resolve(SUITE, ["mpp"], [0], "shapes")
+    recipes = resolve(replace(SUITE, methods=["mpp"]), [0])
     inputs = [build(recipe, ["a"]).statistics for recipe in recipes if recipe.method == "untrained"]
     assert MPP.input_statistics in inputs and len(inputs) == 2  # supervised training's are ImageNet's
 
 
 def test_a_suite_without_a_backbone_takes_that_of_each_recipe() -> None:
-    suite = replace(SUITE, backbone="", recipe="quick")
-    recipes = resolve(suite, ["mae", "mae:cifar10"], [0, 1], "shapes")
+    suite = replace(SUITE, backbone="", recipe="quick", methods=["mae", "mae:cifar10"])
+    recipes = resolve(suite, [0, 1])
     names = [(r.method, r.backbone["name"], r.seed) for r in recipes if r.method != "supervised"]
     micro, small = "vit_micro_patch8_32", "vit_tiny_patch4_32"
     expected = [("untrained", micro, 0), ("untrained", micro, 1), ("untrained", small, 0), ("untrained", small, 1)]

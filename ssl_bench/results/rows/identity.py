@@ -37,7 +37,9 @@ def encoder_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     backbone = differing(checkpoint.backbone, defaults_of(cls))
     versions = {f"backbone {cls.family}": cls.version} if hasattr(cls, "family") else {}
     looks = {"backbone": backbone, "input": checkpoint.input}
-    return {"weights": checkpoint.sha256, **looks, **source_of(cls), "versions": versions}
+    source = getattr(checkpoint.encoder, "source", "")
+    made = {"source": source} if source else source_of(cls)
+    return {"weights": checkpoint.sha256, **looks, **made, "versions": versions}
 
 
 def number_identity(encoder: dict[str, Any], name: str, evaluator: Evaluator, data: Splits) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_bench.cli import make_parser
+from ssl_bench.arguments import make_parser
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.leaderboard.html import page, rerun
 from ssl_bench.results.leaderboard.table import build

@@ -1,0 +1,157 @@
+"""The arguments of every command."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from ssl_bench.utils.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the usage."""
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def make_parser() -> Parser:
+    """All commands with their arguments."""
+    parser = Parser(prog="ssl-bench", description=__import__("ssl_bench").__doc__)
+    try:
+        installed = version("ssl-bench")
+    except PackageNotFoundError:
+        installed = "not installed"
+    parser.add_argument("--version", action="version", version=f"ssl-bench {installed}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
+    logger_help = "learning curves: csv, tensorboard, wandb (default: csv,tensorboard)"
+    evaluation_help = "a name of `ssl-bench list evaluations`, a YAML file, or path/to/file.py:Class"
+    method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
+
+    sub = command("list", "Name what can be asked for.")
+    sub.add_argument("what", choices=["methods", "evaluations", "datasets", "backbones", "suites", "tables"])
+    sub.add_argument("--json", action="store_true", help="as JSON")
+
+    sub = command("pretrain", "Pre-train one method and write its encoder.")
+    sub.add_argument("method", metavar="METHOD", help=method_help)
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
+    sub.add_argument("--data", metavar="DATA", help=data_help)
+    sub.add_argument("--backbone", metavar="B", help="e.g. vit_small_patch16_224; all: ssl-bench list backbones")
+    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of pre-training")
+    sub.add_argument("--seed", type=int, metavar="S", help="seed of weights, order, views and masks")
+    sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+    sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
+    sub.add_argument("--keys", action="store_true", help="only print the keys of the method's recipe")
+
+    sub = command("evaluate", "Evaluate an encoder and write rows.")
+    text = (
+        "encoder.pt of a run, timm weights with --backbone, timm:NAME[@FILE], torchvision:NAME[@FILE] or file.py:NAME"
+    )
+    sub.add_argument("checkpoint", metavar="MODEL", help=text)
+    text = f"each {evaluation_help} (default: knn,linear)"
+    sub.add_argument("--evaluations", type=_names, default=["knn", "linear"], metavar="A,B", help=text)
+    sub.add_argument("--data", metavar="DATA", default="shapes", help=data_help)
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    sub.add_argument("--name", metavar="NAME", help="of a model, in tables, if not its own")
+    sub.add_argument("--image-size", type=int, metavar="N", help="of a model's images, if not its own")
+    for key in ("mean", "std"):
+        text = f"{key} of a model's images (0 to 1), if not its own"
+        sub.add_argument(f"--{key}", nargs=3, type=float, metavar=("R", "G", "B"), help=text)
+    sub.add_argument("--out", metavar="DIR", default="results/evaluations", help="folder of the rows")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub = command("bench", "Pre-train and evaluate everything a suite still misses, then report.")
+    sub.add_argument("suite", metavar="SUITE", help="a name of `ssl-bench list suites`, or a YAML file")
+    text = f"instead of the suite's; each {method_help}, or NAME:RECIPE"
+    sub.add_argument("--methods", type=_names, metavar="A,B", help=text)
+    sub.add_argument(
+        "--evaluations", type=_names, metavar="A,B", help=f"instead of the suite's; each {evaluation_help}"
+    )
+    sub.add_argument("--backbone", metavar="B", help="of all methods, instead of the suite's or each recipe's own")
+    sub.add_argument("--image-size", type=int, metavar="N", help="instead of the size in the names of the backbones")
+    sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of all recipes that train")
+    sub.add_argument("--seeds", type=_seeds, metavar="0,1", help="instead of the suite's")
+    sub.add_argument("--data", metavar="DATA", help=f"instead of the suite's: {data_help}")
+    sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
+    sub.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the epochs of every recipe")
+    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
+    sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub.add_argument("--allow-code", action="store_true", help="let the suite's file name Python files, which run")
+
+    sub = command("table", "A paper's table: reported, measured, difference.")
+    sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
+    sub.add_argument("--rows", type=_names, metavar="DIR,DIR", help="folders with rows/ (default: results/reproduce)")
+    sub.add_argument("--format", type=_names, default=["terminal"], metavar="md,csv,terminal", help="what to show")
+    sub.add_argument("--out", metavar="DIR", help="folder to write NAME.md and NAME.csv to")
+
+    sub = command("reproduce", "Run what a table still misses: plan and cost first.")
+    sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
+    sub.add_argument("--dry-run", action="store_true", help="only show the plan")
+    sub.add_argument("--out", metavar="DIR", default="results/reproduce", help="folder of the rows")
+    sub.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="folder of the authors' files")
+    sub.add_argument("--device", default="h100", metavar="D", help="to estimate hours for: h100, a100, l40, cpu")
+    sub.add_argument("--tflops", type=float, metavar="X", help="sustained TFLOPS instead of the device's")
+    sub.add_argument("--max-hours", type=float, metavar="H", help="skip runs that would take longer")
+
+    sub = command("convert", "Turn a released checkpoint into an encoder file, with a load report.")
+    sub.add_argument("source", metavar="OFFICIAL", help="the file as released: .pth, .pt, .pth.tar or .safetensors")
+    sub.add_argument("--method", required=True, metavar="M", help=f"the one that trained these weights: {method_help}")
+    sub.add_argument("--backbone", required=True, metavar="B", help="which it is, e.g. vit_base_patch16_224")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    sub.add_argument("--branch", metavar="NAME", help="another than the paper evaluates, e.g. student")
+    sub.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not those of the paper's recipe")
+    sub.add_argument("--pretrained-on", dest="data", default="unknown", metavar="DATA", help="data set, for the rows")
+    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of its pre-training, for the rows")
+    for key in ("mean", "std"):
+        text = f"{key} of its input (0 to 1), if not that of the method's released files"
+        sub.add_argument(f"--{key}", nargs=3, type=float, metavar=("R", "G", "B"), help=text)
+    sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
+    sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
+
+    sub = command("show", "Draw attention maps, reconstructions and nearest neighbours of an encoder.")
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="encoder.pt of a run, or timm weights with --backbone")
+    sub.add_argument("--images", required=True, metavar="DIR|DATA", help="a folder of images, or a data set")
+    sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture: .png, .pdf, .svg or .jpg")
+    sub.add_argument("--count", type=int, default=6, metavar="N", help="rows of the picture")
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+
+    sub = command("leaderboard", "Rank the rows of a folder.")
+    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
+    sub.add_argument("--format", type=_names, default=["md"], metavar="md,csv,html,latex", help="files to write")
+    sub.add_argument("--sort", metavar="EVALUATION", help="evaluation to sort by")
+    sub.add_argument("--methods", type=_names, default=[], metavar="A,B", help="only these methods")
+    sub.add_argument("--evaluations", type=_names, default=[], metavar="A,B", help="only these evaluations")
+    sub.add_argument("--categories", type=_names, default=[], metavar="A,B", help="only these categories")
+    sub.add_argument("--max-flops", type=float, metavar="X", help="best of each method at X FLOPs or fewer")
+    sub.add_argument("--max-images", type=float, metavar="N", help="best of each method at N images seen or fewer")
+    sub.add_argument("--figures", action="store_true", help="draw figures into DIR/figures")
+    sub.add_argument("--runs", metavar="DIR", help="folder of runs, for the training curves")
+
+    sub = command("compare", "Two rows, or two methods of a folder, side by side.")
+    sub.add_argument("a", metavar="A", help="a row file (.json), or a method of --rows")
+    sub.add_argument("b", metavar="B", help="likewise")
+    sub.add_argument("--rows", metavar="DIR", help="a folder with rows/")
+    sub.add_argument("--data", metavar="DATA", help=f"labels for wins and losses by class: {data_help}")
+
+    sub = command("check", "Whether the rows of a folder, and its leaderboard, are sound.")
+    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in _names(text)]

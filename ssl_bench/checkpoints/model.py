@@ -1,0 +1,219 @@
+"""Models from outside as encoders: of timm, of torchvision, of a Python file, or any network or function in Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.backbones.timm_model import parse_name
+from ssl_bench.checkpoints.encoder_file import Checkpoint
+from ssl_bench.checkpoints.weights import check_weights
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.identity import is_external, source_hash
+from ssl_bench.utils.references import is_reference, look_up
+from ssl_bench.utils.weights import options_hash, weights_hash
+
+KINDS = {
+    "timm:NAME[@FILE]": "a model of timm, with timm's weights, which are downloaded, or those of a file",
+    "torchvision:NAME[@FILE]": "a model of torchvision, likewise",
+    "file.py:NAME": "a network, or a function that builds one, in a Python file of yours",
+}
+CLASSIFIERS = ("fc", "heads", "head", "classifier")  # where torchvision's models have theirs
+LIBRARIES = ("torch", "torchvision", "timm")  # their own source says nothing about a model; its weights and options do
+PROBES = 8  # images whose features stand for a function that has no weights to look at
+
+
+class FeatureModel(nn.Module):
+    """Any network or function from images to features, as evaluators see an encoder.
+
+    Args:
+        network: From (B, 3, H, W) float, normalised by ``mean`` and ``std``, to features (B, D), or to maps
+            (B, D, rows, columns), which are averaged.
+        name: For rows.
+        image_size: Height and width of the images that it gets, pixels.
+        mean: Of the images, per channel, on the scale [0, 1].
+        std: Per channel, on the same scale.
+    """
+
+    poolings = ("features",)
+
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], name: str, image_size: tuple[int, int], mean: RGB, std: RGB
+    ) -> None:
+        super().__init__()
+        self.network, self.name, self.image_size, self.mean, self.std = network, name, image_size, mean, std
+        made: Any = network if hasattr(network, "__code__") else type(network)  # a function, or a class
+        known = made.__module__.partition(".")[0] in LIBRARIES
+        self.source = source_hash(made) if is_external(made) and not known else ""
+        self.outputs = "" if isinstance(network, nn.Module) else self._outputs()
+
+    def _outputs(self) -> str:
+        """What stands for the weights of a function: the hash of its features of a few images of noise."""
+        images = torch.rand(PROBES, 3, *self.image_size, generator=torch.Generator().manual_seed(0)) * 4 - 2
+        with torch.inference_mode():
+            found = self.features(images, ["features"])["features"]
+        return hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        """``{"features": (B, D) float32}``.
+
+        Raises:
+            UserError: The network returns something else.
+        """
+        found: Any = self.network(images)
+        if isinstance(found, Tensor) and found.ndim == 4:
+            found = found.mean(dim=(2, 3))
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            wanted = f"({len(images)}, D), or ({len(images)}, D, rows, columns)"
+            raise UserError(f"model {self.name!r} returns {shape} for {len(images)} images; features must be {wanted}")
+        return {"features": found.float()}
+
+
+def is_model(text: str) -> bool:
+    """Whether a text names a model of ``KINDS`` instead of an encoder file."""
+    return text.startswith(("timm:", "torchvision:")) or is_reference(text)
+
+
+def load_model(
+    reference: str,
+    name: str | None = None,
+    image_size: int | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
+) -> Checkpoint:
+    """The model that a text names, as `as_checkpoint` returns it.
+
+    Args:
+        reference: See ``KINDS``.
+        name: Name in tables; its own when left out.
+        image_size: Pixels of the side of its images, if not its own.
+        mean: Of its images, if not its own; with ``std``.
+        std: Per channel, on the scale [0, 1].
+
+    Raises:
+        UserError: There is no such model, its weights can't be had or don't fill it, or it takes no such images.
+    """
+    if is_reference(reference):
+        own, found = look_up(reference, "model", callable)
+        stem = reference.rpartition(":")[0].rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
+        network = found if isinstance(found, nn.Module) else _built(found, reference)
+        return as_checkpoint(network, name or (own if own != "build" else stem), image_size, mean, std)
+    kind, _, rest = reference.partition(":")
+    own, _, file = rest.partition("@")
+    network = _of_timm(own, file) if kind == "timm" else _of_torchvision(own, file)
+    return as_checkpoint(network, name or own, image_size, mean, std)
+
+
+def as_checkpoint(
+    network: Callable[..., Any],
+    name: str | None = None,
+    image_size: int | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
+) -> Checkpoint:
+    """A network or function as an encoder; what isn't given is taken from its attributes, or is ImageNet's.
+
+    Args:
+        network: A ``Backbone``, or as of ``FeatureModel``.
+        name: Name in tables; that of its class or function when left out.
+        image_size: Pixels of the side of its images: 224 where nothing says it.
+        mean: Of its images; with ``std``.
+        std: Per channel, on the scale [0, 1].
+
+    Raises:
+        UserError: ``mean`` without ``std``, values out of range, or another image size than a backbone has.
+    """
+    name = name or getattr(network, "__name__", type(network).__name__)
+    if (mean is None) != (std is None) or (std is not None and min(std) <= 0):
+        raise UserError(f"model {name!r}: give both mean and std, each std above 0, or none of them")
+    if isinstance(network, Backbone):
+        if image_size not in (None, *network.image_size):
+            raise UserError(f"model {name!r} is built for {network.image_size[0]} px; build it for {image_size} px")
+        encoder: Any = network
+        encoder.mean, encoder.std = mean or network.mean, std or network.std
+    else:
+        own = getattr(network, "image_size", 224)
+        height, width = (own, own) if isinstance(own, int) else tuple(own)
+        size = (image_size, image_size) if image_size else (height, width)
+        mean = mean or tuple(getattr(network, "mean", IMAGENET_DEFAULT_MEAN))
+        std = std or tuple(getattr(network, "std", IMAGENET_DEFAULT_STD))
+        encoder = FeatureModel(network, name, size, mean, std)
+    spec = network.spec if isinstance(network, Backbone) else {"name": name, "options": options_hash(encoder)[:16]}
+    about = {
+        "backbone": spec,
+        "flags": ["external weights"],
+        "pretraining": {"data": "unknown", "fingerprint": None, "images_seen": None},
+    }
+    digest = getattr(encoder, "outputs", "") or weights_hash(encoder.state_dict())
+    return Checkpoint(encoder.eval(), name, about, digest)
+
+
+def _built(build: Callable[[], Any], reference: str) -> Any:
+    try:
+        return build()
+    except Exception as error:  # whatever a user's function raises
+        raise UserError(f"model {reference!r}: building it failed: {type(error).__name__}: {error}") from error
+
+
+def _of_timm(name: str, file: str) -> Backbone:
+    """A model of timm with its weights."""
+    encoder: Any = build_backbone(f"timm:{name}")
+    model = parse_name(f"timm:{name}")[0]
+    if file:
+        weights = _read(file, name)
+        classifier: Any = encoder.model.pretrained_cfg.get("classifier") or ()
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        weights = {key: value for key, value in weights.items() if not key.startswith(tuple(f"{h}." for h in heads))}
+        check_weights(encoder, weights, Path(file), f"timm:{name}")
+    else:
+        try:
+            weights = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+        except Exception as error:  # no such weights, or no network
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"timm's weights of {model!r} can't be had ({reason}); name a file: timm:{name}@FILE"
+            ) from error
+    encoder.load_state_dict(weights)
+    return encoder
+
+
+def _of_torchvision(name: str, file: str) -> nn.Module:
+    """A model of torchvision with its weights, without its classifier."""
+    from torchvision import models  # slow to import
+
+    if name not in models.list_models(module=models):
+        raise unknown("torchvision model", name, models.list_models(module=models))
+    try:
+        network: Any = models.get_model(name, weights=None if file else "DEFAULT")
+    except Exception as error:  # no network
+        raise UserError(
+            f"torchvision's weights of {name!r} can't be had ({error}); name a file: torchvision:{name}@FILE"
+        ) from error
+    classifier = next((each for each in CLASSIFIERS if hasattr(network, each)), None)
+    if classifier is None:
+        raise UserError(f"torchvision:{name}: its classifier is none of {', '.join(CLASSIFIERS)}")
+    setattr(network, classifier, nn.Identity())
+    if file:
+        weights = {k: v for k, v in _read(file, name).items() if not k.startswith(f"{classifier}.")}
+        check_weights(network, weights, Path(file), f"torchvision:{name}")
+        network.load_state_dict(weights)
+    return network
+
+
+def _read(file: str, name: str) -> dict[str, Tensor]:
+    try:
+        return load_state_dict(file, weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for files that are no checkpoint
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} holds no weights of {name} that can be read safely: {reason}") from error

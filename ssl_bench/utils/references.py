@@ -1,0 +1,61 @@
+"""What a user names in a Python file of his own: ``path/to/file.py:Name`` or ``package.module:Name``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ssl_bench.utils.errors import UserError, unknown
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names something in a Python file or module, which runs when it is looked up.
+
+    Example:
+        >>> [is_reference(text) for text in ("my/file.py:Name", "my.module:Name", "mae", "dino:quick", "shapes@64")]
+        [True, True, False, False, False]
+    """
+    place, _, name = text.rpartition(":")
+    dotted = all(part.isidentifier() for part in place.split(".")) and "." in place
+    return name.isidentifier() and (place.endswith(".py") or dotted)
+
+
+def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str, Any]:
+    """Import the place of a reference, and take the name from it.
+
+    Args:
+        reference: See ``is_reference``.
+        what: What it should be, in the singular, for errors: "method".
+        fits: Whether an object of the module is such a thing.
+
+    Returns:
+        The name and the object.
+
+    Raises:
+        UserError: No such file or module, it fails while it is imported, or has nothing of that name that fits.
+    """
+    place, _, name = reference.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise UserError(f"{what} {reference!r}: no such file: {place}")
+            module_name = f"ssl_bench_external_{Path(place).stem}"
+            spec = importlib.util.spec_from_file_location(module_name, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises while it is imported
+        raise UserError(f"{what} {reference!r}: importing {place} failed: {type(error).__name__}: {error}") from error
+    fitting = [each for each, value in vars(module).items() if not each.startswith("_") and fits(value)]
+    if name not in fitting:
+        raise unknown(f"{what} in {place}", name, fitting)
+    return name, getattr(module, name)

@@ -1,0 +1,268 @@
+"""What comes from outside: models, evaluators, data sets and suites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import NANO, blobs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench import UserError, evaluate, load_data
+from ssl_bench.backbones import build_backbone
+from ssl_bench.cli import main
+from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.config.suite import load_suite
+from ssl_bench.data.datasets import Splits
+from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.rows.row import read_rows
+
+MODEL = """
+import torch
+
+class Colours(torch.nn.Module):
+    image_size = 16
+    def forward(self, images):
+        return torch.cat([images.mean((2, 3)), images.amax((2, 3))], 1)
+
+def build():
+    return Colours()
+
+def broken():
+    raise ValueError("no weights here")
+
+def wrong(images=None):
+    return lambda images: images.mean()
+"""
+DATA = """
+import torch
+
+class Squares:
+    classes = ("red", "green", "blue")
+    def __init__(self, n, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.targets = [i % 3 for i in range(n)]
+        self.pixels = torch.randint(0, 60, (n, 12, 12, 3), generator=generator, dtype=torch.uint8)
+        for i, label in enumerate(self.targets):
+            self.pixels[i, 2:9, 2:9, label] = 220
+    def __len__(self):
+        return len(self.targets)
+    def __getitem__(self, index):
+        return self.pixels[index].numpy(), self.targets[index]
+
+def squares():
+    return Squares(48, 0), Squares(24, 1)
+
+def alone():
+    return Squares(60, 0), None
+"""
+EVALUATION = """
+import torch
+from ssl_bench import Evaluator, Result, accuracy_metric
+
+class NearestMean(Evaluator):
+    version = 1
+    metric_help = {"top1": "nearest class mean, accuracy in percent"}
+    poolings = ("mean", "cls")
+
+    def run(self, encoder, data):
+        train, test = (self.features(encoder, images) for images in (data.train, data.test))
+        pooling = next(iter(train))
+        means = [train[pooling][data.train.labels == c].mean(0) for c in range(len(data.train.classes))]
+        distances = torch.cdist(test[pooling], torch.stack(means))
+        correct = (distances.argmin(1) == data.test.labels).numpy()
+        return Result({"top1": accuracy_metric(correct)}, "top1", correct, {}, pooling, selected=False)
+
+class Bare(Evaluator):
+    def run(self, encoder, data): ...
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in {"model.py": MODEL, "own.py": DATA, "mine.py": EVALUATION}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_resnet_32", 32), ("test_vit_160", 160)])
+def test_a_model_of_timm_with_the_weights_of_a_file(here: Path, tiny_data: Splits, name: str, size: int) -> None:
+    torch.manual_seed(3)
+    network = build_backbone(f"timm:{name}")
+    classifier = {"fc.weight" if "resnet" in name else "head.weight": torch.zeros(10, 8)}
+    torch.save({"state_dict": {**network.state_dict(), **classifier}}, here / "w.pth")
+    (row,) = evaluate(f"timm:{name}@w.pth", data=tiny_data, evaluations=["knn"])
+    assert row["method"] == name and row["backbone"]["name"] == f"timm:{name}" and "external weights" in row["flags"]
+    assert row["weights"]["loaded_percent"] == 100 and row["recipe"] is None
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, here / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth does not fit timm:.* 0 % of its tensors match"):
+        evaluate(f"timm:{name}@w.pth", data=tiny_data)
+    (here / "w.pth").write_text("nothing")
+    with pytest.raises(UserError, match="can be read safely"):
+        evaluate(f"timm:{name}@w.pth", data=tiny_data)
+
+
+def test_a_model_of_torchvision(here: Path, tiny_data: Splits) -> None:
+    from torchvision import models
+
+    torch.manual_seed(3)
+    torch.save(models.squeezenet1_1().state_dict(), here / "w.pth")
+    options = {"data": tiny_data, "evaluations": ["knn"], "image_size": 32}
+    (row,) = evaluate("torchvision:squeezenet1_1@w.pth", **options)  # type: ignore[arg-type]
+    assert row["method"] == "squeezenet1_1" and row["backbone"]["parameters"] > 700_000
+    with pytest.raises(UserError, match="did you mean 'squeezenet1_1'"):
+        evaluate("torchvision:squeezenet@w.pth", **options)  # type: ignore[arg-type]
+
+
+def test_a_model_of_a_file_and_one_in_python_are_the_same_number(here: Path, tiny_data: Splits) -> None:
+    (first,) = evaluate("model.py:build", data=tiny_data, evaluations=["linear"])
+    (again,) = evaluate("model.py:Colours", data=tiny_data, evaluations=["linear"], name="model")
+    assert first["id"] == again["id"] and first["method"] == "model" and first["metrics"]["top1"]["value"] > 90
+    text = (here / "model.py").read_text()
+    (here / "model.py").write_text(text.replace("amax", "amin"))
+    (edited,) = evaluate("model.py:build", data=tiny_data, evaluations=["linear"])
+    assert edited["id"] != first["id"]  # another file is another model
+    for name, words in {"broken": "no weights here", "wrong": r"returns \(\) for", "none": "Choose from"}.items():
+        with pytest.raises(UserError, match=words):
+            evaluate(f"model.py:{name}", data=tiny_data, evaluations=["knn"])
+
+
+def test_networks_and_functions_in_python(here: Path, tiny_data: Splits) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    (row,) = evaluate(network, name="conv", image_size=16, data=tiny_data, evaluations=["knn"])
+    assert (row["method"], row["backbone"]["name"]) == ("conv", "conv")
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh())
+    other.load_state_dict(network.state_dict())
+    (same_weights,) = evaluate(other, name="conv", image_size=16, data=tiny_data, evaluations=["knn"])
+    assert same_weights["id"] != row["id"]
+
+    def scaled(by: float) -> object:
+        return lambda images: by * F.avg_pool2d(images, 4)
+
+    ids = set()
+    for by in (1.0, 2.0):  # one source text, two functions
+        (row,) = evaluate(scaled(by), name="f", image_size=16, data=tiny_data, evaluations=["knn"])  # type: ignore[arg-type]
+        ids.add(row["id"])
+    assert len(ids) == 2
+    (row,) = evaluate(build_backbone(NANO), name="mine", data=tiny_data, evaluations=["knn"])
+    assert row["backbone"]["name"] == NANO
+    with pytest.raises(UserError, match="both mean and std"):
+        evaluate(network, mean=(0.5, 0.5, 0.5), data=tiny_data)
+    with pytest.raises(UserError, match="it needs a backbone"):
+        evaluate(network, image_size=16, data=tiny_data, evaluations=["finetune"])
+
+
+def test_from_the_command_line(here: Path, tiny_data: Splits, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["evaluate", "model.py:build", "--data", "own.py:squares", "--evaluations", "knn,mine.py:NearestMean"]
+    assert main([*argv, "--out", "out", "--name", "colours"]) == 0
+    rows = read_rows("out")
+    assert {(row["method"], row["evaluation"]["name"]) for row in rows} == {
+        ("colours", "knn"),
+        ("colours", "NearestMean"),
+    }
+    assert all(row["metrics"]["top1"]["value"] == 100 for row in rows)
+    leaderboard("out", formats=["md", "html"], show=lambda _: None)
+    (table,) = build(rows)
+    assert table.evaluations == ["NearestMean", "knn"] and table.standings["NearestMean"].ranks == [1]
+    assert main(["evaluate", "timm:resnet99", "--data", "own.py:squares"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+# Evaluators -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_an_evaluator_lacks_is_said_before_anything_runs(here: Path, tiny_data: Splits) -> None:
+    with pytest.raises(UserError, match=r"mine\.py:Bare has no version, metric_help, poolings"):
+        evaluate("model.py:build", data=tiny_data, evaluations=["mine.py:Bare"])
+
+
+# Data sets ------------------------------------------------------------------------------------------------------------
+
+
+class Own:
+    """A data set of what it is given."""
+
+    def __init__(self, images: list[object], labels: list[int]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        return self.images[index], self.labels[index]
+
+
+def test_every_kind_of_image_is_the_same_image(tiny_data: Splits) -> None:
+    pixels = blobs(6, "train", 0).images
+    assert isinstance(pixels, Tensor)
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    kinds = {"tensor": list(pixels), "array": arrays, "PIL": [Image.fromarray(array) for array in arrays]}
+    sets = {
+        kind: load_data((Own(images, [0, 1, 0, 1, 0, 1]), Own(images[:2], [0, 1])))  # type: ignore[arg-type]
+        for kind, images in kinds.items()
+    }
+    for splits in sets.values():
+        assert torch.equal(splits.train.images, pixels)  # type: ignore[arg-type]
+        assert splits.train.fingerprint == sets["PIL"].train.fingerprint and splits.train.classes == ("0", "1")
+    grey = load_data((Own([array[..., 0] for array in arrays], [0, 1] * 3), Own(arrays[:2], [0, 1])))  # type: ignore[arg-type]
+    assert torch.equal(grey.train.images[0], pixels[0, :1].expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), [0, 1], "is float32; it must be an image of PIL or uint8"),
+        (np.zeros((4, 4, 4), np.uint8), [0, 1], r"has the shape \(4, 4, 4\); grey and RGB images are taken"),
+        (torch.zeros(13, 4, 4, dtype=torch.uint8), [0, 1], "grey and RGB images are taken"),
+        ("text", [0, 1], "is str"),
+        (np.zeros((4, 4, 3), np.uint8), [0.5, 1], "whole numbers from 0"),
+        (np.zeros((4, 4, 3), np.uint8), [-1, 1], "whole numbers from 0"),
+    ],
+)
+def test_other_images_and_labels_are_refused_in_a_sentence(image: object, labels: list[int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_data((Own([image, image], labels), None))
+
+
+def test_a_function_that_returns_data_sets(here: Path) -> None:
+    splits = load_data("own.py:squares")
+    assert (splits.train.name, len(splits.train), len(splits.test)) == ("squares", 48, 24)
+    assert splits.train.classes == ("red", "green", "blue")
+    assert load_data("own.py:alone").train.name == "alone-80-20"
+    with pytest.raises(UserError, match="missing 2 required"):
+        load_data("own.py:Squares")
+
+
+# Suites ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_suite_names_code_and_places_only_when_allowed(here: Path) -> None:
+    suite = "{name: %s, description: d, data: shapes, methods: [%s], recipe: quick}"
+    (here / "s.yaml").write_text(suite % ("s", "evil.py:Evil"))
+    with pytest.raises(UserError, match=r"s\.yaml names Python code that would run: evil\.py:Evil.*--allow-code"):
+        load_suite("s.yaml")
+    assert load_suite("s.yaml", allow_code=True).methods == ["evil.py:Evil"]
+    for name in ("..", "'../x'", "/tmp/x", "'a b'", "''"):
+        (here / "s.yaml").write_text(suite % (name, "mae"))
+        with pytest.raises(UserError, match="it names a folder"):
+            load_suite("s.yaml")
+
+
+def test_a_suite_with_changes_and_code_of_mine(here: Path) -> None:
+    argv = ["bench", "quick", "--data", "own.py:squares", "--methods", "mae", "--seeds", "0", "--jobs", "1"]
+    argv += ["--backbone", "vit_nano_patch8_32", "--image-size", "16", "--evaluations", "knn,mine.py:NearestMean"]
+    argv += ["--set", "epochs=1", "batch_size=16", "warmup_epochs=0", "--out", "out"]
+    assert main(argv) == 0
+    rows = read_rows("out")
+    assert {row["method"] for row in rows} == {"mae", "untrained", "supervised", "raw_pixels"}
+    assert {row["backbone"]["name"] for row in rows} == {"vit_nano_patch8_16"}
+    assert {row["recipe"]["training"].get("epochs") for row in rows if row["method"] == "mae"} == {1}
