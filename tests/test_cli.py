@@ -119,7 +119,7 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_list", interrupted)
+    monkeypatch.setitem(cli.RUNS, "list", interrupted)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # this process still wants its Ctrl-C
     status, _, err = run(capsys, "list", "methods")
     assert status == 1 and "interrupted" in err and len(err.splitlines()) == 1
