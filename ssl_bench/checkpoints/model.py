@@ -134,7 +134,7 @@ def as_checkpoint(
     Raises:
         UserError: ``mean`` without ``std``, values out of range, or another image size than a backbone has.
     """
-    name = name or getattr(network, "__name__", type(network).__name__)
+    name = name or str(getattr(network, "__name__", type(network).__name__))
     if (mean is None) != (std is None) or (std is not None and min(std) <= 0):
         raise UserError(f"model {name!r}: give both mean and std, each std above 0, or none of them")
     if isinstance(network, Backbone):

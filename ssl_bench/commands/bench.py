@@ -109,9 +109,9 @@ def bench(
         UserError: The request is wrong; nothing has been run.
     """
     check_loggers(logger)
-    given = {"methods": methods, "data": data, "backbone": backbone, "image_size": image_size}
+    given: dict[str, Any] = {"methods": methods, "data": data, "backbone": backbone, "image_size": image_size}
     given |= {"evaluations": evaluations, "overrides": overrides}
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     asked: Suite = replace(load_suite(suite, allow_code), **changes)
     recipes = resolve(asked, seeds, budget)
     places = [(asked.data, asked.evaluations), *((other, asked.transfer_evaluations) for other in asked.transfer)]

@@ -15,7 +15,8 @@ from ssl_bench.backbones.backbone import RGB
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
 from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
 from ssl_bench.config.protocol import named_evaluator
-from ssl_bench.data.datasets import DataPair, Splits, hold_out, load
+from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.data.own import DataPair
 from ssl_bench.evaluations.evaluator import Data, Evaluator
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -66,7 +67,7 @@ def evaluate(
         UserError: The request is wrong; nothing has been evaluated.
     """
     evaluators = dict(named_evaluator(each) for each in evaluations)
-    of_model = {"name": name, "image_size": image_size, "mean": mean, "std": std}
+    of_model: dict[str, Any] = {"name": name, "image_size": image_size, "mean": mean, "std": std}
     if not isinstance(checkpoint, str | Path):
         encoder = as_checkpoint(checkpoint, **of_model)
     elif is_model(str(checkpoint)):

@@ -20,7 +20,8 @@ from ssl_bench.checkpoints.encoder_file import (
 from ssl_bench.config.build import build, set_teachers
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
-from ssl_bench.data.datasets import DataPair, Splits, hold_out, load
+from ssl_bench.data.datasets import Splits, hold_out, load
+from ssl_bench.data.own import DataPair
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
