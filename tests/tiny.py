@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ssl_bench.backbones import eva02, hiera, swin, vit
+from ssl_bench.backbones import eva02, hiera, igpt, swin, vit
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import ImageSet
@@ -21,6 +21,7 @@ vit.SIZES["vit_nano"] = (24, 2, 2)
 eva02.SIZES["eva02_nano"] = (24, 2, 2, False)
 swin.SIZES["swin_nano"] = (12, (2, 2), (1, 2))
 hiera.SIZES["hiera_nano"] = (6, 1, (1, 1, 1))
+igpt.SIZES["igpt_nano"] = (24, 2, 2)
 NANO = "vit_nano_patch4_16"
 
 

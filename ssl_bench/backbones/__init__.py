@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.eva02 import EVA02
 from ssl_bench.backbones.hiera import Hiera
+from ssl_bench.backbones.igpt import ImageGPT
 from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.swin import Swin
 from ssl_bench.backbones.timm_model import TimmModel
@@ -23,6 +24,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "eva02": EVA02,
     "swin": Swin,
     "hiera": Hiera,
+    "igpt": ImageGPT,
     "pixels": Pixels,
     "timm": TimmModel,
 }
@@ -34,6 +36,7 @@ ABILITIES = {
     "swap": "exchanges the embeddings of patches",
     "cls": "has a class token",
     "multi_crop": "takes images of other sizes",
+    "palette": "reads pixels as colours of a palette",
 }
 EXAMPLE = "vit_small_patch16_224"  # for errors and help
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -49,6 +49,9 @@ class Backbone(nn.Module, ABC):
         has_cls: There is a class token.
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
+        has_palette: Pixels are read as colours of a palette (iGPT), and ``tokens``, ``colors`` and ``encode`` work.
+        choose_layer: The family's papers choose the layer that is probed: whoever compares poolings compares all layers
+            where other families have the mean alone.
         name: In timm's grammar, image size last.
         image_size: Height and width, pixels.
         embed_dim: Channels D of the tokens that come out.
@@ -69,6 +72,8 @@ class Backbone(nn.Module, ABC):
     can_keep: ClassVar[bool] = False
     can_swap: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
+    has_palette: ClassVar[bool] = False
+    choose_layer: ClassVar[bool] = False
     has_cls: bool = False
     multi_crop: bool = False
 
@@ -113,8 +118,16 @@ class Backbone(nn.Module, ABC):
         """Which of ``backbones.ABILITIES`` a backbone of this name has; options that aren't given stand in no way."""
         said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap}
         said["mask"] = cls.can_mask and options.get("mask_token", True)
-        said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop}
+        said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop, "palette": cls.has_palette}
         return frozenset(ability for ability, has in said.items() if has)
+
+    @classmethod
+    def read_released(cls, content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """The content of a released file under this family's names, and the options that it shows; as it is by default.
+
+        For families whose authors have other names or shapes than ``checkpoints.official`` knows.
+        """
+        return content, {}
 
     # What a family computes ------------------------------------------------------------------------------------------
 
@@ -172,6 +185,15 @@ class Backbone(nn.Module, ABC):
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """A released tensor as this backbone has it: positions of another image size are resized by a family's rule."""
         return value
+
+    def prepare(self, images: Sequence[Tensor], seed: int) -> None:
+        """Take from the training images what no gradient finds, before anything is made of this backbone; by default
+        nothing.
+
+        Args:
+            images: uint8 (3, H, W) each, of any size.
+            seed: Of whatever is drawn.
+        """
 
     def drop_final_norm(self) -> None:
         """Take the final norm away for good, for heads that bring their own."""

@@ -110,7 +110,8 @@ def convert(
     if not cls.trains or name in TEACHERS:
         raise UserError(f"method {name!r} has no pre-trained backbone to convert")
     layout = method_facts(name).checkpoint
-    found = branches(content, layout.rename)
+    named, shown = family_of(backbone).read_released(content)
+    found = branches(named, layout.rename)
     chosen = choose(found, layout, name, branch, source)
     paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads
     given = {"backbone": backbone} | ({} if num_heads is None else {"num_heads": num_heads})
@@ -121,7 +122,7 @@ def convert(
     variant = layout.variant(weights, recipe.backbone, grid)
     released = translate(weights, layout.not_encoder + variant.not_encoder)
     spec = recipe.backbone | variant.backbone | options_for(family_of(backbone), {"mask_token": False})
-    spec |= seen_positions(released, spec, name, grid)
+    spec |= seen_positions(released, spec, name, grid) | shown
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = build_backbone(**spec)

@@ -105,7 +105,8 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
     }
     files = {keyword: file for keyword in recipe.cls.teachers if (file := named_encoder(recipe.settings[keyword]))}
-    method = build(recipe, images.classes)
+    begun = (folder / "last.ckpt").exists()  # which has what the backbone took from the images
+    method = build(recipe, images.classes, None if begun else images)
     set_teachers(method, trained, files, images.name)
     cost, facts = no_cost(), {}
     if recipe.cls.trains:

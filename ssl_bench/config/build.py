@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lightning import seed_everything
+from torch import Tensor
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, named_encoder
 from ssl_bench.config.recipe import FROM_DATA, Recipe
+from ssl_bench.data.datasets import ImageSet
 from ssl_bench.methods.method import Method
 
 
-def build(recipe: Recipe, classes: Sequence[str]) -> Method:
+def build(recipe: Recipe, classes: Sequence[str], images: ImageSet | None = None) -> Method:
     """The method with its backbone at the initial weights of the recipe's seed; its teachers are still to be set.
 
     Args:
         recipe: Resolved.
         classes: Names of the classes of the data.
+        images: What the backbone takes from the training images is taken from these (``Backbone.prepare``); left out
+            where weights are loaded afterwards, or none are needed.
     """
     seed_everything(recipe.seed, verbose=False)
     known = {"num_classes": len(classes), "class_names": tuple(classes)}
     wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
-    method = recipe.cls(build_backbone(**recipe.backbone), **wanted, **recipe.settings)
+    backbone = build_backbone(**recipe.backbone)
+    if images is not None:
+        backbone.prepare(cast("Sequence[Tensor]", images.images), recipe.seed)
+    method = recipe.cls(backbone, **wanted, **recipe.settings)
     method.training_config, method.seed = recipe.training, recipe.seed
     return method
 

@@ -147,14 +147,20 @@ class Evaluator(ABC):
             UserError: The encoder offers none of `poolings`.
             RunError: The features cannot be trusted; see `check_features`.
         """
-        found = encoder.features(images, match_poolings(self.poolings, encoder.poolings))
+        layers = getattr(encoder, "choose_layer", False)
+        found = encoder.features(images, match_poolings(self.poolings, encoder.poolings, layers))
         for pooling, features in found.items():
             check_features(features, pooling, images.split, len(images))
         return found
 
 
-def match_poolings(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, ...]:
+def match_poolings(wanted: Sequence[str], offered: Sequence[str], layers: bool = False) -> tuple[str, ...]:
     """The wanted poolings that are on offer, in the order wanted; an encoder with only one kind of feature gives that.
+
+    Args:
+        wanted: By an evaluator.
+        offered: By an encoder.
+        layers: Take the mean of every layer where the mean is wanted (``Backbone.choose_layer``).
 
     Raises:
         UserError: Nothing matches and there is more than one to choose from.
@@ -164,7 +170,11 @@ def match_poolings(wanted: Sequence[str], offered: Sequence[str]) -> tuple[str, 
         ('mean', 'cls')
         >>> match_poolings(("mean", "cls"), ("pixels",))
         ('pixels',)
+        >>> match_poolings(("mean", "cls"), ("mean", "layer=1", "layer=2"), layers=True)
+        ('mean', 'layer=1', 'layer=2')
     """
+    if layers and "mean" in wanted:
+        wanted = [*wanted, *(name for name in offered if name.startswith("layer="))]
     matched = tuple(name for name in wanted if name in offered)
     if matched:
         return matched

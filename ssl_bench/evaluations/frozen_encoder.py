@@ -84,6 +84,11 @@ class FrozenEncoder:
         """What this encoder offers."""
         return self.encoder.poolings
 
+    @property
+    def choose_layer(self) -> bool:
+        """Whether evaluators compare all layers where they would take the mean of the last (``Backbone``)."""
+        return getattr(self.encoder, "choose_layer", False)
+
     def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
         """Features of a split.
 

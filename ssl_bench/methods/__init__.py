@@ -10,6 +10,7 @@ from ssl_bench.methods.dvae import DVAE
 from ssl_bench.methods.esvit import EsViT
 from ssl_bench.methods.eva import EVA
 from ssl_bench.methods.ibot import IBOT
+from ssl_bench.methods.igpt import IGPT
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.method import Method
 from ssl_bench.methods.moby import MoBY
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "ibot": IBOT,
     "beit": BEiT,
     "mae": MAE,
+    "igpt": IGPT,
     "eva": EVA,
 }
 UNTRAINED, RAW_PIXELS = "untrained", "raw_pixels"

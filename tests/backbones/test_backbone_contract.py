@@ -24,6 +24,8 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("swin_micro_patch2_window4_32", {"mask_token": True}),
     "hiera": ("hiera_micro_32", {}),
     "hiera, pre-training": ("hiera_micro_32", {"pooled_stages": 1}),
+    "igpt": ("igpt_micro_patch4_32", {}),
+    "igpt, BERT": ("igpt_micro_patch4_32", {"objective": "bert"}),
     "pixels": ("pixels_32", {}),
     "timm": ("timm:test_vit_32", {}),
     "timm, ConvNet": ("timm:resnet18_32", {}),

@@ -57,6 +57,7 @@ NAMES = {
     "eva02": "eva02_micro_patch8_32",
     "swin": "swin_micro_patch2_window4_32",
     "hiera": "hiera_micro_32",
+    "igpt": "igpt_nano_patch4_16",
     "pixels": "pixels_16",
     "timm": "timm:test_resnet_64",
 }
@@ -295,6 +296,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "eva02": [{"sub_norm": True}, {"rope_grid": 7}],
     "hiera": [{"init": "mae"}, {"pooled_stages": 1}],
+    "igpt": [{"objective": "bert"}],
 }
 
 

@@ -85,7 +85,7 @@ def test_loss_is_a_finite_scalar_and_gradients_reach_what_trains(name: str) -> N
     assert all(p.grad is None for p in method.parameters() if not p.requires_grad)
     without = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
-    if name != "dvae":  # which has a network of its own
+    if name not in ("dvae", "igpt"):  # which have a network of their own, or a head that is zero at first
         first = method.backbone.block_modules()[0]
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
 
