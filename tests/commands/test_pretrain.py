@@ -15,6 +15,7 @@ from tiny import tiny_recipe, tiny_settings
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.bench import bench
 from ssl_bench.commands.pretrain import pretrain, run, run_folder
+from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.data.images import pack
@@ -27,7 +28,7 @@ TRAINED = [name for name, cls in METHODS.items() if cls.trains]
 
 
 def recipe(method: str, **values: object) -> Recipe:
-    layer = {"backbone": "vit_nano_patch4_16", "batch_size": 8, "warmup_epochs": 1, "base_lr": 1e-2, "epochs": 2}
+    layer = {"backbone": method_facts(method).tiny_backbones[0], "batch_size": 8, "warmup_epochs": 1, "base_lr": 1e-2, "epochs": 2}
     return load_recipe(method, None, {**layer, **tiny_settings(method), **values})
 
 
@@ -69,7 +70,7 @@ def test_killed_run_resumes_bit_for_bit(
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     curves = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "killed")]
     pd.testing.assert_frame_equal(*curves)
-    assert curves[0]["step"].tolist() == list(range(1, 13 - 2 * (method == "supervised")))
+    assert curves[0]["step"].tolist() == list(range(1, 13 - 2 * METHODS[method].uses_labels))
     whole_events, killed_events = (events(tmp_path / name / "tensorboard") for name in ("whole", "killed"))
     assert whole_events == killed_events and {"loss", "lr", "weight_decay", "knn", "effective_rank"} <= set(
         whole_events
