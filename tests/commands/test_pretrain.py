@@ -28,7 +28,13 @@ TRAINED = [name for name, cls in METHODS.items() if cls.trains]
 
 
 def recipe(method: str, **values: object) -> Recipe:
-    layer = {"backbone": method_facts(method).tiny_backbones[0], "batch_size": 8, "warmup_epochs": 1, "base_lr": 1e-2, "epochs": 2}
+    layer = {
+        "backbone": method_facts(method).tiny_backbones[0],
+        "batch_size": 8,
+        "warmup_epochs": 1,
+        "base_lr": 1e-2,
+        "epochs": 2,
+    }
     return load_recipe(method, None, {**layer, **tiny_settings(method), **values})
 
 
