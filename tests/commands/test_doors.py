@@ -60,31 +60,19 @@ def squares():
 def alone():
     return Squares(60, 0), None
 """
-EVALUATION = """
-import torch
-from ssl_bench import Evaluator, Result, accuracy_metric
-
-class NearestMean(Evaluator):
-    version = 1
-    metric_help = {"top1": "nearest class mean, accuracy in percent"}
-    poolings = ("mean", "cls")
-
-    def run(self, encoder, data):
-        train, test = (self.features(encoder, images) for images in (data.train, data.test))
-        pooling = next(iter(train))
-        means = [train[pooling][data.train.labels == c].mean(0) for c in range(len(data.train.classes))]
-        distances = torch.cdist(test[pooling], torch.stack(means))
-        correct = (distances.argmin(1) == data.test.labels).numpy()
-        return Result({"top1": accuracy_metric(correct)}, "top1", correct, {}, pooling, selected=False)
+BARE = """
+from ssl_bench import Evaluator
 
 class Bare(Evaluator):
     def run(self, encoder, data): ...
 """
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NEAREST_MEAN = f"{EXAMPLES / 'evaluation.py'}:NearestMean"
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, text in {"model.py": MODEL, "own.py": DATA, "mine.py": EVALUATION}.items():
+    for name, text in {"model.py": MODEL, "own.py": DATA, "mine.py": BARE}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -162,7 +150,7 @@ def test_networks_and_functions_in_python(here: Path, tiny_data: Splits) -> None
 
 
 def test_from_the_command_line(here: Path, tiny_data: Splits, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["evaluate", "model.py:build", "--data", "own.py:squares", "--evaluations", "knn,mine.py:NearestMean"]
+    argv = ["evaluate", "model.py:build", "--data", "own.py:squares", "--evaluations", f"knn,{NEAREST_MEAN}"]
     assert main([*argv, "--out", "out", "--name", "colours"]) == 0
     rows = read_rows("out")
     assert {(row["method"], row["evaluation"]["name"]) for row in rows} == {
@@ -175,6 +163,13 @@ def test_from_the_command_line(here: Path, tiny_data: Splits, capsys: pytest.Cap
     assert table.evaluations == ["NearestMean", "knn"] and table.standings["NearestMean"].ranks == [1]
     assert main(["evaluate", "timm:resnet99", "--data", "own.py:squares"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_the_examples(here: Path) -> None:
+    model, data = f"{EXAMPLES / 'model.py'}:build", f"{EXAMPLES / 'data.py'}:stripes"
+    assert main(["evaluate", model, "--data", data, "--evaluations", f"knn,{NEAREST_MEAN}", "--out", "out"]) == 0
+    found = {row["evaluation"]["name"]: row["metrics"]["top1"]["value"] for row in read_rows("out")}
+    assert min(found.values()) > 40  # chance is 25
 
 
 # Evaluators -----------------------------------------------------------------------------------------------------------
@@ -259,7 +254,7 @@ def test_a_suite_names_code_and_places_only_when_allowed(here: Path) -> None:
 
 def test_a_suite_with_changes_and_code_of_mine(here: Path) -> None:
     argv = ["bench", "quick", "--data", "own.py:squares", "--methods", "mae", "--seeds", "0", "--jobs", "1"]
-    argv += ["--backbone", "vit_nano_patch8_32", "--image-size", "16", "--evaluations", "knn,mine.py:NearestMean"]
+    argv += ["--backbone", "vit_nano_patch8_32", "--image-size", "16", "--evaluations", f"knn,{NEAREST_MEAN}"]
     argv += ["--set", "epochs=1", "batch_size=16", "warmup_epochs=0", "--out", "out"]
     assert main(argv) == 0
     rows = read_rows("out")
