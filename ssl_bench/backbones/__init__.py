@@ -34,6 +34,7 @@ ABILITIES = {
     "mask": "replaces masked patches by a learned token",
     "keep": "encodes a subset of its patches",
     "swap": "exchanges the embeddings of patches",
+    "units": "keeps whole mask units of several tokens",
     "cls": "has a class token",
     "multi_crop": "takes images of other sizes",
     "palette": "reads pixels as colours of a palette",

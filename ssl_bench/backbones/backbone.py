@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -46,6 +46,7 @@ class Backbone(nn.Module, ABC):
         can_train: There are weights to train.
         can_mask: ``forward(mask=...)`` works when the backbone was built with ``mask_token=True``; so ``can_keep`` and
             ``can_swap``, always.
+        has_units: What ``keep`` names are units of several tokens, and ``unit_tokens`` works.
         has_cls: There is a class token.
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
@@ -71,6 +72,7 @@ class Backbone(nn.Module, ABC):
     can_mask: ClassVar[bool] = False
     can_keep: ClassVar[bool] = False
     can_swap: ClassVar[bool] = False
+    has_units: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
     has_palette: ClassVar[bool] = False
     choose_layer: ClassVar[bool] = False
@@ -116,7 +118,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def abilities(cls, name: str, **options: Any) -> frozenset[str]:
         """Which of ``backbones.ABILITIES`` a backbone of this name has; options that aren't given stand in no way."""
-        said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap}
+        said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap, "units": cls.has_units}
         said["mask"] = cls.can_mask and options.get("mask_token", True)
         said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop, "palette": cls.has_palette}
         return frozenset(ability for ability, has in said.items() if has)
@@ -181,6 +183,25 @@ class Backbone(nn.Module, ABC):
     def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights as the family's authors name them, under timm's names; those with other names stay as they are."""
         return weights
+
+    def unit_tokens(self, images: Tensor, keep: Tensor) -> list[Tensor]:
+        """Tokens of the kept units after each stage, where ``has_units``: what the fusion of Hiera's MAE takes.
+
+        In the last stage a unit still has 2 x 2 tokens, as in that pre-training.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+            keep: (B, K) int64.
+
+        Returns:
+            (B, K, rows, columns, C) for each stage, without the final norm: the tokens of each unit in raster order,
+            the units too.
+        """
+        raise UserError(f"{self.name} has no mask units")
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """(..., D) tokens of the last stage through the final norm; for methods that fuse stages before it."""
+        return cast(Any, self).norm(tokens)
 
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """A released tensor as this backbone has it: positions of another image size are resized by a family's rule."""

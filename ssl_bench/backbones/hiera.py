@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 from timm.models.hiera import Hiera as TimmHiera
+from timm.models.hiera import Reroll
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
@@ -40,8 +41,7 @@ class Hiera(Backbone, TimmHiera):
     Args:
         name: Size and image size in pixels: ``hiera_tiny_224``, ``hiera_micro_32``.
         pooled_stages: How many stages begin with a pooling of the queries: all but the first when left out, which
-            is classification's; one less in pre-training (a unit then has 2 x 2 tokens in the end). No weight depends
-            on it.
+            is classification's. No weight depends on it; ``unit_tokens`` has one less where it is left out.
         init: Initial weights: hiera (``hiera.py``: truncated normal, biases of 0.02), mae (``hiera_mae.py``: Xavier).
         drop_path: Stochastic depth of the last block, rising linearly from 0.
 
@@ -55,7 +55,7 @@ class Hiera(Backbone, TimmHiera):
     """
 
     family = "hiera"
-    can_keep = True
+    can_keep = has_units = True
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Hiera(Backbone, TimmHiera):
         self.name, self.image_size, self.cell, self.mask_token = name, image_size, stride * side, None
         self.embed_dim = dim * 2**last
         self.stages = tuple(Stage(n, dim * 2**i, stride * 2 ** min(i, pooled)) for i, n in enumerate(blocks))
+        self.reroll_units = Reroll(image_size, (stride,) * 2, [(2, 2)] * last, self.stage_ends, min(pooled, last - 1))
         initialise(self, init)
 
     @classmethod
@@ -126,18 +127,17 @@ class Hiera(Backbone, TimmHiera):
         return [self._tokens(x, number) for x, number in zip(self._run(images, blocks), blocks, strict=True)]
 
     def unit_tokens(self, images: Tensor, keep: Tensor) -> list[Tensor]:
-        """Tokens of the kept units after each stage, without the final norm: what the fusion of Hiera's MAE takes.
+        """See ``Backbone.unit_tokens``. The last stage does not pool its queries, whatever ``pooled_stages`` is."""
+        attention = cast(Any, self.blocks[self.last_blocks[-2]]).attn  # of the block that would pool; it is global
+        own, attention.q_stride = attention.q_stride, 1
+        try:
+            return self._run(images, self.last_blocks, keep, self.reroll_units)
+        finally:
+            attention.q_stride = own
 
-        Args:
-            images: (B, 3, H, W) float, normalised.
-            keep: (B, K) int64.
-
-        Returns:
-            (B, K, rows, columns, C) for each stage: the tokens of each unit in raster order, the units too.
-        """
-        return self._run(images, self.last_blocks, keep)
-
-    def _run(self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
+    def _run(
+        self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None, reroll: Reroll | None = None
+    ) -> list[Tensor]:
         """(B, units, rows, columns, C), or without ``keep`` (B, rows, columns, C), after each of the blocks."""
         size = (images.shape[-2], images.shape[-1])
         if size != self.image_size:
@@ -160,7 +160,7 @@ class Hiera(Backbone, TimmHiera):
             cast(Any, block).attn.fused_attn = fused
             x = block(x)
             if number in blocks:
-                outputs.append(self.reroll(x, number - 1, mask=kept))
+                outputs.append((reroll or self.reroll)(x, number - 1, mask=kept))
         return outputs
 
     def _tokens(self, x: Tensor, number: int) -> Tokens:
@@ -169,6 +169,10 @@ class Hiera(Backbone, TimmHiera):
         if number <= self.depth - self.stages[-1].blocks:
             return Tokens(mean, patches)
         return Tokens(self.head.norm(mean), self.head.norm(patches))
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """See ``Backbone.final_norm``."""
+        return self.head.norm(tokens)
 
     def drop_final_norm(self) -> None:
         """See ``Backbone.drop_final_norm``."""

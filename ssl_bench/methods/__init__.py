@@ -9,6 +9,7 @@ from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.dvae import DVAE
 from ssl_bench.methods.esvit import EsViT
 from ssl_bench.methods.eva import EVA
+from ssl_bench.methods.hiera_mae import HieraMAE
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.igpt import IGPT
 from ssl_bench.methods.mae import MAE
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "beit": BEiT,
     "mae": MAE,
     "igpt": IGPT,
+    "hiera_mae": HieraMAE,
     "eva": EVA,
 }
 UNTRAINED, RAW_PIXELS = "untrained", "raw_pixels"

@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.dino import DINO
-from ssl_bench.methods.mae import patchify, unpatchify
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
+from ssl_bench.nn.patches import patchify, unpatchify
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View

@@ -15,6 +15,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.attention import fused_attention
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
 
@@ -116,49 +117,7 @@ class MAE(Method):
         x = normalize(images, self.drawn_views[0])
         prediction, mask = self.reconstruct(x)
         if self.norm_pix:
-            target = patchify(x, self.patch_size)
-            prediction = prediction * (target.var(dim=-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+            prediction = with_statistics_of(prediction, patchify(x, self.patch_size))
         hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.mask_grid)
         predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.mask_grid), self.drawn_views[0])
         return {"masked": images * (1 - hidden) + 0.5 * hidden, "predicted": torch.lerp(images, predicted, hidden)}
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, H, W) -> (B, L, p * p * 3): patches row by row; within a patch pixel row, pixel column, channel.
-
-    Example:
-        >>> patchify(torch.arange(48.0).view(1, 3, 4, 4), 2)[0, 0].tolist()
-        [0.0, 16.0, 32.0, 1.0, 17.0, 33.0, 4.0, 20.0, 36.0, 5.0, 21.0, 37.0]
-    """
-    b, c, h, w = images.shape
-    x = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of ``patchify``: (B, L, p * p * 3) -> (B, 3, H, W)."""
-    x = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, grid)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Tensor:
-    """Mean squared error over the masked patches of the whole batch (section 3, "reconstruction target").
-
-    Args:
-        prediction: (B, L, p * p * 3).
-        target: (B, L, p * p * 3), pixels of the normalised image.
-        mask: (B, L) bool, True = masked; the visible patches don't count.
-        norm_pix: Normalise each target patch by its mean and (unbiased) variance.
-
-    Example:
-        >>> img = torch.arange(48.0).view(1, 3, 4, 4) / 10
-        >>> pred, mask = (torch.arange(48.0) - 20).view(1, 4, 12) / 10, torch.tensor([[False, True, True, False]])
-        >>> round(reconstruction_loss(pred, patchify(img, 2), mask, norm_pix=True).item(), 6)
-        1.266168
-    """
-    if norm_pix:
-        target = target - target.mean(dim=-1, keepdim=True)
-        var = target.square().sum(dim=-1, keepdim=True) / (target.shape[-1] - 1)
-        target = target / (var + 1e-6).sqrt()
-    per_patch = (prediction - target).square().mean(dim=-1)
-    return (per_patch * mask).sum() / mask.sum()

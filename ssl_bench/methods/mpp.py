@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.methods.mae import patchify, unpatchify
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.patches import patchify, unpatchify
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
