@@ -9,6 +9,7 @@ from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.dvae import DVAE
 from ssl_bench.methods.esvit import EsViT
 from ssl_bench.methods.eva import EVA
+from ssl_bench.methods.eva02 import EVA02MIM
 from ssl_bench.methods.hiera_mae import HieraMAE
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.igpt import IGPT
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "igpt": IGPT,
     "hiera_mae": HieraMAE,
     "eva": EVA,
+    "eva02": EVA02MIM,
 }
 UNTRAINED, RAW_PIXELS = "untrained", "raw_pixels"
 BASELINES = (UNTRAINED, RAW_PIXELS, "supervised")

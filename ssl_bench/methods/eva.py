@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.masking import block_masking, masked_mean
+from ssl_bench.nn.heads import LateLinear
+from ssl_bench.nn.losses import cosine_loss
+from ssl_bench.nn.masking import block_masking, masked_by_blocks
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.teachers.teacher import Teacher, make_teacher
-from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
@@ -75,15 +74,8 @@ class EVA(Method):
     ) -> None:
         super().__init__(backbone)
         self.teacher_name, self.min_block, self.crop_min = teacher, min_block, crop_min
-        rows, columns = backbone.mask_grid
-        self.n_masked = round(mask_ratio * rows * columns)
-        largest = min(self.n_masked, (rows - 1) * (columns - 1))
-        if not 1 <= min_block <= largest:
-            raise UserError(
-                f"min_block {min_block} does not fit {self.n_masked} masked patches of {rows} x {columns}: "
-                f"it must be 1 to {largest}"
-            )
-        self.head: nn.Linear | None = None  # as wide as the teacher's tokens, so made with it
+        self.n_masked = masked_by_blocks(mask_ratio, min_block, backbone.mask_grid)
+        self.head = LateLinear(backbone.embed_dim)  # as wide as the teacher's tokens, so made with it
         self._teacher: tuple[Teacher, ...] = ()  # a tuple keeps it out of the parameters and the state dict
 
     def set_teacher(self, keyword: str, network: nn.Module | None, source: str = "") -> None:
@@ -91,20 +83,7 @@ class EVA(Method):
         teacher = make_teacher(self.teacher_name, self.backbone.mask_grid, network, source)
         self._teacher = (teacher,)
         self.flags += teacher.flags
-        self._make_head(teacher.dim)
-
-    def _make_head(self, dim: int) -> None:
-        """Weights from a generator of their own: what the making of a teacher draws must not change them."""
-        self.head = nn.Linear(self.backbone.embed_dim, dim)
-        generator = torch.Generator().manual_seed(self.seed)
-        nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.02, b=0.02, generator=generator)
-        nn.init.zeros_(self.head.bias)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Also into a method that has no teacher yet, whose head is then made as the file has it."""
-        if self.head is None and "head.bias" in state_dict:
-            self._make_head(len(state_dict["head.bias"]))
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        self.head.make(teacher.dim, partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02), self.seed)
 
     @property
     def teacher(self) -> Teacher:
@@ -116,8 +95,7 @@ class EVA(Method):
     def views(self) -> list[View]:
         """The student's crop, and the same crop at the teacher's size; no colour augmentation."""
         crop = random_resized_crop(self.backbone.image_size, self.crop_min)
-        teacher = self.teacher
-        return [crop, replace(crop, size=teacher.image_size, mean=teacher.mean, std=teacher.std, same=True)]
+        return [crop, self.teacher.view_of(crop)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Negative cosine between the student's predictions and the teacher's tokens (section 2.2)."""
@@ -127,7 +105,6 @@ class EVA(Method):
         uniform = lambda n: self.uniform(batch, n)  # noqa: E731
         mask = block_masking(wanted, self.backbone.mask_grid, self.min_block, uniform).flatten(1)
         target = self.teacher.patches(teacher_view)
-        assert self.head is not None
         prediction = self.head(self.backbone(student_view, mask=mask).patches)
         return {"loss": cosine_loss(prediction, target, mask)}
 
@@ -138,20 +115,3 @@ class EVA(Method):
     def finish(self, images: ImageSet) -> dict[str, Any]:
         """Which teacher."""
         return {"teacher": self.teacher.about}
-
-
-def cosine_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Negative mean cosine over the masked patches of the joint batch; a zero vector counts as 0.
-
-    Args:
-        prediction: (B, L, C).
-        target: (B, L, C).
-        mask: (B, L) bool, True = masked; the visible patches don't count.
-
-    Example:
-        >>> prediction = torch.tensor([[[1, 2, 3], [-1, 0.5, 0.25]]])
-        >>> target = torch.tensor([[[2, 1, 0.5], [0.3, -0.2, 0.1]]])
-        >>> round(cosine_loss(prediction, target, torch.ones(1, 2, dtype=torch.bool)).item(), 6)
-        0.116642
-    """
-    return -masked_mean(F.cosine_similarity(prediction.float(), target.float(), dim=-1, eps=1e-8), mask)

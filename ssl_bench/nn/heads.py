@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,50 @@ class WeightNormLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., K)."""
         return F.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class LateLinear(nn.Module):
+    """A linear layer whose width is known later: that of a teacher, or of a file that is loaded.
+
+    Args:
+        in_dim: Input channels D.
+
+    Example:
+        >>> head = LateLinear(4)
+        >>> head.make(6, nn.init.xavier_normal_, seed=0)
+        >>> head(torch.zeros(2, 4)).shape
+        torch.Size([2, 6])
+    """
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def make(self, out_dim: int, init: Callable[..., Any], seed: int) -> None:
+        """Give it its weights; the bias is 0.
+
+        Args:
+            out_dim: Output channels.
+            init: Fills the weight in place; takes a ``generator``.
+            seed: Of a generator of the layer's own: what the making of a teacher draws must not change its weights.
+        """
+        self.weight = nn.Parameter(torch.empty(out_dim, self.in_dim))
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        init(self.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., out_dim)."""
+        assert self.weight is not None, "make comes first"
+        return F.linear(x, self.weight, self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.weight is None and f"{prefix}weight" in state_dict:
+            self.make(len(state_dict[f"{prefix}weight"]), nn.init.xavier_normal_, 0)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class DINOHead(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.utils.distributed import all_mean
+from ssl_bench.utils.errors import UserError
 
 ATTEMPTS = 64  # attempts drawn at once: a BEiT mask takes 11 on average and in 20,000 draws never more than this
 
@@ -92,6 +93,32 @@ def block_masking(target: Tensor, grid: tuple[int, int], min_area: float, unifor
             mask |= new & accept[:, None, None]
             wanted = wanted - covered * accept
             failures = torch.where(accept, 0.0, failures + 1)
+
+
+def masked_by_blocks(mask_ratio: float, min_block: int, grid: tuple[int, int]) -> int:
+    """How many patches ``block_masking`` masks at most.
+
+    Args:
+        mask_ratio: Part of the patches.
+        min_block: Least area of a block, patches.
+        grid: Rows and columns of patches.
+
+    Raises:
+        UserError: A block of that area doesn't fit.
+
+    Example:
+        >>> masked_by_blocks(0.41, 16, (16, 16))
+        105
+    """
+    rows, columns = grid
+    n_masked = round(mask_ratio * rows * columns)
+    largest = min(n_masked, (rows - 1) * (columns - 1))
+    if not 1 <= min_block <= largest:
+        raise UserError(
+            f"min_block {min_block} does not fit {n_masked} masked patches of {rows} x {columns}: "
+            f"it must be 1 to {largest}"
+        )
+    return n_masked
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

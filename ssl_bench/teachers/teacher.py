@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.timm_tower import TimmTower, download
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.weights import weights_hash
+from ssl_bench.views.view import View
 
 
 class Teacher(nn.Module):
@@ -56,6 +59,10 @@ class Teacher(nn.Module):
         if n_patches != grid[0] * grid[1]:
             raise UserError(f"teacher {name!r} has {n_patches} patches, not the student's {grid[0]} x {grid[1]}")
         self.about = {"name": name, "source": source, "sha256": weights_hash(network.state_dict())}
+
+    def view_of(self, crop: View) -> View:
+        """The student's crop as this teacher sees it: at its size, with its statistics."""
+        return replace(crop, size=self.image_size, mean=self.mean, std=self.std, same=True)
 
     @torch.no_grad()
     def patches(self, images: Tensor) -> Tensor:
