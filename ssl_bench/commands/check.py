@@ -42,7 +42,7 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
         problems += [f"{path.name}: {text}" for text in found]
         if row is not None:
             rows.append(row)
-    problems += [*_together(rows), *_orphans(place, rows)]
+    problems += [*_together(rows), *_orphans(place, rows), *_defaults(rows)]
     stale = {row.path.name: old for row in rows if (old := row.outdated)}
     notes += [f"{name}: stale, made by {', '.join(old)}" for name, old in stale.items()]
     notes += [f"{row.path.name}: WARNING: {text}" for row in rows for text in row.values.get("warnings", [])]
@@ -103,6 +103,15 @@ def _predictions(row: Row) -> Iterator[str]:
     value = 100 * float(np.mean(predictions))
     if abs(value - metric["value"]) > (1e-5 if predictions.dtype == bool else 0.025):  # half a step of float16 below 1
         yield f"its predictions are right for {value:.4f} %, it says {metric['value']:.4f} %"
+
+
+def _defaults(rows: Sequence[Row]) -> Iterator[str]:
+    # Here, because it takes torch, for which whoever has no sound row needn't wait.
+    from ssl_bench.results.rows.defaults import changed_defaults
+
+    for row in rows:
+        if not contradiction(row.values):
+            yield from (f"{row.path.name}: {text}" for text in changed_defaults(row.values))
 
 
 # The folder -----------------------------------------------------------------------------------------------------------

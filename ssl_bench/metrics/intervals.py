@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.metrics.quantiles import Z
 
+LARGEST = 1e9  # of a metric, either way: what a row holds (row.schema.json)
 GROUPS = 20  # of the jackknife: enough for a t quantile of 2.09, few enough to compute any statistic that often
 
 
@@ -36,15 +37,15 @@ def jackknife_metric(value: float, left_out: Sequence[float], n: int, bounds: tu
 
     Args:
         value: The statistic of all n test images.
-        left_out: The statistic without each group; without any, the interval is all of `bounds`.
+        left_out: The statistic without each group; with fewer than two, the interval is all of `bounds`.
         n: Test images.
-        bounds: Smallest and largest possible value; may be infinite.
+        bounds: Smallest and largest possible value; an infinite one stands for the largest number that a row holds.
 
     Example:
         >>> jackknife_metric(2.0, [1.9, 2.0, 2.1], 30, (0.0, math.inf))
         Metric(value=2.0, n=30, low=1.50317..., high=2.49682...)
     """
-    groups = len(left_out)
+    groups, bounds = len(left_out), (max(bounds[0], -LARGEST), min(bounds[1], LARGEST))
     if groups < 2:
         return Metric(value, n, *bounds)
     spread = math.sqrt((groups - 1) * float(np.var(left_out)))

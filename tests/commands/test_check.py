@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,20 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from ssl_bench.backbones import BACKBONES
+from ssl_bench.backbones.vit import ViT
+from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.commands.check import check
+from ssl_bench.commands.evaluate import run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.config.protocol import load_evaluator
+from ssl_bench.config.recipe import load_recipe
+from ssl_bench.data.datasets import Splits
+from ssl_bench.evaluations import EVALUATIONS
+from ssl_bench.evaluations.frozen.knn import KNN
+from ssl_bench.methods import METHODS
+from ssl_bench.methods.mae import MAE
+from ssl_bench.results.rows import defaults
 from ssl_bench.results.rows.row import SCHEMA
 from ssl_bench.results.rows.schema import schema, violations
 from ssl_bench.utils import versions
@@ -180,3 +193,89 @@ def test_a_leaderboard_that_is_out_of_date(tmp_path: Path, add_row: Any) -> None
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no rows"):
         check(tmp_path)
+
+
+# Defaults -------------------------------------------------------------------------------------------------------------
+
+
+class LaterMAE(MAE):
+    """Another default, the same version."""
+
+    defaults = replace(MAE.defaults, weight_decay=0.1)
+
+    def __init__(self, backbone: Any, *, mask_ratio: float = 0.75, crop_min: float = 0.3, extra: int = 1) -> None:
+        raise NotImplementedError
+
+
+class LaterViT(ViT):
+    def __init__(self, name: str, *, registers: int = 4, drop_path: float = 0.0) -> None:
+        raise NotImplementedError
+
+
+class LaterKNN(KNN):
+    def __init__(self, k: tuple[int, ...] = (1, 5, 20), extra: bool = False) -> None:
+        super().__init__(k=k)
+        self.extra = extra
+
+
+@pytest.fixture
+def measured(nano: ViT, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A row of MAE with some settings of its own, and one of released weights."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"backbone": "vit_nano_patch4_16", "decoder_dim": 24, "decoder_heads": 2, "decoder_depth": 1}
+    recipe = load_recipe("mae", None, {**settings, "base_lr": 1e-3, "mask_ratio": 0.5})
+    about = {
+        "recipe": recipe.as_dict(),
+        "identity": recipe.identity(tiny_data),
+        "pretraining": {
+            **dict(data="blobs", fingerprint=tiny_data.train.fingerprint, epochs=1.0, images_seen=48, flops=1e9),
+            **dict(patches_per_image=8.0, patches_encoded_without_gradient=0, wall_seconds=1.0),
+            **dict(peak_memory_bytes=1, device="cpu"),
+        },
+    }
+    for checkpoint in (Checkpoint(nano, "mae", about, "a" * 64), Checkpoint(nano, "mae", {}, "b" * 64)):
+        run_evaluations(checkpoint, {"knn": load_evaluator("knn-dino")}, tiny_data, tmp_path, None)
+    return tmp_path
+
+
+def defaults_of(folder: Path) -> set[str]:
+    return {text.partition(": ")[2] for text in found(folder) if "default" in text}
+
+
+def test_rows_of_todays_defaults_are_sound(measured: Path) -> None:
+    assert found(measured) == []
+
+
+def test_a_changed_default_without_a_version_shows(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what the identity leaves out alone: mask_ratio is in it. A new keyword says nothing."""
+    monkeypatch.setitem(METHODS, "mae", LaterMAE)
+    rule = "today: a default changed without a version"
+    assert defaults_of(measured) == {
+        f"crop_min of method mae was 0.2 by default and is 0.3 {rule}",
+        f"weight_decay of the training of method mae was 0.05 by default and is 0.1 {rule}",
+    }
+
+
+def test_a_changed_default_of_a_backbone_shows(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the row with a recipe: that of released weights has no defaults."""
+    monkeypatch.setitem(BACKBONES, "vit", LaterViT)
+    assert len([text for text in found(measured) if "registers of backbone vit was 0 by default and is 4" in text]) == 1
+
+
+def test_a_changed_default_of_an_evaluator_shows(tiny_data: Splits, measured: Path, monkeypatch: Any) -> None:
+    """knn-dino has its own k, so that another default of k is none of its business; plain knn has the default."""
+    monkeypatch.setitem(EVALUATIONS, "knn", LaterKNN)
+    assert defaults_of(measured) == set()
+    monkeypatch.undo()
+    monkeypatch.chdir(measured)
+    third = Checkpoint(ViT("vit_nano_patch4_16"), "mae", {}, "c" * 64)
+    run_evaluations(third, {"knn": KNN()}, tiny_data, measured, None)
+    monkeypatch.setitem(EVALUATIONS, "knn", LaterKNN)
+    (text,) = defaults_of(measured)
+    assert text.startswith("k of evaluator knn was [1, 5, 10, 20, 50, 100, 200] by default and is [1, 5, 20] today")
+
+
+def test_rows_of_another_version_are_not_compared(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mae", LaterMAE)
+    monkeypatch.setattr(defaults, "current_version", lambda component: 2)
+    assert defaults_of(measured) == set()
