@@ -334,6 +334,15 @@ class Backbone(nn.Module, ABC):
         """Parameters that are no vectors and yet take no weight decay: what timm's class says."""
         return set(getattr(super(), "no_weight_decay", set)())
 
+    def freeze_patch_embed(self) -> None:
+        """Keep the random patch projection: MoCo v3's remedy for instability (arXiv 2104.02057, section 4.2).
+
+        Networks without one, which have convolutions instead, stay as they are.
+        """
+        for name, parameter in self.named_parameters():
+            if "patch_embed" in name.split("."):
+                parameter.requires_grad_(False)
+
     def set_drop_path(self, rate: float, last: int | None = None) -> None:
         """Stochastic depth instead of the present one: rising linearly from 0 at the first block.
 

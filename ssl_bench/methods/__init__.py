@@ -18,12 +18,14 @@ from ssl_bench.methods.method import Method
 from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.mpp import MPP
+from ssl_bench.methods.simclr import SimCLR
 
 METHODS: dict[str, type[Method]] = {
     "raw_pixels": RawPixels,
     "untrained": Untrained,
     "supervised": Supervised,
     "mpp": MPP,
+    "simclr": SimCLR,
     "moco_v3": MoCoV3,
     "moby": MoBY,
     "dino": DINO,

@@ -14,7 +14,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.text_tower import TextTower, tokenize
-from ssl_bench.utils.distributed import gather, process
+from ssl_bench.utils.distributed import gather, gather_with_gradient
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import eval_images, resize_crop
 from ssl_bench.views.view import View, random_resized_crop
@@ -105,7 +105,8 @@ class CLIP(Method):
         caption, place = (self.labels * self.captions.shape[1] + template).unique(return_inverse=True)
         texts = self.text_tower(self.captions.flatten(0, 1)[caption])[place]  # equal captions are encoded once
         features, texts = (
-            joint(F.normalize(x.float(), dim=1)) for x in (self.projection(self.backbone(images).cls), texts)
+            gather_with_gradient(F.normalize(x.float(), dim=1))
+            for x in (self.projection(self.backbone(images).cls), texts)
         )
         classes = gather(self.labels)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round logits of 100 to halves
@@ -152,15 +153,3 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
     same = (classes[:, None] == classes).float()
     positives = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
-
-
-def joint(x: Tensor) -> Tensor:
-    """(N, ...) of every process in rank order, with gradient for the rows of this process.
-
-    Every process computes the same joint loss, and gradients are then averaged over the processes: so that of the
-    own rows is multiplied by their number.
-    """
-    rank, world = process()
-    rows = list(gather(x).chunk(world))
-    rows[rank] = x + (world - 1) * (x - x.detach())
-    return torch.cat(rows)

@@ -27,7 +27,7 @@ class Method(LightningModule):
 
     An author writes the class attributes, a constructor whose keywords are the paper's hyper-parameters with its
     ImageNet values as defaults, ``views`` and ``loss``; and, where the method needs them, ``before_step``,
-    ``after_step``, ``encoder``, ``param_groups``, ``set_teacher``, ``finish`` and ``show``. ``examples/simclr.py`` is a
+    ``after_step``, ``encoder``, ``param_groups``, ``set_teacher``, ``finish`` and ``show``. ``examples/vicreg.py`` is a
     whole method.
 
     Attributes:

@@ -63,7 +63,8 @@ class MoCoV3(Method):
         super().__init__(backbone)
         self.temperature, self.momentum, self.crop_min = temperature, momentum, crop_min
         self.blur_sigma = blur_sigma
-        backbone.patch_embed.requires_grad_(not freeze_patch_embed)
+        if freeze_patch_embed:
+            backbone.freeze_patch_embed()
         self.projector = mlp([backbone.embed_dim, hidden_dim, hidden_dim, out_dim], bias=False, last_norm=True)
         self.predictor = mlp([out_dim, hidden_dim, out_dim], bias=False, last_norm=True)
         self.momentum_encoder = copy.deepcopy(nn.ModuleList([backbone, self.projector])).requires_grad_(False)

@@ -9,7 +9,7 @@ from ssl_bench.nn.heads import DINOHead, IBOTHead, WeightNormLinear, mlp
 from ssl_bench.nn.masking import block_masking, masked_mean, random_masking
 from ssl_bench.nn.optimizers import LARS, no_decay_on_vectors
 from ssl_bench.nn.schedules import cosine, warmup_cosine
-from ssl_bench.utils.distributed import all_mean, gather, process
+from ssl_bench.utils.distributed import all_mean, gather, gather_with_gradient, process
 
 __all__ = [
     "LARS",
@@ -24,6 +24,7 @@ __all__ = [
     "cosine",
     "ema_update",
     "gather",
+    "gather_with_gradient",
     "masked_mean",
     "mlp",
     "no_decay_on_vectors",

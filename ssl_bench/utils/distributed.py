@@ -58,6 +58,30 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class _Gather(torch.autograd.Function):
+    """``gather``; the gradient of a process's rows is the sum of those that all processes have for them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same rows in every process."""
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Every process used the rows; its own are kept."""
+        rank, world = process()
+        return Sum.forward(ctx, grad.contiguous()).chunk(world)[rank]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """(N, D) of every process, concatenated in rank order; gradients come back from the losses of all processes.
+
+    Gradients of weights are then averaged over the processes. So they are those of the mean of the processes' losses,
+    be these the same or each its own part.
+    """
+    return x if process()[1] == 1 else _Gather.apply(x)
+
+
 @torch.no_grad()
 def all_mean(x: Tensor) -> Tensor:
     """Mean of a tensor over the processes, without gradient."""

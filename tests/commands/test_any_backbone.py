@@ -22,7 +22,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import IMAGENET_MEAN, View
 
-SIMCLR = f"{Path(__file__).parents[2] / 'examples' / 'simclr.py'}:SimCLR"
+VICREG = f"{Path(__file__).parents[2] / 'examples' / 'vicreg.py'}:VICReg"
 QUICK = {"batch_size": 8, "warmup_epochs": 0, "epochs": 1, "base_lr": 1e-2}
 
 
@@ -31,7 +31,7 @@ def test_a_model_of_timm_from_the_recipe_to_the_row(
     backbone: str, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(SIMCLR, None, {**QUICK, "hidden_dim": 16, "backbone": backbone})
+    recipe = load_recipe(VICREG, None, {**QUICK, "hidden_dim": 16, "backbone": backbone})
     assert recipe.backbone == {"name": backbone, "drop_path": 0.0}
     path = run(recipe, tiny_data, tmp_path / "run")
     start = load_encoder(run(load_recipe("untrained", None, {"backbone": backbone}), tiny_data, tmp_path / "start"))
@@ -43,7 +43,7 @@ def test_a_model_of_timm_from_the_recipe_to_the_row(
     evaluators["finetune"] = FineTune(epochs=1, batch_size=16, warmup_epochs=0, blocks=1, randaugment="")
     rows = run_evaluations(loaded, evaluators, tiny_data, tmp_path / "rows", suite=None)
     for row in rows:
-        assert row["backbone"]["name"] == backbone and row["method"] == "SimCLR"
+        assert row["backbone"]["name"] == backbone and row["method"] == "VICReg"
         assert 0 <= row["metrics"]["top1"]["value"] <= 100
     assert rows[0]["pretraining"]["patches_per_image"] > 0
     assert show(path, images=str(picture(tmp_path)), out="picture.png").is_file()

@@ -22,7 +22,7 @@ from ssl_bench.utils.errors import RunError, UserError
 bench = partial(bench_module.bench, jobs=1)  # what a test patches exists in this process alone
 
 ROOT = Path(__file__).parents[2]
-SIMCLR = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
+VICREG = f"{ROOT / 'examples' / 'vicreg.py'}:VICReg"
 SUITE = """\
 name: toy
 description: for tests
@@ -111,7 +111,7 @@ def test_side_by_side_gives_the_same_rows(folder: Path, tiny_data: Splits, monke
             Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(path)
     monkeypatch.setattr(bench_module, "load", lambda *_, **__: load("folder:blobs", memory=0))
     text = SUITE.replace("vit_nano_patch4_16", "vit_micro_patch8_16")
-    (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{SIMCLR}']"))
+    (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{VICREG}']"))
     bench("toy.yaml", allow_code=True, out="one", show=lambda _: None)
     for file in Path("runs").rglob("encoder.pt"):
         file.unlink()
@@ -122,10 +122,10 @@ def test_side_by_side_gives_the_same_rows(folder: Path, tiny_data: Splits, monke
 def test_external_method_stands_in_the_same_table(folder: Path) -> None:
     shown: list[str] = []
     bench("toy.yaml", show=shown.append, seeds=[0])
-    bench("toy.yaml", methods=[SIMCLR], seeds=[0], show=shown.append)
+    bench("toy.yaml", methods=[VICREG], seeds=[0], show=shown.append)
     table = shown[-3]
-    assert "SimCLR" in table and "mae" in table
-    row = next(row for row in read_rows("results/toy") if row["method"] == "SimCLR")
+    assert "VICReg" in table and "mae" in table
+    row = next(row for row in read_rows("results/toy") if row["method"] == "VICReg")
     assert row["recipe"]["training"]["epochs"] == 1 and row["deviations"]
 
 

@@ -47,7 +47,7 @@ def test_the_facts_are_no_recipe() -> None:
 
 
 def test_a_method_from_outside_has_none() -> None:
-    assert method_facts("SimCLR") == MethodFacts()
+    assert method_facts("VICReg") == MethodFacts()
 
 
 def test_everything_in_a_file_is_read(tmp_path: Path) -> None:

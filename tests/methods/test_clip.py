@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
-from ssl_bench.methods.clip import CLIP, contrastive_loss, joint
+from ssl_bench.methods.clip import CLIP, contrastive_loss
 from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.text_tower import TextTower, tokenize
+from ssl_bench.utils.distributed import gather_with_gradient
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import View
@@ -225,8 +226,8 @@ def test_gathered_features_carry_gradients() -> None:
 def _gradient(x: Tensor) -> list[float]:
     """Gradient of the loss of a toy model in its two weights."""
     w = torch.tensor([0.3, -0.7], requires_grad=True)
-    features = joint(torch.cat([torch.sin(x * w[0]), torch.cos(x)], dim=1))
-    texts = joint(torch.cat([torch.cos(x * w[1]), torch.sin(x)], dim=1))
+    features = gather_with_gradient(torch.cat([torch.sin(x * w[0]), torch.cos(x)], dim=1))
+    texts = gather_with_gradient(torch.cat([torch.cos(x * w[1]), torch.sin(x)], dim=1))
     contrastive_loss(features @ texts.T, torch.arange(8) % 3).backward()
     assert w.grad is not None
     return w.grad.tolist()

@@ -27,7 +27,7 @@ from ssl_bench.utils.distributed import all_mean
 from ssl_bench.views.make import make_views
 
 ROOT = Path(__file__).parents[2]
-EXTERNAL = f"{ROOT / 'examples' / 'simclr.py'}:SimCLR"
+EXTERNAL = f"{ROOT / 'examples' / 'vicreg.py'}:VICReg"
 # Run in two processes too; MASKED says which patches of 2 crops x 8 images are masked.
 BATCH_NORM = {f"{name} with batch norm": name for name in ("dino", "ibot")}
 MASKED = {
@@ -199,7 +199,7 @@ def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     return found
 
 
-@pytest.mark.parametrize("name", [*(name for name in CASES if name != EXTERNAL), *IN_TWO])
+@pytest.mark.parametrize("name", [*CASES, *IN_TWO])
 def test_two_processes_are_one_with_the_joint_batch(
     name: str, two_processes: dict[str, tuple[list[float], dict[str, Tensor]]]
 ) -> None:
