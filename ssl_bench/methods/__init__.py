@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssl_bench.methods.baselines import RawPixels, Supervised, Untrained
 from ssl_bench.methods.beit import BEiT
+from ssl_bench.methods.byol import BYOL
 from ssl_bench.methods.clip import CLIP
 from ssl_bench.methods.dino import DINO
 from ssl_bench.methods.dvae import DVAE
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mpp": MPP,
     "simclr": SimCLR,
+    "byol": BYOL,
     "moco_v3": MoCoV3,
     "moby": MoBY,
     "dino": DINO,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.distributed import gather, process
-from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
+from ssl_bench.views.view import PIL_DIFFERENCES, View, byol_pair, random_resized_crop
 
 
 class MoCoV3(Method):
@@ -71,17 +70,9 @@ class MoCoV3(Method):
 
     @property
     def views(self) -> list[View]:
-        """The asymmetric pair: the first always blurred, the second seldom, and sometimes solarised (BYOL's)."""
-        crop = random_resized_crop(
-            self.backbone.image_size,
-            self.crop_min,
-            interpolation="bilinear",
-            jitter=(0.4, 0.4, 0.2, 0.1),
-            jitter_p=0.8,
-            grayscale=0.2,
-            blur_sigma=self.blur_sigma,
-        )
-        return [replace(crop, blur=1.0), replace(crop, blur=0.1, solarize=0.2)]
+        """The asymmetric pair (BYOL's)."""
+        size, smallest, sigma = self.backbone.image_size, self.crop_min, self.blur_sigma
+        return byol_pair(random_resized_crop(size, smallest, interpolation="bilinear", blur_sigma=sigma))
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Symmetric InfoNCE (algorithm 1). The momentum encoder moves between the queries and the keys."""

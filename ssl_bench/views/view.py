@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -130,6 +130,16 @@ def random_resized_crop(size: int | tuple[int, int], smallest: float = 0.08, **c
         changes: Other fields of ``View``.
     """
     return View(size, **{"scale": (smallest, 1.0), "interpolation": "bicubic", "flip": 0.5, **changes})
+
+
+def byol_pair(crop: View) -> list[View]:
+    """Two crops as in BYOL (appendix B): the first always blurred, the second seldom, and sometimes solarised.
+
+    Args:
+        crop: Its size, scale, interpolation and range of the blur hold for both.
+    """
+    first = replace(crop, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grayscale=0.2, blur=1.0)
+    return [first, replace(first, blur=0.1, solarize=0.2)]
 
 
 def describe(views: Sequence[View]) -> str:
