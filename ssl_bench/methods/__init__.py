@@ -20,6 +20,7 @@ from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.mpp import MPP
 from ssl_bench.methods.simclr import SimCLR
+from ssl_bench.methods.swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
     "raw_pixels": RawPixels,
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "mpp": MPP,
     "simclr": SimCLR,
     "byol": BYOL,
+    "swav": SwAV,
     "moco_v3": MoCoV3,
     "moby": MoBY,
     "dino": DINO,
