@@ -84,8 +84,16 @@ class SwAV(Method):
             raise UserError(f"epsilon is {epsilon:g}; it must be at least 0.02")
         self.temperature, self.epsilon, self.sinkhorn_iterations = temperature, epsilon, sinkhorn_iterations
         self.queue_length, self.queue_epochs, self.freeze_prototypes = queue_length, queue_epochs, freeze_prototypes
-        augmented = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "blur": 0.5}
-        crop = random_resized_crop(backbone.image_size, scale=global_scale, count=2, blur_sigma=blur_sigma, **augmented)
+        crop = random_resized_crop(
+            backbone.image_size,
+            scale=global_scale,
+            jitter=(0.8, 0.8, 0.8, 0.2),
+            jitter_p=0.8,
+            grayscale=0.2,
+            blur=0.5,
+            blur_sigma=blur_sigma,
+            count=2,
+        )
         self.crops = [crop, *local_crops(backbone, crop, n_local, local_size, local_scale)]
         if freeze_patch_embed:
             backbone.freeze_patch_embed()
