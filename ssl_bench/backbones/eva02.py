@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -180,6 +180,36 @@ class EVA02(Backbone, Eva):
         """One layer a block (``optim_factory.py``)."""
         embeddings = ("patch_embed", "cls_token", "mask_token", "pos_embed")
         return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
+
+    @classmethod
+    def read_released(cls, content: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """The grid to which a file's rotary positions are scaled, where it isn't its own (``rope.py``).
+
+        The table (cells, channels of a head) has the cosines of the rows and then of the columns; the first frequency
+        is 1, so that its second cell, one column on, holds the step between columns.
+        """
+        for part in (content, *(value for value in content.values() if isinstance(value, Mapping))):
+            table = part.get("rope.freqs_cos")
+            if isinstance(table, Tensor):
+                side = math.isqrt(len(table))
+                scaled_to = round(side * math.acos(min(1.0, float(table[1, table.shape[1] // 2]))))
+                return content, {"rope_grid": scaled_to} if scaled_to != side else {}
+        return content, {}
+
+    @classmethod
+    def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """SwiGLU (``w12`` packed, the gate first; or the gate ``w1`` and ``w2``); biases of separate q and v."""
+        theirs = {"mlp.w12.": "mlp.fc1.", "mlp.w1.": "mlp.fc1_g.", "mlp.w2.": "mlp.fc1_x.", "mlp.w3.": "mlp.fc2."}
+        theirs |= {"mlp.ffn_ln.": "mlp.norm."}
+        own = {}
+        for name, value in weights.items():
+            for old, new in theirs.items():
+                name = name.replace(old, new)
+            at, _, kind = name.rpartition(".")
+            if kind in ("q_bias", "v_bias") and f"{at}.q_proj.weight" in weights:
+                name = f"{at}.{kind[0]}_proj.bias"
+            own[name] = value
+        return own
 
     def block_modules(self) -> Sequence[nn.Module]:
         """The blocks."""

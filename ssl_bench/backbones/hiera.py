@@ -184,6 +184,15 @@ class Hiera(Backbone, TimmHiera):
         embeddings = ("patch_embed", "pos_embed")
         return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
 
+    @classmethod
+    def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The final norm and the classifier are in a head in timm: ``encoder_norm`` of ``hiera_mae.py``, ``norm`` and
+        ``head.projection`` of ``hiera.py``."""
+        theirs = {r"(encoder_)?norm\.": "head.norm.", r"head\.projection\.": "head.fc."}
+        for pattern, ours in theirs.items():
+            weights = {re.sub(f"^{pattern}", ours, name): value for name, value in weights.items()}
+        return weights
+
     def block_modules(self) -> Sequence[nn.Module]:
         """The blocks of all stages."""
         return list(self.blocks)

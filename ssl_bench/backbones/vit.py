@@ -161,6 +161,16 @@ class ViT(Backbone, VisionTransformer):
         embeddings = ("patch_embed", "cls_token", "reg_token", "mask_token", "pos_embed", "norm_pre")
         return layers_by_block(dict(self.named_parameters()), embeddings, self.last_layer)
 
+    @classmethod
+    def from_official(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """BEiT and EVA have no bias of the keys, which softmax would cancel (``modeling_pretrain.py``)."""
+        own = dict(weights)
+        for at in [name.removesuffix("q_bias") for name in weights if name.endswith(".attn.q_bias")]:
+            if f"{at}v_bias" in own:
+                q, v = own.pop(f"{at}q_bias"), own.pop(f"{at}v_bias")
+                own[f"{at}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+        return own
+
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """Positions of a square grid on this grid: absolute ones by ``resample``, relative ones by BEiT's rule
         (``run_class_finetuning.py``)."""

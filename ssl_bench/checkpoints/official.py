@@ -17,11 +17,12 @@ from torch import Tensor
 from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, Layout, matches
 from ssl_bench.utils.errors import UserError, unknown
 
-CLASSIFIER = r"head\.(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
+CLASSIFIER = r"head\.(fc\.)?(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
 DERIVED = r"masked_embed|(.*\.)?(relative_position_index|attn_mask)"  # iBOT's mask token; indices, Swin's windows
 # Every backbone has these; Swin has a first block in each stage.
 ANCHOR = re.compile(r"(|.*\.)(?:patch_embed\.proj\.weight|(?<!layers\.\d\.)blocks\.0\.norm1\.weight)")
-WRAPPERS = {"state_dict", "model", "backbone"}  # names above a backbone that say nothing about its branch
+# Names above a backbone that say nothing about its branch.
+WRAPPERS = {"state_dict", "model", "model_state", "backbone"}
 # Classes of the plain values that official files keep beside their weights; making one runs no code of the file.
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -143,10 +144,6 @@ def translate(weights: Mapping[str, Tensor], not_encoder: tuple[str, ...]) -> Re
     own = {name: value.float() for name, value in weights.items() if name not in left}
     labels = any(re.fullmatch(classifier, name) and not matches(name, not_encoder) for name in left)
     released = Released(own, left, labels)
-    for at in [name.removesuffix("q_bias") for name in own if name.endswith(".attn.q_bias")]:
-        if f"{at}v_bias" in own:  # BEiT and EVA have no k bias: softmax would cancel it
-            q, v = own.pop(f"{at}q_bias"), own.pop(f"{at}v_bias")
-            own[f"{at}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     tables = [name for name in own if name.endswith(BLOCK_TABLE)]
     if tables and all(torch.equal(own[name], own[tables[0]]) for name in tables):
         own |= {SHARED_TABLE: own[tables[0]]}
