@@ -24,7 +24,7 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
             if backbones := method_facts(name).backbones:
                 rows[name]["backbones"] = dict(backbones)
     elif what == "datasets":
-        from ssl_bench.data.datasets import DATASETS
+        from ssl_bench.data.names import DATASETS
 
         rows = {name: {"description": text} for name, text in DATASETS.items()}
     elif what == "backbones":
@@ -44,12 +44,13 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
 
         rows = list_tables()
     else:
-        from ssl_bench.config.suite import load_suite
+        from ssl_bench.config.parsing import read_yaml
         from ssl_bench.utils.shipped import shipped
 
         for path in sorted(shipped("results").glob("*/suite.yaml")):
-            suite = load_suite(path.parent.name)
-            rows[suite.name] = {"description": suite.description, "data": suite.data, "backbone": suite.backbone}
+            suite = read_yaml(path)
+            said = {"data": suite["data"], "backbone": suite.get("backbone", "each recipe's own")}
+            rows[suite["name"]] = {"description": suite["description"], **said}
     return rows
 
 

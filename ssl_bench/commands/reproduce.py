@@ -15,7 +15,7 @@ from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.pretrain import pretrain
 from ssl_bench.config.method_facts import Release
 from ssl_bench.config.parsing import read_yaml
-from ssl_bench.data.datasets import DATASETS
+from ssl_bench.data.names import DATASETS
 from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, training_flops
 from ssl_bench.results.papers.matching import (
     ROWS,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Ragged
+from ssl_bench.data.names import DATASETS
 from ssl_bench.data.own import DataPair, read_own
 from ssl_bench.data.parquet import read_hf, read_parquet
 from ssl_bench.data.reading import decoded_bytes, memory_budget, read
@@ -22,27 +23,6 @@ from ssl_bench.data.sources import TORCHVISION, Raw, read_folder, read_torchvisi
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import is_reference
-
-DATASETS: dict[str, str] = {
-    "shapes": "10 classes of drawn shapes, 10,000 + 4,000 images of 32 px (shapes@64: another size); built in",
-    "aircraft": "FGVC-Aircraft, 100 variants, 6,667 + 3,333 images",
-    "cifar10": "CIFAR-10, 50,000 + 10,000 images of 32 px",
-    "cifar100": "CIFAR-100, 50,000 + 10,000 images of 32 px",
-    "dtd": "Describable Textures (partition 1), 47 classes, 3,760 + 1,880 images",
-    "eurosat": "EuroSAT, 10 classes, 27,000 images of 64 px, 20 % held out as test",
-    "fashionmnist": "Fashion-MNIST, 10 classes, 60,000 + 10,000 grey images of 28 px",
-    "flowers102": "Oxford Flowers, 102 classes, 2,040 + 6,149 images",
-    "food101": "Food-101, 101 classes, 75,750 + 25,250 images",
-    "imagenet1k": "ImageNet-1k, 1,281,167 + 50,000 images; put in data/imagenet1k/{train,val}/<class>/ by you",
-    "imagenette": "Imagenette v2 (320 px), 10 ImageNet classes, 9,469 + 3,925 images",
-    "pets": "Oxford-IIIT Pet, 37 classes, 3,680 + 3,669 images",
-    "stl10": "STL-10, 10 classes, 5,000 + 8,000 labelled images of 96 px",
-    "svhn": "Street View House Numbers, 10 classes, 73,257 + 26,032 images of 32 px",
-    "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
-    "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
-    "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",
-    "file.py:NAME": "a function of yours that returns (training, test) images as torch-style data sets",
-}
 
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
 

@@ -19,8 +19,9 @@ from PIL import Image
 
 from ssl_bench.data import datasets as datasets_module
 from ssl_bench.data import reading, shapes
-from ssl_bench.data.datasets import DATASETS, ImageSet, duplicates, hold_out, load
+from ssl_bench.data.datasets import ImageSet, duplicates, hold_out, load
 from ssl_bench.data.images import Files, Ragged, decode
+from ssl_bench.data.names import DATASETS
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
