@@ -28,6 +28,7 @@ from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.files import write_atomic
 from ssl_bench.utils.identity import identify
+from ssl_bench.utils.progress import duration
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,35 @@ class Task:
         return f"{self.recipe.method}, seed {self.recipe.seed}"
 
     @property
+    def weight(self) -> float:
+        """About how long it takes beside the others, in epochs: those of its teachers, and one for its evaluations."""
+        recipes = [self.recipe, *self.recipe.teachers.values()]
+        return 1 + sum(recipe.training.epochs for recipe in recipes if recipe.cls.trains)
+
+    @property
     def done(self) -> bool:
         """Whether all rows are there."""
         return all(path.exists() for path in self.rows)
+
+
+class SuiteProgress:
+    """How far a suite is, on standard error.
+
+    Args:
+        weights: Index of each task that is to run -> how long it takes beside the others.
+    """
+
+    def __init__(self, weights: Mapping[int, float]) -> None:
+        self.weights, self.started, self.ended = weights, time.monotonic(), 0.0
+        self.count = 0
+
+    def finished(self, index: int) -> None:
+        """Say so of a task that has ended, and about how long the others will take."""
+        self.count += 1
+        self.ended += self.weights[index]
+        left = (time.monotonic() - self.started) / self.ended * (sum(self.weights.values()) - self.ended)
+        more = f", about {duration(left)} left" if self.count < len(self.weights) else ""
+        print(f"{self.count} of {len(self.weights)} runs done{more}", file=sys.stderr, flush=True)
 
 
 def bench(
@@ -128,10 +155,15 @@ def bench(
     names = ", ".join(each.splits.train.name for each in sets)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     jobs = min(jobs or default_jobs(), len(missing))
+    progress = SuiteProgress({index: tasks[index].weight for index in missing})
+    failed: list[str] = []
     if jobs > 1:
-        failed = run_in_pool(_prepare, (asked, seeds, budget, sets, folder, logger), missing, jobs)
+        failed = run_in_pool(_prepare, (asked, seeds, budget, sets, folder, logger), missing, jobs, progress.finished)
     else:
-        failed = [line for index in missing if (line := run_task(tasks[index], sets, folder, asked.name, logger))]
+        for index in missing:
+            line = run_task(tasks[index], sets, folder, asked.name, logger)
+            failed += [line] if line else []
+            progress.finished(index)
     leaderboard(folder, show=show)
     return failed
 

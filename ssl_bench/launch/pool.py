@@ -27,7 +27,11 @@ def default_jobs() -> int:
 
 
 def run_in_pool(
-    prepare: Callable[..., RunTask], arguments: Sequence[Any], indices: Sequence[int], jobs: int
+    prepare: Callable[..., RunTask],
+    arguments: Sequence[Any],
+    indices: Sequence[int],
+    jobs: int,
+    finished: Callable[[int], None] = lambda index: None,
 ) -> list[str]:
     """Run tasks in ``jobs`` processes that share the processors.
 
@@ -36,6 +40,7 @@ def run_in_pool(
         arguments: Of ``prepare``; tensors among them are shared, not copied.
         indices: The tasks, in the order to start them.
         jobs: Processes.
+        finished: Called here with the index of each task that has ended.
 
     Returns:
         One line for each task that failed.
@@ -71,7 +76,9 @@ def run_in_pool(
                         f"{left} runs: the processes that ran them have died (out of memory?); try --jobs 1",
                     ]
                 time.sleep(0.05)
-            line, left = results.get(), left - 1
+            index, line = results.get()
+            left -= 1
+            finished(index)
             failed += [line] if line else []
     finally:
         for signum, handler in before.items():
@@ -105,7 +112,7 @@ def _worker(prepare: Callable[..., RunTask], arguments: Sequence[Any], queue: An
     torch.multiprocessing.set_start_method(None, force=True)  # the platform's again: spawned decoders take seconds each
     run_task = prepare(*arguments)
     while (index := queue.get()) is not None:
-        results.put(run_task(index))
+        results.put((index, run_task(index)))
 
 
 def _die_with_parent() -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 QUIET = 2.0  # seconds before anything is shown
+MEANINGFUL = 5.0  # seconds before the time left is told: the first steps are slower than the others
 INTERVAL = 10.0  # seconds between two plain lines
 REDRAW = 0.1  # seconds between two drawings of a bar
 
@@ -108,7 +109,8 @@ def _line(description: str, done: int, total: int | None, seconds: float, first:
     """
     if not total:
         return f"{description}: {done:,}"
-    left = f", {duration(seconds / (done - first) * (total - done))} left" if done > first else ""
+    known = done > first and seconds >= MEANINGFUL
+    left = f", {duration(seconds / (done - first) * (total - done))} left" if known else ""
     return f"{description}: {done:,} of {total:,} ({100 * done // total} %){left}"
 
 

@@ -214,6 +214,15 @@ def test_quick_suites_are_shipped() -> None:
     assert set(load_suite("quick-all").methods) <= set(METHODS) - set(BASELINES)
 
 
+def test_a_suite_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    at = iter([0.0, 60.0, 90.0])
+    monkeypatch.setattr(bench_module.time, "monotonic", lambda: next(at))
+    progress = bench_module.SuiteProgress({7: 2.0, 3: 1.0})
+    progress.finished(7)
+    progress.finished(3)
+    assert capsys.readouterr().err.splitlines() == ["1 of 2 runs done, about 30 s left", "2 of 2 runs done"]
+
+
 def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
     (folder / "toy.yaml").write_text(SUITE.replace("linear]", "factors]"))
     shown: list[str] = []
