@@ -14,23 +14,60 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ssl_bench.utils.errors import UserError, unknown
 
+LARGEST = 2**20  # bytes of a YAML file
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as JSON has it: mappings, lists, texts, numbers, true, false, null. A date stays a text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias: a few of them could stand for billions of values, or for the value they are in."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases (*name) are not read", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_OTHERS = ("binary", "timestamp", "set", "omap", "pairs")
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if str(tag).rpartition(":")[2] not in _OTHERS
+}
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
+    """A YAML file whose top level is a mapping, of the kinds of values that JSON has.
 
     Raises:
-        UserError: Not readable, not YAML, or not a mapping.
+        UserError: No regular file of at most 1 MB, not readable, not YAML, of other values, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        if not path.is_file():
+            raise UserError(f"{path} is not a file")
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"{path} has {size:,} bytes; a YAML file has at most {LARGEST:,}")
+        content = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        why = str(getattr(error, "problem", error)).partition("\n")[0]
+        raise UserError(f"{path}{where}: not valid YAML: {why}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply") from error
+    except (ValueError, TypeError) as error:  # a number of thousands of digits, a key that is a list
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected keys and values, found {type(content).__name__}")
+    if wrong := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"{path}: the key {wrong[0]!r} is not a text")
     return content
 
 
