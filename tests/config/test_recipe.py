@@ -122,7 +122,7 @@ def test_recipes_and_methods_pair_by_name() -> None:
     ("key", "value", "words"),
     [
         ("optimizer", "adam", "optimizer is adam; it must be one of adamw, sgd, lars"),
-        ("schedule", "cosine", "schedule is cosine; it must be one of step, step_inclusive, epoch"),
+        ("schedule", "cosine", "schedule is cosine; it must be one of step, step_inclusive, step_late, epoch"),
         ("betas", 3, r"betas is 3; it must be of type tuple\[float, float\]"),
         ("clip_grad", "a", r"clip_grad is a; it must be of type float \| None"),
         ("seed", "x", "seed is x; it must be of type int"),
