@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +14,7 @@ from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.utils.distributed import gather
 from ssl_bench.utils.errors import UserError
-from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
+from ssl_bench.views.view import PIL_DIFFERENCES, View, byol_pair, random_resized_crop
 
 
 class MoBY(Method):
@@ -85,16 +83,8 @@ class MoBY(Method):
     @property
     def views(self) -> list[View]:
         """The asymmetric pair: the first always blurred, the second seldom, and sometimes solarised (BYOL's)."""
-        crop = random_resized_crop(
-            self.backbone.image_size,
-            self.crop_min,
-            interpolation="bilinear",
-            jitter=(0.4, 0.4, 0.2, 0.1),
-            jitter_p=0.8,
-            grayscale=0.2,
-            blur_sigma=self.blur_sigma,
-        )
-        return [replace(crop, blur=1.0), replace(crop, blur=0.1, solarize=0.2)]
+        size, smallest, sigma = self.backbone.image_size, self.crop_min, self.blur_sigma
+        return byol_pair(random_resized_crop(size, smallest, interpolation="bilinear", blur_sigma=sigma))
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Both terms. The target moves between the queries and the keys, which join the queues last."""
