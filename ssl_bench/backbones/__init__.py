@@ -37,6 +37,7 @@ ABILITIES = {
     "units": "keeps whole mask units of several tokens",
     "cls": "has a class token",
     "multi_crop": "takes images of other sizes",
+    "heads": "shows the attention of its heads",
     "palette": "reads pixels as colours of a palette",
 }
 EXAMPLE = "vit_small_patch16_224"  # for errors and help

@@ -50,6 +50,7 @@ class Backbone(nn.Module, ABC):
         has_cls: There is a class token.
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
+        has_heads: ``open_heads`` works.
         has_palette: Pixels are read as colours of a palette (iGPT), and ``tokens``, ``colors`` and ``encode`` work.
         choose_layer: The family's papers choose the layer that is probed: whoever compares poolings compares all layers
             where other families have the mean alone.
@@ -74,6 +75,7 @@ class Backbone(nn.Module, ABC):
     can_swap: ClassVar[bool] = False
     has_units: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
+    has_heads: ClassVar[bool] = False
     has_palette: ClassVar[bool] = False
     choose_layer: ClassVar[bool] = False
     has_cls: bool = False
@@ -120,7 +122,7 @@ class Backbone(nn.Module, ABC):
         """Which of ``backbones.ABILITIES`` a backbone of this name has; options that aren't given stand in no way."""
         said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap, "units": cls.has_units}
         said["mask"] = cls.can_mask and options.get("mask_token", True)
-        said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop, "palette": cls.has_palette}
+        said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop, "palette": cls.has_palette, "heads": cls.has_heads}
         return frozenset(ability for ability, has in said.items() if has)
 
     @classmethod
@@ -202,6 +204,22 @@ class Backbone(nn.Module, ABC):
     def final_norm(self, tokens: Tensor) -> Tensor:
         """(..., D) tokens of the last stage through the final norm; for methods that fuse stages before it."""
         return cast(Any, self).norm(tokens)
+
+    def open_heads(
+        self, images: Tensor, heads: Sequence[int] | Tensor = (), gates: Tensor | None = None
+    ) -> tuple[Tokens, Tensor]:
+        """Encode images, and show the attention of heads of the last block, where ``has_heads``; with gradients.
+
+        Args:
+            images: As of ``forward``.
+            heads: Which heads to show; int64 if they are a tensor.
+            gates: (B, ``num_heads``) float; what the output of each head of that block is multiplied by.
+
+        Returns:
+            The tokens; (B, len(heads), N, N) float32, the attention from each token (row) to each, class and register
+            tokens first. Rows sum to 1.
+        """
+        raise UserError(f"{self.name} does not show the attention of its heads")
 
     def fit_weight(self, name: str, value: Tensor) -> Tensor:
         """A released tensor as this backbone has it: positions of another image size are resized by a family's rule."""

@@ -65,7 +65,8 @@ class ViT(Backbone, VisionTransformer):
     """
 
     family = "vit"
-    can_mask = can_keep = can_swap = has_attention = True
+    can_mask = can_keep = can_swap = has_attention = has_heads = True
+    num_heads: int
     has_cls = multi_crop = True
 
     def __init__(
@@ -194,19 +195,31 @@ class ViT(Backbone, VisionTransformer):
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
         """See ``Backbone.attention``."""
+        _, maps = self.open_heads(images, range(self.num_heads))
+        return maps[:, :, 0, self.num_prefix_tokens :].unflatten(2, self.grid_of((images.shape[-2], images.shape[-1])))
+
+    def open_heads(
+        self, images: Tensor, heads: Sequence[int] | Tensor = (), gates: Tensor | None = None
+    ) -> tuple[Tokens, Tensor]:
+        """See ``Backbone.open_heads``."""
         seen: list[Tensor] = []
         attention: Any = self.blocks[-1].attn
-        handle = attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+        handles = [attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))]
+        if gates is not None:
+            spread = gates.repeat_interleave(self.embed_dim // self.num_heads, dim=1)[:, None]
+            handles.append(attention.proj.register_forward_pre_hook(lambda module, args: (args[0] * spread,)))
         try:
-            self(images)
+            tokens = self(images)
         finally:
-            handle.remove()
-        q, k, _ = seen[0].unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        logits = q[:, :, :1] @ k.transpose(-2, -1) * attention.scale  # (B, heads, 1, N)
-        if self.relative_positions != "none":
-            logits = logits + self._relative_bias(len(self.blocks) - 1)[:, :, :1]
-        weights = logits.float().softmax(dim=-1)[:, :, 0, self.num_prefix_tokens :]
-        return weights.unflatten(2, self.grid_of((images.shape[-2], images.shape[-1])))
+            for handle in handles:
+                handle.remove()
+        with torch.autocast(images.device.type, enabled=False):
+            chosen = heads if isinstance(heads, Tensor) else list(heads)
+            q, k, _ = seen[0].float().unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)[:, :, chosen]
+            logits = q @ k.transpose(-2, -1) * attention.scale  # (B, heads, N, N)
+            if self.relative_positions != "none":
+                logits = logits + self._relative_bias(len(self.blocks) - 1)[:, chosen]
+            return tokens, logits.softmax(dim=-1)
 
     def _embed(
         self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None

@@ -110,6 +110,8 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     set_teachers(method, trained, files, images.name)
     cost, facts = no_cost(), {}
     if recipe.cls.trains:
+        if not begun:
+            method.prepare(images)
         title = f"{recipe.method}, seed {recipe.seed}"
         cost = train(method, images, folder, title, monitored=(fit, dev), loggers=loggers)
         facts = method.finish(images)

@@ -92,8 +92,8 @@ class Recipe:
         teachers = {}
         for keyword in self.cls.teachers:
             kind, _, place = str(self.settings[keyword]).partition(":")
-            if kind in NETWORKS:
-                versions[f"teacher {NETWORKS[kind]}"] = TEACHER_VERSIONS[NETWORKS[kind]]
+            if network := NETWORKS.get(kind) or ("tower" if keyword in self.teachers else None):
+                versions[f"teacher {network}"] = TEACHER_VERSIONS[network]
             if keyword in self.teachers:
                 teachers[keyword] = self.teachers[keyword].identity(data)
             else:
@@ -184,7 +184,7 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     teachers = {}
     for keyword in cls.teachers:
         teacher, _, its_recipe = parsed[keyword].partition(":")
-        if teacher in TEACHERS:
+        if teacher in TEACHERS or (teacher in METHODS and METHODS[teacher].trains):
             same = {"backbone": parsed["backbone"], "data": parsed["data"]}
             teachers[keyword] = load_recipe(teacher, its_recipe or None, same, origin=f"{keyword} of {name}")
     return Recipe(

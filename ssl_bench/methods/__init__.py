@@ -20,6 +20,7 @@ from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.mpp import MPP
 from ssl_bench.methods.simclr import SimCLR
+from ssl_bench.methods.ssta import SSTA
 from ssl_bench.methods.swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "igpt": IGPT,
     "hiera_mae": HieraMAE,
+    "ssta": SSTA,
     "eva": EVA,
     "eva02": EVA02MIM,
 }

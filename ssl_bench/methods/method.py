@@ -27,8 +27,8 @@ class Method(LightningModule):
 
     An author writes the class attributes, a constructor whose keywords are the paper's hyper-parameters with its
     ImageNet values as defaults, ``views`` and ``loss``; and, where the method needs them, ``before_step``,
-    ``after_step``, ``encoder``, ``param_groups``, ``set_teacher``, ``finish`` and ``show``. ``examples/vicreg.py`` is a
-    whole method.
+    ``after_step``, ``encoder``, ``param_groups``, ``set_teacher``, ``prepare``, ``finish`` and ``show``.
+    ``examples/vicreg.py`` is a whole method.
 
     Attributes:
         version: Raised by every change that can move a number of the method; rows of an older version are stale.
@@ -45,7 +45,8 @@ class Method(LightningModule):
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
         teachers: Keywords that name a frozen network the loss compares with: a tokenizer, a teacher. In a recipe such a
-            keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TEACHERS``, which is then pre-trained first.
+            keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TEACHERS`` or ``METHODS``, which is then pre-trained first,
+            on the same backbone.
 
     While it trains, ``self.progress`` is the part of the training done before this step (0 to 1) and ``self.epoch``
     the same in epochs; they drive momentum and temperature schedules.
@@ -122,6 +123,12 @@ class Method(LightningModule):
             source: Where its weights come from, in words.
         """
         raise NotImplementedError
+
+    def prepare(self, images: ImageSet) -> None:
+        """Called before the training, with its images and after the teachers; not when it goes on from a checkpoint.
+
+        What is found here must stand in the state dict.
+        """
 
     def finish(self, images: ImageSet) -> dict[str, Any]:
         """Called after the training, with its images.
