@@ -15,6 +15,7 @@ from ssl_bench.methods.hiera_mae import HieraMAE
 from ssl_bench.methods.ibot import IBOT
 from ssl_bench.methods.igpt import IGPT
 from ssl_bench.methods.mae import MAE
+from ssl_bench.methods.maskfeat import MaskFeat
 from ssl_bench.methods.method import Method
 from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "igpt": IGPT,
     "hiera_mae": HieraMAE,
     "ssta": SSTA,
+    "maskfeat": MaskFeat,
     "eva": EVA,
     "eva02": EVA02MIM,
 }
