@@ -94,6 +94,6 @@ def test_settings_and_the_size_of_the_input_are_no_variants() -> None:
 def test_number_of_a_swin_asks_for_a_recipe_of_it() -> None:
     number = number_of(method="ibot", backbone="Swin-T/W7", protocol="linear", source_kind="survey")
     wanted = measurement(number, RowOf({}, stands_for={"epochs": "300"}), Column("", {}, "own"))
-    assert (wanted.backbone, wanted.evaluation) == ("swin_tiny_patch4_window7_224", "")
+    assert (wanted.backbone, wanted.evaluation) == ("swin_tiny_patch4_window7_224", "linear-ibot")
     run = find_run(wanted)
     assert run == "ibot has no recipe for swin_tiny_patch4_window7_224 on imagenet1k" or not isinstance(run, str)
