@@ -21,6 +21,7 @@ from ssl_bench.methods.moby import MoBY
 from ssl_bench.methods.moco_v3 import MoCoV3
 from ssl_bench.methods.mpp import MPP
 from ssl_bench.methods.simclr import SimCLR
+from ssl_bench.methods.simmim import SimMIM
 from ssl_bench.methods.ssta import SSTA
 from ssl_bench.methods.swav import SwAV
 
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
     "hiera_mae": HieraMAE,
     "ssta": SSTA,
     "maskfeat": MaskFeat,
+    "simmim": SimMIM,
     "eva": EVA,
     "eva02": EVA02MIM,
 }
