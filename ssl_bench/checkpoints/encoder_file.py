@@ -145,6 +145,10 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
         from ssl_bench.teachers.dalle import Tokenizer
 
         return Tokenizer(**spec)
+    if kind == "vqkd":
+        from ssl_bench.teachers.vqkd import build_vqkd
+
+        return build_vqkd(**spec)
     if kind == "clip":
         from ssl_bench.teachers.clip_tower import build_clip_tower
 

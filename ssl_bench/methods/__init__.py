@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssl_bench.methods.baselines import RawPixels, Supervised, Untrained
 from ssl_bench.methods.beit import BEiT
+from ssl_bench.methods.beit_v2 import BEiTv2
 from ssl_bench.methods.byol import BYOL
 from ssl_bench.methods.clip import CLIP
 from ssl_bench.methods.dino import DINO
@@ -24,6 +25,7 @@ from ssl_bench.methods.simclr import SimCLR
 from ssl_bench.methods.simmim import SimMIM
 from ssl_bench.methods.ssta import SSTA
 from ssl_bench.methods.swav import SwAV
+from ssl_bench.methods.vqkd import VQKD
 
 METHODS: dict[str, type[Method]] = {
     "raw_pixels": RawPixels,
@@ -39,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "esvit": EsViT,
     "ibot": IBOT,
     "beit": BEiT,
+    "beit_v2": BEiTv2,
     "mae": MAE,
     "igpt": IGPT,
     "hiera_mae": HieraMAE,
@@ -51,4 +54,4 @@ METHODS: dict[str, type[Method]] = {
 UNTRAINED, RAW_PIXELS = "untrained", "raw_pixels"
 BASELINES = (UNTRAINED, RAW_PIXELS, "supervised")
 # Frozen networks that other methods compare with: pre-trained like a method, never a row of their own.
-TEACHERS: dict[str, type[Method]] = {"dvae": DVAE, "clip": CLIP}
+TEACHERS: dict[str, type[Method]] = {"dvae": DVAE, "vqkd": VQKD, "clip": CLIP}

@@ -6,7 +6,6 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone
@@ -14,16 +13,12 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.ema import ema_update
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
+from ssl_bench.teachers.codes import codebook_usage
 from ssl_bench.teachers.dalle import Tokenizer, map_pixels, perplexity
-from ssl_bench.utils.errors import RunError
-from ssl_bench.views.evaluation import resize_crop
 from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
-
-MEASURED = 10_000  # images on which ``finish`` counts codes
-COLLAPSED = 64  # a perplexity below codebook_size / COLLAPSED is a collapse: 128 of 8192 codes
 
 
 class DVAE(Method):
@@ -139,27 +134,10 @@ class DVAE(Method):
         """Weight decay on every tensor (appendix A.2)."""
         return [{"params": list(self.tokenizer.parameters())}]
 
-    @torch.no_grad()
     def finish(self, images: ImageSet) -> dict[str, Any]:
         """How much of the codebook the training images use; a collapsed one is refused."""
-        picked = torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long().unique()
-        ids = []
-        for rows in picked.split(250):
-            pixels = torch.stack([resize_crop(images.images[int(i)], self.size) for i in rows])
-            ids.append(self.average.tokens(pixels.to(self.device) / 255))
-        size, tokens = self.average.codebook_size, torch.cat(ids)
-        used = perplexity(tokens, size).item()
-        if used < max(2, size / COLLAPSED):
-            raise RunError(
-                f"the codebook collapsed: the perplexity of its {size} codes is {used:.1f} on the training images, "
-                f"and at least {max(2, size / COLLAPSED):g} is useful; try another kl_weight, temperature or base_lr"
-            )
-        return {
-            "codebook_size": size,
-            "codes_used": len(tokens.unique()),
-            "code_perplexity": round(used, 2),
-            "codes_measured_on": len(picked),
-        }
+        remedy = "kl_weight, temperature or base_lr"
+        return codebook_usage(self.average, images, self.size, self.device, remedy)
 
 
 def logit_laplace(x: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:

@@ -121,6 +121,22 @@ def masked_by_blocks(mask_ratio: float, min_block: int, grid: tuple[int, int]) -
     return n_masked
 
 
+def fill_masks(mask: Tensor, n: int, noise: Tensor) -> Tensor:
+    """Mask more cells, those of the largest noise, until there are ``n`` in each image (BEiT v2).
+
+    Args:
+        mask: (B, L) bool, True = masked, at most ``n`` a row.
+        n: Masked cells of each image.
+        noise: (B, L) float in [0, 1).
+
+    Example:
+        >>> mask = torch.tensor([[True, False, False, False], [True, False, False, True]])
+        >>> fill_masks(mask, 2, torch.tensor([[0.1, 0.2, 0.9, 0.3]] * 2)).int().tolist()
+        [[1, 0, 1, 0], [1, 0, 0, 1]]
+    """
+    return (noise + 2 * mask).argsort(dim=1, descending=True).argsort(dim=1) < n
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the masked values of the joint batch.
 

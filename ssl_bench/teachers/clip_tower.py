@@ -23,6 +23,7 @@ class CLIPTower(nn.Module):
         super().__init__()
         self.backbone, self.projection = backbone, projection
         self.name, self.image_size = f"clip_{backbone.name}", backbone.image_size
+        self.embed_dim = backbone.embed_dim
         self.poolings, self.mean, self.std = backbone.poolings, backbone.mean, backbone.std
 
     @property

@@ -44,6 +44,7 @@ from ssl_bench.teachers.clip_tower import build_clip_tower
 from ssl_bench.teachers.dalle import Tokenizer
 from ssl_bench.teachers.teacher import make_teacher
 from ssl_bench.teachers.timm_tower import TimmTower
+from ssl_bench.teachers.vqkd import build_vqkd
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.identity import defaults_of
 from ssl_bench.utils.versions import current_version
@@ -94,6 +95,7 @@ def components() -> dict[str, Callable[[], Golden]]:
         **{f"backbone {family}": partial(backbone, family) for family in BACKBONES},
         **{f"evaluator {name}": partial(evaluator, name) for name in EVALUATIONS},
         "teacher tokenizer": tokenizer,
+        "teacher vqkd": vqkd,
         "teacher tower": tower,
         "teacher timm": timm_tower,
         "views": views,
@@ -344,6 +346,19 @@ def tokenizer() -> Golden:
     return Golden(
         "teacher tokenizer", versions_of("teacher tokenizer"), {"options": plain_defaults(Tokenizer)}, numbers
     )
+
+
+def vqkd() -> Golden:
+    """What VQ-KD's tokenizer rounds to codes, and a codebook after k-means and a step."""
+    seed_everything(0, verbose=False)
+    network = build_vqkd(f"vqkd_{NANO}", codebook_size=6, code_dim=4).eval()
+    with torch.no_grad():
+        z = network.project(pixels(2))
+        spread = F.normalize(pixels(4).flatten().view(-1, 4), dim=1)
+        network.quantize.start(spread, torch.arange(len(spread)) / len(spread))
+        network.quantize.follow(spread[::2], network.quantize.nearest(spread[::2]))
+    numbers = {"vectors": summary(z), "codebook": summary(network.quantize.weight)}
+    return Golden("teacher vqkd", versions_of("teacher vqkd", "backbone vit"), {}, numbers)
 
 
 def tower() -> Golden:
