@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
-from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.utils.distributed import all_mean, gather, process
 
 KMEANS_ITERATIONS = 10  # ``norm_ema_quantizer.py``
@@ -39,14 +39,22 @@ class VQKDTokenizer(nn.Module):
         self.codebook_size, self.embed_dim, self.poolings = codebook_size, dim, encoder.poolings
 
     @property
-    def mean(self) -> Any:
+    def mean(self) -> RGB:
         """Of the encoder's input."""
         return self.encoder.mean
 
+    @mean.setter
+    def mean(self, value: RGB) -> None:
+        self.encoder.mean = value
+
     @property
-    def std(self) -> Any:
+    def std(self) -> RGB:
         """Of the encoder's input."""
         return self.encoder.std
+
+    @std.setter
+    def std(self, value: RGB) -> None:
+        self.encoder.std = value
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -100,6 +100,7 @@ HEAD = junk("mlp.0.weight", "last_layer.weight_g", "last_layer.weight_v")
 NEW_HEAD = junk("mlp.0.weight", "last_layer.parametrizations.weight.original0", "last_layer2.weight_v")
 INDEX = {"rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.int64)}
 LM = junk("mask_token", "lm_head.weight", "lm_head.bias")
+CLS_BRANCH = junk("cls_pt_layers.0.norm1.weight", "cls_pt_layers.0.gamma_1", "cls_pt_layers.1.attn.qkv.weight")
 
 
 def mae(net: nn.Module) -> Any:
@@ -173,6 +174,9 @@ FILES: dict[str, tuple[str, Callable[[], nn.Module], Callable[[nn.Module], Any]]
     "beit": ("beit", lambda: beit(**BEIT), beit_file),
     "beit, deepspeed": ("beit", lambda: beit(**BEIT), lambda net: {"module": net.state_dict() | INDEX | LM}),
     "beit, one table a block": ("beit", lambda: beit(**BEIT), beit_per_block),
+    "beit_v2": ("beit_v2", lambda: beit(**BEIT), lambda net: {"model": net.state_dict() | INDEX | LM | CLS_BRANCH}),
+    "beit_v2, module": ("beit_v2", lambda: beit(**BEIT), lambda net: {"module": net.state_dict() | LM | CLS_BRANCH}),
+    "beit_v2, fine-tuned": ("beit_v2", lambda: beit(**PER_BLOCK), beit_fine_tuned),
     "eva": ("eva", lambda: beit(**EVA), eva),
     "mae, linear probe": ("mae", lambda: vit(positions="sincos_xy"), linear_probe),
     "beit, fine-tuned": ("beit", lambda: beit(**PER_BLOCK), beit_fine_tuned),

@@ -122,10 +122,11 @@ def test_tokenizer_keys_and_its_file(vqkd: VQKD, tmp_path: Path) -> None:
         "quantize.cluster_size",
     } <= keys
     assert "encoder.blocks.0.attn.qkv.weight" in keys and not any("decode" in key for key in keys)
-    save_encoder(tmp_path / "encoder.pt", vqkd.encoder, vqkd.encoder.spec, "vqkd", {})
+    about = {"input": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    save_encoder(tmp_path / "encoder.pt", vqkd.encoder, vqkd.encoder.spec, "vqkd", about)
     loaded = load_encoder(tmp_path / "encoder.pt").encoder
     assert isinstance(loaded, VQKDTokenizer)
-    loaded.encoder.mean = loaded.encoder.std = (0.5, 0.5, 0.5)
+    assert loaded.encoder.mean == loaded.encoder.std == (0.5, 0.5, 0.5)
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(loaded.tokens(images), vqkd.eval().encoder.tokens(images))
 
