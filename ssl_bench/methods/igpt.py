@@ -64,9 +64,10 @@ class IGPT(Method):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy in nats a place (section 2.1)."""
-        colors = self.network.tokens(views[0])
-        mask = None if self.network.objective == "ar" else self.masks(len(colors))
-        return {"loss": prediction_loss(self.logits(colors, mask), colors, mask)}
+        (images,) = views
+        mask = None if self.network.objective == "ar" else self.masks(len(images))
+        logits = self.head(self.backbone(images, mask=mask).patches).float()  # counted as encoded, which encode is not
+        return {"loss": prediction_loss(logits, self.network.tokens(images), mask)}
 
     def logits(self, colors: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L) int64 -> (B, L, 512) float32."""

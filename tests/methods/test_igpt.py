@@ -19,6 +19,7 @@ from ssl_bench.data.datasets import Splits
 from ssl_bench.evaluations.frozen.knn import KNN
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.methods.igpt import IGPT, prediction_loss
+from ssl_bench.training.compute import step_cost
 from ssl_bench.utils.errors import UserError
 
 NANO = "igpt_nano_patch4_16"
@@ -47,6 +48,11 @@ def test_an_image_without_masked_places_gives_no_nan() -> None:
 def test_the_first_loss_is_that_of_a_guess(objective: str) -> None:
     method = make(objective)
     assert method.loss([torch.rand(4, 3, 16, 16) * 2 - 1])["loss"].item() == pytest.approx(math.log(512), abs=1e-5)
+
+
+def test_every_place_is_counted_as_encoded() -> None:
+    for objective in ("ar", "bert"):
+        assert step_cost(make(objective), 4, 1).patches == 16
 
 
 def test_gradients_reach_the_network_once_the_head_has_moved() -> None:
