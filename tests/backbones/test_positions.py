@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ssl_bench.backbones import options_for
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.methods import METHODS
@@ -71,9 +72,10 @@ def test_fixed_tables_are_computed_for_the_new_grid(kind: str) -> None:
 
 
 def test_each_method_has_its_own_rule() -> None:
-    """Of learned tables that of DINO and iBOT is DINO's, all others are interpolated to the size."""
-    rules = {name: ViT("vit_nano_patch4_16", **cls.backbone_options).resample for name, cls in METHODS.items()}
-    assert {name for name, rule in rules.items() if rule == "dino"} == {"dino", "ibot"}
+    """Of learned tables that of DINO and its heirs is DINO's, all others are interpolated to the size."""
+    options = {name: options_for(ViT, cls.backbone_options) for name, cls in METHODS.items()}
+    rules = {name: ViT("vit_nano_patch4_16", **wanted).resample for name, wanted in options.items()}
+    assert {name for name, rule in rules.items() if rule == "dino"} == {"dino", "ibot", "esvit"}
     assert rules["mae"] == "sincos_xy" and rules["moco_v3"] == "sincos_yx" and rules["eva"] == "size"
 
 
