@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import RGB, Backbone
-from ssl_bench.backbones.timm_model import parse_name
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError, unknown
@@ -169,10 +168,11 @@ def _built(build: Callable[[], Any], reference: str) -> Any:
 def _of_timm(name: str, file: str) -> Backbone:
     """A model of timm with its weights."""
     encoder: Any = build_backbone(f"timm:{name}")
-    model = parse_name(f"timm:{name}")[0]
+    config = encoder.model.pretrained_cfg
+    model = ".".join(filter(None, [config["architecture"], config.get("tag")]))
     if file:
         weights = _read(file, name)
-        classifier: Any = encoder.model.pretrained_cfg.get("classifier") or ()
+        classifier: Any = config.get("classifier") or ()
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         weights = {key: value for key, value in weights.items() if not key.startswith(tuple(f"{h}." for h in heads))}
         check_weights(encoder, weights, Path(file), f"timm:{name}")
