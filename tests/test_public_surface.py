@@ -17,7 +17,7 @@ SURFACE = """
 """
 NN = """
     LARS BatchNorm1d Center DINOHead EMATeacher IBOTHead WeightNormLinear all_mean block_masking cosine ema_update
-    gather masked_mean mlp no_decay_on_vectors process random_masking temperature_at warmup_cosine
+    gather gather_with_gradient masked_mean mlp no_decay_on_vectors process random_masking temperature_at warmup_cosine
 """
 
 

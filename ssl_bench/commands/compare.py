@@ -65,7 +65,7 @@ def _are_files(a: str, b: str) -> bool:
 def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[[str], Any]) -> None:
     pairs = _pairs(a, b, rows)
     if not pairs:
-        raise UserError(f"{a} and {b} have no evaluation on the same data and backbone in common")
+        raise UserError(f"{a} and {b} have no evaluation on the same data in common")
     first, second = pairs[0]
     show(_differences("Recipe", _recipe(first.first), _recipe(second.first), (a, b)))
     show(_differences("Origin", _origin(first.first), _origin(second.first), (a, b)))

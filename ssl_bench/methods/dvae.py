@@ -151,6 +151,7 @@ def logit_laplace(x: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
         log_scale: Of the same shape.
 
     Example:
+        >>> import torch
         >>> logit_laplace(torch.tensor(0.5), torch.tensor(0.0), torch.tensor(0.0))  # p = 2
         tensor(-0.6931)
     """
@@ -165,6 +166,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
         logits: (B, codes, h, w) float32.
 
     Example:
+        >>> import torch
         >>> kl_to_uniform(torch.tensor([100.0, 0.0, 0.0, 0.0]).view(1, 4, 1, 1))  # certain: ln 4
         tensor(1.3863)
     """

@@ -105,7 +105,7 @@ def test_wrong_requests(tmp_path: Path, add_row: Any) -> None:
         said("a", "c", rows=tmp_path)
     with pytest.raises(UserError, match="--rows DIR"):
         said("a", "b")
-    add_row("b", 0, A, backbone={"name": "vit_large"})
+    add_row("b", 0, A, name="knn")
     with pytest.raises(UserError, match="in common"):
         said("a", "b", rows=tmp_path)
 

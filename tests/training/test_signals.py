@@ -77,7 +77,7 @@ from ssl_bench.utils.errors import Stopped
 def stopped(_):
     raise Stopped(signal.SIGTERM)
 
-cli.run_list = stopped
+cli.RUNS["list"] = stopped
 sys.exit(cli.main(["list", "methods"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
