@@ -23,7 +23,7 @@ def start_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def start_labels(starts: list[dict[str, Any]]) -> list[str]:
-    """For several starts, the options in which they differ; an empty text for one alone.
+    """For several starts, the options in which they differ, without those that are none; an empty text for one alone.
 
     Example:
         >>> start_labels([{"name": "vit", "init": "mae"}, {"name": "vit", "init": "dino"}])
@@ -31,7 +31,9 @@ def start_labels(starts: list[dict[str, Any]]) -> list[str]:
     """
     keys = dict.fromkeys(key for start in starts for key in start)
     differ = [key for key in keys if any(start.get(key) != starts[0].get(key) for start in starts)]
-    return [", ".join(_text(key, start.get(key)) for key in differ) for start in starts]
+    return [
+        ", ".join(_text(key, start[key]) for key in differ if start.get(key) not in (None, "none")) for start in starts
+    ]
 
 
 def _text(key: str, value: Any) -> str:
