@@ -76,7 +76,7 @@ def _show(a: str, b: str, rows: Sequence[Row], data: str | None, show: Callable[
 
 
 def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Aggregate, Aggregate]]:
-    """Aggregates that can be compared, one pair for each table."""
+    """Aggregates that have an evaluation in common, one pair for each table."""
     if _are_files(a, b):
         (left,), (right,) = aggregate_rows(rows[:1]), aggregate_rows(rows[1:])
         return [(left, right)]
@@ -86,7 +86,8 @@ def _pairs(a: str, b: str, rows: Sequence[Row]) -> list[tuple[Aggregate, Aggrega
         if not any(_named(table, name) for table in tables):
             raise unknown("method", name, map(plain, labels))
     found = [(_named(table, a), _named(table, b)) for table in tables]
-    return [(left, right) for left, right in found if left and right]
+    pairs = [(left, right) for left, right in found if left and right]
+    return [(left, right) for left, right in pairs if set(left.by_evaluation) & set(right.by_evaluation)]
 
 
 def _named(table: Table, name: str) -> Aggregate | None:
