@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, options_for
 from ssl_bench.checkpoints.weights import check_weights
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.files import PACKAGE, write_atomic
 from ssl_bench.utils.weights import weights_hash
 
@@ -93,8 +93,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
     if isinstance(content, dict) and content.get("format") == FORMAT:
         spec, weights = content["encoder"], content["state_dict"]
         if backbone is not None and backbone != spec["name"]:

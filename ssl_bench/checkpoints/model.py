@@ -17,16 +17,11 @@ from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.checkpoints.weights import check_weights
-from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.errors import UserError, first_line, unknown
 from ssl_bench.utils.identity import is_external, source_hash
 from ssl_bench.utils.references import is_reference, look_up
 from ssl_bench.utils.weights import options_hash, weights_hash
 
-KINDS = {
-    "timm:NAME[@FILE]": "a model of timm, with timm's weights, which are downloaded, or those of a file",
-    "torchvision:NAME[@FILE]": "a model of torchvision, likewise",
-    "file.py:NAME": "a network, or a function that builds one, in a Python file of yours",
-}
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # where torchvision's models have theirs
 LIBRARIES = ("torch", "torchvision", "timm")  # their own source says nothing about a model; its weights and options do
 PROBES = 8  # images whose features stand for a function that has no weights to look at
@@ -80,7 +75,7 @@ class FeatureModel(nn.Module):
 
 
 def is_model(text: str) -> bool:
-    """Whether a text names a model of ``KINDS`` instead of an encoder file."""
+    """Whether a text names a model, as ``load_model`` takes it, instead of an encoder file."""
     return text.startswith(("timm:", "torchvision:")) or is_reference(text)
 
 
@@ -94,7 +89,8 @@ def load_model(
     """The model that a text names, as `as_checkpoint` returns it.
 
     Args:
-        reference: See ``KINDS``.
+        reference: ``timm:NAME[@FILE]``, with timm's weights, which are downloaded, or those of a file;
+            ``torchvision:NAME[@FILE]``, likewise; ``file.py:NAME``, a network or a function that builds one.
         name: Name in tables; its own when left out.
         image_size: Pixels of the side of its images, if not its own.
         mean: Of its images, if not its own; with ``std``.
@@ -171,18 +167,15 @@ def _of_timm(name: str, file: str) -> Backbone:
     config = encoder.model.pretrained_cfg
     model = ".".join(filter(None, [config["architecture"], config.get("tag")]))
     if file:
-        weights = _read(file, name)
         classifier: Any = config.get("classifier") or ()
-        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        weights = {key: value for key, value in weights.items() if not key.startswith(tuple(f"{h}." for h in heads))}
+        weights = _read(file, name, [classifier] if isinstance(classifier, str) else classifier)
         check_weights(encoder, weights, Path(file), f"timm:{name}")
     else:
         try:
             weights = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
         except Exception as error:  # no such weights, or no network
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"timm's weights of {model!r} can't be had ({reason}); name a file: timm:{name}@FILE"
+                f"timm's weights of {model!r} can't be had ({first_line(error)}); name a file: timm:{name}@FILE"
             ) from error
     encoder.load_state_dict(weights)
     return encoder
@@ -205,15 +198,17 @@ def _of_torchvision(name: str, file: str) -> nn.Module:
         raise UserError(f"torchvision:{name}: its classifier is none of {', '.join(CLASSIFIERS)}")
     setattr(network, classifier, nn.Identity())
     if file:
-        weights = {k: v for k, v in _read(file, name).items() if not k.startswith(f"{classifier}.")}
+        weights = _read(file, name, [classifier])
         check_weights(network, weights, Path(file), f"torchvision:{name}")
         network.load_state_dict(weights)
     return network
 
 
-def _read(file: str, name: str) -> dict[str, Tensor]:
+def _read(file: str, name: str, classifiers: Sequence[str]) -> dict[str, Tensor]:
+    """The weights of a file without those of its classifiers."""
     try:
-        return load_state_dict(file, weights_only=True)
+        weights = load_state_dict(file, weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for files that are no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} holds no weights of {name} that can be read safely: {reason}") from error
+        raise UserError(f"{file} holds no weights of {name} that can be read safely: {first_line(error)}") from error
+    heads = tuple(f"{classifier}." for classifier in classifiers)
+    return {key: value for key, value in weights.items() if not key.startswith(heads)}

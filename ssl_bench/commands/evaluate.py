@@ -47,8 +47,8 @@ def evaluate(
     """Evaluate an encoder file or a model: the Python form of ``ssl-bench evaluate``.
 
     Args:
-        checkpoint: An encoder file, plain timm weights (with ``backbone``), a name of ``checkpoints.model.KINDS``, or
-            in Python any network or function from (B, 3, H, W) normalised images to (B, D) features.
+        checkpoint: An encoder file, plain timm weights (with ``backbone``), what ``checkpoints.model.load_model``
+            takes, or in Python any network or function from (B, 3, H, W) normalised images to (B, D) features.
         evaluations: Names, YAML files, ``file.py:Class``, or in Python evaluators and classes of evaluators.
         data: As of ``data.datasets.load``.
         backbone: Which backbone plain timm weights are for.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,8 +123,8 @@ class VQKD(Method):
     @property
     def views(self) -> list[View]:
         """The tokenizer's crop, and the same crop at the teacher's size; no colour augmentation."""
-        crop, teacher = random_resized_crop(self.backbone.image_size, self.crop_min), self.teacher
-        return [crop, replace(crop, size=teacher.image_size, mean=teacher.mean, std=teacher.std, same=True)]
+        crop = random_resized_crop(self.backbone.image_size, self.crop_min)
+        return [crop, self.teacher.view_of(crop)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cosine distance from the teacher's tokens, and the commitment (equation 3)."""

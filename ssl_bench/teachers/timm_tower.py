@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.backbones.positions import resample_positions
-from ssl_bench.utils.errors import RunError, UserError, unknown
+from ssl_bench.utils.errors import RunError, UserError, first_line, unknown
 
 
 class TimmTower(nn.Module):
@@ -47,7 +47,7 @@ class TimmTower(nn.Module):
         height, width = model.patch_embed.patch_size
         if height != width:
             raise UserError(f"teacher {name!r} has patches of {height} x {width} pixels; they must be square")
-        old, positions = model.patch_embed.grid_size, model.pos_embed
+        old, positions = model.patch_embed.dynamic_feat_size(model.patch_embed.img_size), model.pos_embed
         model.set_input_size(img_size=(grid[0] * height, grid[1] * width))
         if positions is not None:  # timm resamples them with antialiasing, the authors of EVA without
             prefix = positions.shape[1] - old[0] * old[1]
@@ -78,5 +78,4 @@ def download(name: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=torch.get_default_device().type != "meta")
     except OSError as error:  # no network, no space, or the hub's own errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"cannot download the weights of timm:{name}: {reason}") from error
+        raise RunError(f"cannot download the weights of timm:{name}: {first_line(error)}") from error

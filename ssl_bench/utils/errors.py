@@ -35,6 +35,16 @@ class Stopped(SystemExit):
         self.name = signal.Signals(signum).name
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line: its first, or the name of its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("too large\\nsee the manual")), first_line(KeyError())
+        ('too large', 'KeyError')
+    """
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
     """An error that names a wrong value and the valid ones, the closest first.
 
