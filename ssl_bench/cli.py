@@ -50,7 +50,7 @@ def run_list(a: argparse.Namespace) -> None:
     """``ssl-bench list``."""
     from ssl_bench.commands.list import catalogue
 
-    rows = catalogue(a.what)
+    rows = catalogue(a.what, settings=a.json)
     if a.json:
         print(json.dumps(rows, indent=1))
         return

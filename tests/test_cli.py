@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_bench import cli
+from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.methods import METHODS
 
 
@@ -32,11 +35,37 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["list", "suites"], ["list", "datasets"]], ids=" ".join)
-def test_what_needs_no_torch_imports_none(argv: list[str]) -> None:
-    code = "import atexit, os, sys; atexit.register(lambda: os._exit(3 if 'torch' in sys.modules else 0)); "
-    code += f"from ssl_bench.cli import main; main({argv})"
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+def test_what_needs_no_torch_imports_none(tmp_path: Path, add_row: Any) -> None:
+    add_row("mae", 0, np.arange(100) < 40)
+    lists = [["list", what] for what in ("methods", "evaluations", "datasets", "suites", "tables")]
+    lists += [["list", "methods", "--json"], ["table", "survey"], ["leaderboard", str(tmp_path), "--format", "md,html"]]
+    code = f"""
+import sys
+from ssl_bench.cli import main
+for argv in {[["--help"], ["--version"], ["evaluate", "--help"], *lists]}:
+    try:
+        assert main(argv) == 0, argv
+    except SystemExit as end:
+        assert end.code == 0, argv
+    assert "torch" not in sys.modules, argv
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+
+
+def test_python_minus_m() -> None:
+    asked = [sys.executable, "-m", "ssl_bench", "list", "suites"]
+    assert "quick" in subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+
+
+def test_lists_say_what_the_classes_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lists read the source instead of importing it."""
+    rows = json.loads(run(capsys, "list", "methods", "--json")[1])
+    assert list(rows) == list(METHODS)
+    assert all((row["category"], row["paper"]) == (METHODS[n].category, METHODS[n].paper) for n, row in rows.items())
+    rows = json.loads(run(capsys, "list", "evaluations", "--json")[1])
+    found = {name: load_evaluator(name) for name in rows}
+    assert {name: row["version"] for name, row in rows.items()} == {name: e.version for name, e in found.items()}
 
 
 @pytest.mark.parametrize("what", ["methods", "evaluations", "datasets", "backbones", "suites", "tables"])

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, Layout, matches
+from ssl_bench.checkpoints.layout import Layout, matches
+from ssl_bench.checkpoints.variants import BLOCK_TABLE, SHARED_TABLE
 from ssl_bench.utils.errors import UserError, unknown
 
 CLASSIFIER = r"head\.(fc\.)?(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels

@@ -16,13 +16,14 @@ from torch import Tensor
 from ssl_bench.backbones import build_backbone, family_of, options_for
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
-from ssl_bench.checkpoints.layout import BLOCK_TABLE, SHARED_TABLE, position_kind
 from ssl_bench.checkpoints.official import Released, branches, choose, read, translate
+from ssl_bench.checkpoints.variants import BLOCK_TABLE, SHARED_TABLE, position_kind, variant_of
 from ssl_bench.config.method_facts import method_facts
-from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
+from ssl_bench.config.recipe import load_recipe, resolve_method
 from ssl_bench.methods import TEACHERS
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import file_hash, write_atomic
+from ssl_bench.utils.shipped import recipe_names
 
 FORMATS = ("ssl-bench", "timm")
 FAULTS = ("missing", "misshaped", "unexpected")
@@ -119,7 +120,7 @@ def convert(
     with torch.device("meta"):
         grid = build_backbone(**recipe.backbone).grid
     weights = family_of(backbone).from_official(found[chosen])
-    variant = layout.variant(weights, recipe.backbone, grid)
+    variant = variant_of(layout, weights, recipe.backbone, grid)
     released = translate(weights, layout.not_encoder + variant.not_encoder)
     spec = recipe.backbone | variant.backbone | options_for(family_of(backbone), {"mask_token": False})
     spec |= seen_positions(released, spec, name, grid) | shown

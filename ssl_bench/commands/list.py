@@ -7,20 +7,23 @@ import re
 from typing import Any
 
 
-def catalogue(what: str) -> dict[str, dict[str, Any]]:
+def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]:
     """Names with what is worth knowing about each, JSON-able.
 
     Args:
-        what: methods, evaluations, datasets, backbones, suites or tables. Only what it needs is imported.
+        what: methods, evaluations, datasets, backbones, suites or tables. Only what it needs is imported: torch for
+            the backbones and for settings.
+        settings: With every keyword of the evaluations.
     """
     rows: dict[str, dict[str, Any]] = {}
     if what == "methods":
         from ssl_bench.config.method_facts import method_facts
-        from ssl_bench.config.recipe import recipe_names
-        from ssl_bench.methods import METHODS
+        from ssl_bench.utils.shipped import recipe_names
+        from ssl_bench.utils.versions import registered, stated
 
-        for name, cls in METHODS.items():
-            rows[name] = {"category": cls.category, "paper": cls.paper, "recipes": recipe_names(name)}
+        for name in registered("method"):
+            category, paper = (stated(f"method {name}", key) for key in ("category", "paper"))
+            rows[name] = {"category": category, "paper": paper, "recipes": recipe_names(name)}
             if backbones := method_facts(name).backbones:
                 rows[name]["backbones"] = dict(backbones)
     elif what == "datasets":
@@ -32,17 +35,26 @@ def catalogue(what: str) -> dict[str, dict[str, Any]]:
 
         rows = patterns()
     elif what == "evaluations":
-        from ssl_bench.config.protocol import load_evaluator
+        from ssl_bench.config.parsing import read_yaml
         from ssl_bench.utils.shipped import shipped
+        from ssl_bench.utils.versions import current_version
 
         for path in sorted(shipped("evaluations").glob("*.yaml")):
-            evaluator = load_evaluator(path.stem)
-            said = {"description": first_sentence(path.read_text()), "version": evaluator.version}
-            rows[path.stem] = {**said, "settings": evaluator.settings()}
-    elif what == "tables":
-        from ssl_bench.commands.table import list_tables
+            version = current_version(f"evaluator {read_yaml(path)['evaluation']}")
+            rows[path.stem] = {"description": first_sentence(path.read_text()), "version": version}
+            if settings:
+                from ssl_bench.config.protocol import load_evaluator
 
-        rows = list_tables()
+                rows[path.stem]["settings"] = load_evaluator(path.stem).settings()
+    elif what == "tables":
+        from ssl_bench.results.papers.published import published
+        from ssl_bench.results.papers.table_spec import read_definition, table_names
+
+        for name in table_names():
+            table = read_definition(name)
+            found = [table.number(row, column, published()) for row in table.rows for column in table.columns]
+            count = sum(number is not None for number in found)
+            rows[name] = {"description": table.title, "rows": len(table.rows), "numbers": count}
     else:
         from ssl_bench.config.parsing import read_yaml
         from ssl_bench.utils.shipped import shipped

@@ -9,26 +9,13 @@ from typing import Any
 from ssl_bench.results.papers.matching import ROWS
 from ssl_bench.results.papers.published import published
 from ssl_bench.results.papers.table import fill
-from ssl_bench.results.papers.table_spec import read_definition, table_names
+from ssl_bench.results.papers.table_spec import read_definition
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.results.rows.schema import explained
 from ssl_bench.utils.errors import unknown
 from ssl_bench.utils.files import write_atomic
 
 FORMATS = ("md", "csv", "terminal")
-
-
-def list_tables() -> dict[str, dict[str, Any]]:
-    """Name -> title, rows and numbers of each shipped table: what ``ssl-bench list tables`` prints."""
-    tables = {}
-    for name in table_names():
-        definition = read_definition(name)
-        found = [
-            definition.number(row, column, published()) for row in definition.rows for column in definition.columns
-        ]
-        count = sum(number is not None for number in found)
-        tables[name] = {"description": definition.title, "rows": len(definition.rows), "numbers": count}
-    return tables
 
 
 def table(
@@ -42,7 +29,7 @@ def table(
     """Show a paper's table: the Python form of ``ssl-bench table``.
 
     Args:
-        name: Of ``list_tables``, or a YAML file.
+        name: Of ``ssl-bench list tables``, or a YAML file.
         rows: Folders with ``rows/``; ``ROWS`` where it exists when left out. A row that several have counts once.
         formats: Any of md, csv, terminal; each is shown.
         out: Folder to write NAME.md and NAME.csv to instead of showing them.

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssl_bench.backbones import BACKBONES, family_of
 from ssl_bench.checkpoints.layout import Layout, Variant
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.shipped import FACTS, shipped
+from ssl_bench.utils.versions import registered
 
 T = TypeVar("T")
 PAPER, FAITHFUL = "paper", "faithful"
@@ -65,6 +65,8 @@ class MethodFacts:
 
     def deviations_on(self, backbone: str) -> list[str]:
         """How a run on a backbone of this name deviates from the paper because of it; nothing where it doesn't."""
+        from ssl_bench.backbones import family_of  # here, so that lists don't wait for torch
+
         text = self.backbones.get(family_of(backbone).family, PAPER)
         return [] if text in (PAPER, FAITHFUL) else [text]
 
@@ -146,8 +148,8 @@ def _protocols(values: Any, origin: str) -> dict[str, str | dict[str, str]]:
 
 def _backbones(values: Any, origin: str) -> dict[str, str]:
     for family, text in _mapping(values, origin).items():
-        if family not in BACKBONES:
-            raise UserError(f"{origin}: {unknown('family', family, BACKBONES)}")
+        if family not in registered("backbone"):
+            raise UserError(f"{origin}: {unknown('family', family, registered('backbone'))}")
         if text not in (PAPER, FAITHFUL) and len(str(text).split()) < 3:
             raise UserError(f"{origin}: {family} is {text!r}; it must be {PAPER}, {FAITHFUL} or a sentence")
     return dict(values)

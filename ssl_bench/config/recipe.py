@@ -28,7 +28,7 @@ from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import file_hash
 from ssl_bench.utils.identity import defaults_of, differing, source_of
 from ssl_bench.utils.references import look_up
-from ssl_bench.utils.shipped import FACTS, find_yaml, shipped
+from ssl_bench.utils.shipped import find_yaml
 from ssl_bench.views import VERSION as VIEWS_VERSION
 
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
@@ -142,11 +142,6 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
 
 def _is_method(it: Any) -> bool:
     return inspect.isclass(it) and issubclass(it, Method) and it is not Method
-
-
-def recipe_names(method: str) -> list[str]:
-    """Names of the shipped recipes of a method."""
-    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml") if p.name != FACTS)
 
 
 def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], origin: str = "--set") -> Recipe:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ssl_bench.config.parsing import parse_class, read_yaml
-from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names, resolve_method
+from ssl_bench.config.recipe import Recipe, load_recipe, resolve_method
 from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.references import is_reference
-from ssl_bench.utils.shipped import find_yaml
+from ssl_bench.utils.shipped import find_yaml, recipe_names
 from ssl_bench.utils.starts import start_of
 
 

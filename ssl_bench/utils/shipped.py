@@ -19,6 +19,11 @@ def shipped(kind: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / kind
 
 
+def recipe_names(method: str) -> list[str]:
+    """Names of the shipped recipes of a method."""
+    return sorted(p.stem for p in (shipped("methods") / method).glob("*.yaml") if p.name != FACTS)
+
+
 def find_yaml(kind: str, name: str, filename: str = "{}.yaml") -> Path:
     """The file of a recipe, protocol or suite, given as a path or as a shipped name.
 

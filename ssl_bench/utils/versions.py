@@ -1,4 +1,4 @@
-"""Today's version of a component, read from the source, so that whoever only reads rows doesn't wait for torch.
+"""What components state of themselves, read from their source, so that lists and tables don't wait for torch.
 
 A component is named by its kind and, where there are several, its name: "method mae", "backbone vit", "evaluator knn",
 "data shapes", "teacher dvae", and the engines that all share: "views", "training", "features".
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 from ssl_bench.utils.files import PACKAGE
 
@@ -31,16 +32,36 @@ def current_version(component: str) -> int | None:
         >>> current_version("views") >= 1, current_version("method mae") >= 1, current_version("method of mine")
         (True, True, None)
     """
-    kind, _, name = component.partition(" ")
     if component in ENGINES:
         return _number(_assigned(ENGINES[component], "VERSION"))
+    return stated(component, "version")
+
+
+@cache
+def stated(component: str, attribute: str) -> Any:
+    """A plain value in the body of a component's class, or of the first base that has it; None without one.
+
+    Example:
+        >>> stated("method mae", "paper"), stated("method raw_pixels", "category"), stated("method of mine", "paper")
+        ('He et al. 2022, arXiv 2111.06377', 'baseline', None)
+    """
+    kind, _, name = component.partition(" ")
     for module, registry in REGISTRIES.get(kind, ()):
-        listed = _assigned(module, registry)
-        assert isinstance(listed, ast.Dict), f"{registry} of {module} must be a dict literal"
-        for key, value in zip(listed.keys, listed.values, strict=True):
-            if isinstance(key, ast.Constant) and key.value == name:
-                return _class_version(module, value.id) if isinstance(value, ast.Name) else _number(value)
+        if name in (listed := _listed(module, registry)):
+            value = listed[name]
+            found = _class_value(module, value.id, attribute) if isinstance(value, ast.Name) else value
+            return None if found is None else ast.literal_eval(found)
     return None
+
+
+def registered(kind: str) -> list[str]:
+    """The names of the first registry of a kind, in its order.
+
+    Example:
+        >>> registered("backbone")[:3], "clip" in registered("method")
+        (['vit', 'eva02', 'swin'], False)
+    """
+    return list(_listed(*REGISTRIES[kind][0]))
 
 
 def outdated(versions: dict[str, int]) -> list[str]:
@@ -49,19 +70,27 @@ def outdated(versions: dict[str, int]) -> list[str]:
     return [f"{name} {versions[name]}, now {now}" for name, now in today.items() if now and versions[name] < now]
 
 
-def _class_version(module: str, name: str) -> int | None:
-    """``version`` in the body of a class, or of the first base that has one."""
+def _listed(module: str, registry: str) -> dict[str, ast.expr]:
+    """What a dict literal lists, by name."""
+    listed = _assigned(module, registry)
+    assert isinstance(listed, ast.Dict), f"{registry} of {module} must be a dict literal"
+    pairs = zip(listed.keys, listed.values, strict=True)
+    return {str(key.value): value for key, value in pairs if isinstance(key, ast.Constant)}
+
+
+def _class_value(module: str, name: str, attribute: str) -> ast.expr | None:
+    """What a class assigns to an attribute, or the first of its bases that does."""
     for node in _module(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            found = _value(node.body, "version")
+            found = _value(node.body, attribute)
             if found is not None:
-                return _number(found)
-            bases = (_class_version(module, base.id) for base in node.bases if isinstance(base, ast.Name))
-            return next((version for version in bases if version is not None), None)
+                return found
+            bases = (_class_value(module, base.id, attribute) for base in node.bases if isinstance(base, ast.Name))
+            return next((value for value in bases if value is not None), None)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl_bench."):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _class_version((node.module or "").removeprefix("ssl_bench."), alias.name)
+                    return _class_value((node.module or "").removeprefix("ssl_bench."), alias.name, attribute)
     return None
 
 

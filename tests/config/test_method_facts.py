@@ -10,10 +10,10 @@ import pytest
 from ssl_bench.backbones import BACKBONES, family_of
 from ssl_bench.checkpoints.layout import Variant
 from ssl_bench.config.method_facts import MethodFacts, method_facts, read_method_facts
-from ssl_bench.config.recipe import FROM_DATA, load_recipe, recipe_names
+from ssl_bench.config.recipe import FROM_DATA, load_recipe
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.shipped import FACTS, shipped
+from ssl_bench.utils.shipped import FACTS, recipe_names, shipped
 
 
 @pytest.mark.parametrize("name", METHODS | TEACHERS)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ssl_bench.config.parsing import parse_overrides
-from ssl_bench.config.recipe import load_recipe, recipe_names, resolve_method
+from ssl_bench.config.recipe import load_recipe, resolve_method
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.identity import identify
-from ssl_bench.utils.shipped import shipped
+from ssl_bench.utils.shipped import recipe_names, shipped
 
 NANO = {"backbone": "vit_nano_patch4_16"}
 SHIPPED = [(m, r) for m in METHODS for r in recipe_names(m)]

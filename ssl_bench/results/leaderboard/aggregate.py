@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special  # not stats, which takes a second to import
 
 from ssl_bench.results.frame import is_external, pretrained_on, seed_of, to_frame
 from ssl_bench.results.rows.row import Row
@@ -154,7 +154,7 @@ def _cells(frame: pd.DataFrame, by: list[str]) -> list[tuple[tuple[str, ...], Ce
     found = groups.agg(
         mean=("value", "mean"), error=("value", "sem"), images=("image_half", "mean"), seeds=("value", "size")
     )
-    quantile = stats.t.ppf(0.975, np.maximum(found["seeds"] - 1, 1))
+    quantile = special.stdtrit(np.maximum(found["seeds"] - 1, 1), 0.975)
     half = np.hypot(quantile * found["error"].fillna(0), found["images"])  # one seed has no standard error
     poolings = frame[[*by, "pooling"]].drop_duplicates().sort_values("pooling").groupby(by)["pooling"].agg("/".join)
     keys = [key if isinstance(key, tuple) else (key,) for key in found.index]

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_bench.config.method_facts import Release, method_facts
 from ssl_bench.config.parsing import read_yaml
-from ssl_bench.config.recipe import Recipe, load_recipe, recipe_names
-from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.published import Number
 from ssl_bench.results.papers.table_spec import Column, RowOf
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import yaml_text
 from ssl_bench.utils.files import content_hash
-from ssl_bench.utils.shipped import shipped
+from ssl_bench.utils.shipped import recipe_names, shipped
+from ssl_bench.utils.versions import registered
+
+if TYPE_CHECKING:
+    from ssl_bench.config.recipe import Recipe
 
 ROWS = Path("results/reproduce")  # where `ssl-bench reproduce` writes
 INPUT = r"(input )?\d+(x\d+)?"  # a setting that says the size of the images alone
@@ -154,13 +156,15 @@ class Run:
         Raises:
             UserError: The recipe file, or a setting of the table, is wrong.
         """
+        from ssl_bench.config.recipe import load_recipe  # here, so that tables without such a row don't wait for torch
+
         return load_recipe(self.wanted.method, self.recipe, self.overrides, origin="the table's settings")
 
 
 @cache
 def find_run(wanted: Measurement) -> Run | str:
     """The run that makes a measurement's encoder, or why there is none."""
-    if wanted.method not in METHODS:
+    if wanted.method not in registered("method"):
         return f"{wanted.method} is not implemented"
     if not wanted.backbone:
         return f"{wanted.printed} is not one of our backbones, or its input isn't 224 px"
@@ -172,12 +176,18 @@ def find_run(wanted: Measurement) -> Run | str:
     for name in recipe_names(wanted.method):
         values = read_yaml(shipped("methods") / wanted.method / f"{name}.yaml")
         if (values.get("backbone"), values.get("data")) == (wanted.backbone, wanted.data):
-            same = float(values.get("epochs", METHODS[wanted.method].defaults.epochs)) == wanted.epochs
+            same = (float(values["epochs"]) if "epochs" in values else _default_epochs(wanted.method)) == wanted.epochs
             if same or found is None:
                 found = Run(
                     wanted, name, dict(wanted.settings) if same else {"epochs": wanted.epochs, **dict(wanted.settings)}
                 )
     return found or f"{wanted.method} has no recipe for {wanted.backbone} on {wanted.data}"
+
+
+def _default_epochs(method: str) -> float:
+    from ssl_bench.methods import METHODS  # as in Run.resolved
+
+    return METHODS[method].defaults.epochs
 
 
 def find_evaluation(wanted: Measurement) -> str:
@@ -193,7 +203,7 @@ def released(wanted: Measurement) -> Release | None:
     """The authors' file with a measurement's encoder; None where none is known or none of our methods reads it."""
     release = method_facts(wanted.method).release(wanted.backbone, wanted.data)
     same = release is not None and release.epochs == wanted.epochs and not wanted.settings and not wanted.variant
-    return release if same and wanted.method in METHODS else None
+    return release if same and wanted.method in registered("method") else None
 
 
 def file_path(method: str, release: Release) -> Path:

@@ -168,7 +168,10 @@ def select(numbers: Iterable[Number], wanted: Mapping[str, str]) -> list[Number]
     for field in wanted:
         if field not in COLUMNS:
             raise unknown("column of published.csv", field, COLUMNS)
-    return [n for n in numbers if all(getattr(n, field) == value for field, value in wanted.items())]
+    found = list(numbers)
+    for field, value in wanted.items():
+        found = [number for number in found if getattr(number, field) == value]
+    return found
 
 
 def conflicts(number: Number, numbers: Iterable[Number], epochs: str = "") -> list[Number]:

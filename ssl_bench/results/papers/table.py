@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from ssl_bench.methods import BASELINES
 from ssl_bench.results.leaderboard.aggregate import Cell, summarise
 from ssl_bench.results.leaderboard.legends import FOOTNOTES
 from ssl_bench.results.leaderboard.table import Table, build
@@ -22,6 +21,7 @@ from ssl_bench.results.papers.table_spec import Column, Definition, RowOf
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import escape, markdown_table, note_markdown, plain, spreadsheet, terminal_table
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.versions import registered, stated
 
 LEGEND = (
     "Accuracies in percent. Reported: as the source prints it. Measured: by this software, mean over seeds ± 95 % "
@@ -205,7 +205,8 @@ def fill(definition: Definition, numbers: Sequence[Number], rows: Sequence[Row])
         cells.append(entries)
         if not any(entries):
             raise UserError(f"table {definition.name}: no published number for the row {row.where}")
-    methods = {entry.number.method for entries in cells for entry in entries if entry} | set(BASELINES)
+    methods = {entry.number.method for entries in cells for entry in entries if entry}
+    methods |= {name for name in registered("method") if stated(f"method {name}", "category") == "baseline"}
     return Filled(definition, cells, [r for r in rows if r.path not in used and r["method"] in methods])
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
-from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.published import COLUMNS, Number, select
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.shipped import shipped
+from ssl_bench.utils.versions import registered
 
 KEYS = ("title", "about", "where", "facts", "columns", "rows")
 
@@ -163,7 +163,7 @@ def _protocols(path: Path, entry: Any) -> dict[str, str]:
     if not isinstance(entry, dict):
         raise UserError(f"{path}: protocols: expected keys and values, found {entry!r}")
     for shown, method in entry.items():
-        having = [name for name in METHODS if shown in method_facts(name).protocols]
+        having = [name for name in registered("method") if shown in method_facts(name).protocols]
         if method not in having:
             raise UserError(f"{path}: protocols: {unknown(f'method with a protocol for {shown}', method, having)}")
     return dict(entry)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from row_fixtures import INPUT, sealed
 
-from ssl_bench.commands.table import list_tables, table
+from ssl_bench.commands.list import catalogue
+from ssl_bench.commands.table import table
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.methods import METHODS
@@ -204,7 +205,7 @@ def test_every_table_resolves_and_renders(name: str) -> None:
 
 
 def test_list_tables() -> None:
-    listed = list_tables()
+    listed = catalogue("tables")
     papers = {"moco_v3", "dino", "ibot", "beit", "mae", "eva", "eva02", "hiera", "moby", "esvit", "igpt"}
     assert set(listed) == {"survey", "survey-summary", *papers}
     assert (listed["survey"]["rows"], listed["survey"]["numbers"]) == (26 + 20, 34 + 20)
