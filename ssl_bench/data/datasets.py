@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -99,21 +100,29 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
 
     Args:
         spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "parquet:PATH", "hf:NAME" or "file.py:NAME". Named
-            sets lie in, or are downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA. Or
-            a pair of data sets (``own.Labelled``), or what this function has returned.
+            sets lie in, or are downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA. With
+            "#N" at its end about N of the training images, the same share of each class, the same for everyone; all
+            test images. Or a pair of data sets (``own.Labelled``), or what this function has returned.
         skip_unreadable: Leave unreadable images out and count them, instead of stopping.
         memory: Bytes that decoded images may take; larger sets are decoded on access. Default: the environment variable
             SSL_BENCH_MEMORY, otherwise half of the memory that is free.
 
     Raises:
-        UserError: The name is unknown, the data set is missing or malformed, or images are unreadable.
+        UserError: The name is unknown, the data set is missing or malformed, it has no more than N training images, or
+            images are unreadable.
     """
     if isinstance(spec, Splits):
         return spec
-    if isinstance(spec, str) and (spec == "shapes" or spec.startswith("shapes@")):
-        return _shapes(spec)
-    name, (train, test) = _read(spec) if isinstance(spec, str) and not is_reference(spec) else read_own(spec)
+    whole: str | DataPair = spec
+    count = None
+    if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d+)", spec)):
+        whole, count = part[1], int(part[2])
+    if isinstance(whole, str) and (whole == "shapes" or whole.startswith("shapes@")):
+        return _shapes(whole, count)
+    name, (train, test) = _read(whole) if isinstance(whole, str) and not is_reference(whole) else read_own(whole)
     spec = spec if isinstance(spec, str) else name
+    if count is not None:
+        name, (train, _) = f"{name}-{count}", _some(train, count, spec)
     budget = memory_budget() if memory is None else memory
     hold = sum(decoded_bytes(raw.images) for raw in (train, test) if raw is not None) <= budget
     train_set, unreadable = _image_set(train, name, "train", hold)
@@ -133,7 +142,7 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
     # The name says that the split is ours, so that no number is compared with one on an official test split.
     train_set = replace(train_set, name=f"{name}-80-20")
     print(f"{spec} has no test split: 20 % of each class is held out as test ({train_set.name})", file=sys.stderr)
-    kept, out = _stratified(train_set, TEST_FRACTION, seed=0)
+    kept, out = _stratified(train_set.labels.numpy(), train_set.name, TEST_FRACTION, seed=0)
     return Splits(train_set.subset(kept, "train"), train_set.subset(out, "test"))
 
 
@@ -161,19 +170,32 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
     raise unknown("data set", spec, DATASETS)
 
 
-def _shapes(spec: str) -> Splits:
+def _shapes(spec: str, count: int | None) -> Splits:
     from ssl_bench.data import shapes
 
     size = spec.removeprefix("shapes").removeprefix("@") or "32"
     if not size.isdecimal() or not 32 <= int(size) <= 512:
         raise UserError(f"cannot draw {spec!r}: the size is a whole number of pixels from 32 to 512, as in shapes@64")
     sets = []
-    for split, count, seed in (("train", 10_000, 0), ("test", 4_000, 1)):
-        drawn = shapes.draw(count, size=int(size), seed=seed)
-        raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
-        drawn_set = _image_set(raw, spec, split, hold=True)[0]
-        sets.append(replace(drawn_set, factors=drawn.factors, reader="shapes"))
+    name = spec if count is None else f"{spec}-{count}"
+    for split, drawn_count, seed in (("train", 10_000, 0), ("test", 4_000, 1)):
+        drawn = shapes.draw(drawn_count, size=int(size), seed=seed)
+        raw, factors = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES)), drawn.factors
+        if count is not None and split == "train":
+            raw, kept = _some(raw, count, f"{spec}#{count}")
+            factors = {key: values[kept] for key, values in factors.items()}
+        drawn_set = _image_set(raw, name, split, hold=True)[0]
+        sets.append(replace(drawn_set, factors=factors, reader="shapes"))
     return Splits(*sets)
+
+
+def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
+    """About ``count`` of the images, the same share of each class, and their indices, ascending."""
+    if not 0 < count < len(raw.labels):
+        raise UserError(f"{spec}: there are {len(raw.labels)} training images; N is at least 1 and less than that")
+    kept, _ = _stratified(raw.labels, spec, 1 - count / len(raw.labels), seed=0)
+    images = raw.images[kept] if isinstance(raw.images, Tensor) else raw.images.take(kept.numpy())
+    return replace(raw, images=images, labels=raw.labels[kept.numpy()]), kept
 
 
 def hold_out(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -192,24 +214,23 @@ def hold_out(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[Ima
     Raises:
         UserError: The fraction is not in (0, 1), or no class has two images.
     """
-    fit, dev = _stratified(train, fraction, seed)
+    fit, dev = _stratified(train.labels.numpy(), train.name, fraction, seed)
     return train.subset(fit, "train"), train.subset(dev, "dev")
 
 
-def _stratified(images: ImageSet, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def _stratified(labels: np.ndarray, name: str, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices, ascending: those kept and those held out."""
     if not 0 < fraction < 1:
-        raise UserError(f"cannot hold out a fraction of {fraction} of {images.name}: it must lie between 0 and 1")
-    out = np.zeros(len(images), dtype=bool)
+        raise UserError(f"cannot hold out a fraction of {fraction} of {name}: it must lie between 0 and 1")
+    out = np.zeros(len(labels), dtype=bool)
     random = np.random.default_rng(seed)
-    labels = images.labels.numpy()
-    for label in range(len(images.classes)):
+    for label in range(labels.max(initial=-1) + 1):
         members = random.permutation(np.flatnonzero(labels == label))
         out[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)] if len(members) else members] = (
             True
         )
     if not out.any():
-        raise UserError(f"cannot hold images out of {images.name}: no class has two images")
+        raise UserError(f"cannot hold images out of {name}: no class has two images")
     return torch.from_numpy(np.flatnonzero(~out)), torch.from_numpy(np.flatnonzero(out))
 
 

@@ -21,4 +21,5 @@ DATASETS: dict[str, str] = {
     "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
     "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",
     "file.py:NAME": "a function of yours that returns (training, test) images as torch-style data sets",
+    "DATA#N": "any of these with about N of its training images, the same share of each class (cifar10#10000)",
 }

@@ -392,6 +392,23 @@ def test_hold_out_is_stratified_disjoint_and_seeded() -> None:
     assert other.fingerprint != dev.fingerprint
 
 
+def test_a_part_of_the_training_images() -> None:
+    whole, part = load("shapes"), load("shapes#600")
+    assert (part.train.name, part.test.fingerprint) == ("shapes-600", whole.test.fingerprint)
+    share = torch.bincount(part.train.labels) / torch.bincount(whole.train.labels)
+    assert len(part.train) == pytest.approx(600, abs=5)
+    assert torch.allclose(share, torch.tensor(0.06), atol=1e-3)
+    at = {image.numpy().tobytes(): i for i, image in enumerate(whole.train.images)}
+    places = torch.tensor([at[image.numpy().tobytes()] for image in part.train.images])
+    assert torch.equal(part.train.labels, whole.train.labels[places])
+    assert torch.equal(part.train.factors["hue"], whole.train.factors["hue"][places])
+    assert part.train.origin is None  # features are computed of these images alone
+    assert load("shapes#600").train.fingerprint == part.train.fingerprint != whole.train.fingerprint
+    for mistake in ("shapes#0", "shapes#10000"):
+        with pytest.raises(UserError, match="there are 10000 training images"):
+            load(mistake)
+
+
 def test_hold_out_mistakes() -> None:
     with pytest.raises(UserError, match=r"fraction of 1\.5"):
         hold_out(images_of([0, 0], 1), 1.5)
