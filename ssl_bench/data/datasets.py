@@ -114,7 +114,7 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
     if isinstance(spec, Splits):
         return spec
     whole: str | DataPair = spec
-    count = None
+    count: int | None = None
     if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d+)", spec)):
         whole, count = part[1], int(part[2])
     if isinstance(whole, str) and (whole == "shapes" or whole.startswith("shapes@")):
@@ -131,9 +131,9 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
         test_set, more = _image_set(test, name, "test", hold)
         unreadable += more
     if unreadable and not skip_unreadable:
-        count = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
+        many = f"{len(unreadable)} unreadable image{'s' if len(unreadable) > 1 else ''}"
         first = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        raise UserError(f"{count} in {spec}: {first}; use --skip-unreadable to leave them out")
+        raise UserError(f"{many} in {spec}: {first}; use --skip-unreadable to leave them out")
     for images in (train_set, test_set):
         if images is not None and not len(images):
             raise UserError(f"no readable {images.split} image in {spec}")
