@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
-from ssl_bench.commands.evaluate import run_evaluations
+from ssl_bench.commands.evaluate import lacking, run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.protocol import named_evaluator
@@ -208,8 +208,8 @@ def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[st
     kept = []
     for given in named:
         name, evaluator = named_evaluator(given)
-        if evaluator.needs_factors and not splits.train.factors:
-            show(f"{name}: left out, {splits.train.name} has no factors; drawn data sets (shapes) do")
+        if lacks := lacking(evaluator, splits):
+            show(f"{name}: left out, {lacks}")
         else:
             kept.append(given)
     return EvaluationSet(splits, tuple(kept))

@@ -149,6 +149,8 @@ def _evaluation(a: Sequence[Row], b: Sequence[Row], names: tuple[str, str], data
         yield f"{_by_intervals(a, b)} (no predictions for each image: 95 % intervals compared as independent)"
         return
     yield paired_text(left, right, names, [draws_variance(a, left), draws_variance(b, right)])
+    if a[0]["task"] != "classification":  # images have several classes, or none
+        return
     yield _by_class(a[0], left, right, names, data) if data else NO_CLASSES
 
 

@@ -79,10 +79,25 @@ def evaluate(
     return run_evaluations(encoder, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
 
 
+def lacking(evaluator: Evaluator, splits: Splits) -> str:
+    """What an evaluator needs that a data set doesn't have, in words; empty where nothing is missing."""
+    needs, offers = evaluator.needs, splits.train.offers & splits.test.offers
+    if not needs or needs in offers:
+        return ""
+    return f"{splits.train.name} has no {needs}, but {', '.join(sorted(offers)) or 'pixels alone'}"
+
+
 def run_evaluations(
     checkpoint: Checkpoint, evaluators: Mapping[str, Evaluator], splits: Splits, out: Path, suite: str | None
 ) -> list[Row]:
-    """Run the evaluators whose row is missing in ``out`` and return all rows."""
+    """Run the evaluators whose row is missing in ``out`` and return all rows.
+
+    Raises:
+        UserError: The data set lacks what one of them needs.
+    """
+    for name, evaluator in evaluators.items():
+        if lacks := lacking(evaluator, splits):
+            raise UserError(f"{name}: {lacks}")
     made = encoder_identity(checkpoint)
     identities = {name: number_identity(made, name, evaluator, splits) for name, evaluator in evaluators.items()}
     ids = {name: identify(identity) for name, identity in identities.items()}

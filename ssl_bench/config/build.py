@@ -14,6 +14,7 @@ from ssl_bench.checkpoints.encoder_file import Checkpoint, named_encoder
 from ssl_bench.config.recipe import FROM_DATA, Recipe
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.methods.method import Method
+from ssl_bench.utils.errors import UserError
 
 
 def build(recipe: Recipe, classes: Sequence[str], images: ImageSet | None = None) -> Method:
@@ -24,10 +25,15 @@ def build(recipe: Recipe, classes: Sequence[str], images: ImageSet | None = None
         classes: Names of the classes of the data.
         images: What the backbone takes from the training images is taken from these (``Backbone.prepare``); left out
             where weights are loaded afterwards, or none are needed.
+
+    Raises:
+        UserError: The method learns from labels, which the images don't have.
     """
     seed_everything(recipe.seed, verbose=False)
     known = {"num_classes": len(classes), "class_names": tuple(classes)}
     wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
+    if wanted and not classes:
+        raise UserError(f"{recipe.method} learns from labels, which these images don't have")
     backbone = build_backbone(**recipe.backbone)
     if images is not None:
         backbone.prepare(cast("Sequence[Tensor]", images.images), recipe.seed)

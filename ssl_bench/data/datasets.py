@@ -9,23 +9,26 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Ragged
+from ssl_bench.data.mask_sources import MASKED
 from ssl_bench.data.names import DATASETS
 from ssl_bench.data.own import DataPair, read_own
 from ssl_bench.data.parquet import read_hf, read_parquet
-from ssl_bench.data.reading import decoded_bytes, memory_budget, read
+from ssl_bench.data.reading import decoded_bytes, memory_budget, read, read_with_targets
 from ssl_bench.data.sources import TORCHVISION, Raw, read_folder, read_torchvision
+from ssl_bench.data.targets import Targets, taken
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import is_reference
 
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
+# Data sets that are drawn: the usual size in pixels, and how many images (clips) train and test have.
+DRAWN = {"shapes": (32, 10_000, 4_000), "scenes": (64, 2_000, 500), "clips": (64, 10, 30)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +38,15 @@ class ImageSet:
     Attributes:
         name: Of the data set, never a path.
         split: "train", "dev" or "test".
-        labels: int64 (N,).
-        classes: Class names; ``classes[labels[i]]`` names image i.
+        labels: int64 (N,); 0 where images have none.
+        classes: Class names; ``classes[labels[i]]`` names image i. Empty where images have no labels.
         fingerprint: 64 hex digits that change with any image byte, label or class name (``reading.read``).
         images: uint8 (N, 3, H, W) when decoded and of one size; otherwise ``[i]`` gives uint8 (3, H_i, W_i).
         factors: Nuisance labels (N,) by name, for drawn data sets.
         skipped: Unreadable images that were left out.
         reader: What made the pixels, one of ``data.VERSIONS``.
         origin: The set this one is a subset of, and the indices (N,) int64 there.
+        targets: What is known beyond the labels.
     """
 
     name: str
@@ -55,6 +59,7 @@ class ImageSet:
     skipped: int = 0
     reader: str = "images"
     origin: tuple[ImageSet, Tensor] | None = None
+    targets: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,21 +74,24 @@ class ImageSet:
         """Whether each access decodes the image anew."""
         return isinstance(self.images, Encoded)
 
+    @property
+    def offers(self) -> frozenset[str]:
+        """What evaluators may ask of it: some of "labels", "factors", "masks", "instances" and "clips"."""
+        own = [*(["labels"] if self.classes else []), *(["factors"] if self.factors else [])]
+        return frozenset(own) | (self.targets.kinds if self.targets else frozenset())
+
     def subset(self, indices: Tensor, split: str) -> ImageSet:
         """The images at ``indices`` (K,) int64 as a split; its fingerprint derives from this one and the indices."""
         at = indices.numpy().astype(np.int64)
-        # NumPy copies rows on one thread, which is faster here than torch, and far faster on a busy machine.
-        whole = self.images.numpy() if isinstance(self.images, Tensor) else None
-        images: Any = self.images
-        images = images.take(at) if whole is None else torch.from_numpy(whole.take(at, axis=0))
         return replace(
             self,
             split=split,
             labels=self.labels[indices],
             fingerprint=hashlib.sha256(bytes.fromhex(self.fingerprint) + at.astype("<i8").tobytes()).hexdigest(),
-            images=images,
+            images=taken(self.images, at),
             factors={name: values[indices] for name, values in self.factors.items()},
             origin=(self, indices),
+            targets=self.targets.take(at) if self.targets else None,
         )
 
 
@@ -117,8 +125,8 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
     count: int | None = None
     if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d+)", spec)):
         whole, count = part[1], int(part[2])
-    if isinstance(whole, str) and (whole == "shapes" or whole.startswith("shapes@")):
-        return _shapes(whole, count)
+    if isinstance(whole, str) and whole.partition("@")[0] in DRAWN:
+        return _drawn(whole, count)
     name, (train, test) = _read(whole) if isinstance(whole, str) and not is_reference(whole) else read_own(whole)
     spec = spec if isinstance(spec, str) else name
     if count is not None:
@@ -156,6 +164,8 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
         return name, read_folder(path) if kind == "folder" else read_parquet(path)
     if kind == "hf" and place:
         return place.rstrip("/").rpartition("/")[2], read_hf(place)
+    if spec in MASKED:
+        return spec, MASKED[spec](root)
     if spec in TORCHVISION:
         return spec, read_torchvision(spec, root)
     if spec == "imagenet1k":
@@ -170,23 +180,40 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
     raise unknown("data set", spec, DATASETS)
 
 
-def _shapes(spec: str, count: int | None) -> Splits:
-    from ssl_bench.data import shapes
-
-    size = spec.removeprefix("shapes").removeprefix("@") or "32"
+def _drawn(spec: str, count: int | None) -> Splits:
+    """A data set that is drawn; its train and test splits come from different seeds."""
+    kind, given, text = spec.partition("@")
+    usual, *counts = DRAWN[kind]
+    size = text if given else str(usual)
     if not size.isdecimal() or not 32 <= int(size) <= 512:
-        raise UserError(f"cannot draw {spec!r}: the size is a whole number of pixels from 32 to 512, as in shapes@64")
+        raise UserError(f"cannot draw {spec!r}: the size is a whole number of pixels from 32 to 512, as in {kind}@64")
     sets = []
     name = spec if count is None else f"{spec}-{count}"
-    for split, drawn_count, seed in (("train", 10_000, 0), ("test", 4_000, 1)):
-        drawn = shapes.draw(drawn_count, size=int(size), seed=seed)
-        raw, factors = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES)), drawn.factors
+    for split, drawn_count, seed in zip(("train", "test"), counts, (0, 1), strict=True):
+        raw, targets, factors = _draw(kind, drawn_count, int(size), seed)
         if count is not None and split == "train":
             raw, kept = _some(raw, count, f"{spec}#{count}")
-            factors = {key: values[kept] for key, values in factors.items()}
+            targets, factors = targets.take(kept.numpy()), {key: values[kept] for key, values in factors.items()}
         drawn_set = _image_set(raw, name, split, hold=True)[0]
-        sets.append(replace(drawn_set, factors=factors, reader="shapes"))
+        sets.append(replace(drawn_set, factors=factors, reader=kind, targets=targets))
     return Splits(*sets)
+
+
+def _draw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets, Mapping[str, Tensor]]:
+    """Images, what is where in them, and the factors they were drawn from."""
+    from ssl_bench.data import scenes, shapes
+
+    seen = ("background", *shapes.CLASSES)
+    if kind == "shapes":
+        drawn = shapes.draw(count, size=size, seed=seed)
+        raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
+        return raw, Targets(seen, drawn.masks, drawn.masks.sign()), drawn.factors
+    if kind == "scenes":
+        found = scenes.draw_objects(count, size=size, seed=seed)
+        return Raw(found.images, np.zeros(count, np.int64), ()), Targets(seen, found.masks, found.instances), {}
+    clips = scenes.draw_clips(count, size=size, seed=seed)
+    labels = np.zeros(len(clips.images), np.int64)
+    return Raw(clips.images, labels, ()), Targets(instances=clips.instances, clips=clips.clips), {}
 
 
 def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
@@ -195,7 +222,8 @@ def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
         raise UserError(f"{spec}: there are {len(raw.labels)} training images; N is at least 1 and less than that")
     kept, _ = _stratified(raw.labels, spec, 1 - count / len(raw.labels), seed=0)
     images = raw.images[kept] if isinstance(raw.images, Tensor) else raw.images.take(kept.numpy())
-    return replace(raw, images=images, labels=raw.labels[kept.numpy()]), kept
+    targets = raw.targets.take(kept.numpy()) if raw.targets else None
+    return replace(raw, images=images, labels=raw.labels[kept.numpy()], targets=targets), kept
 
 
 def hold_out(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -257,7 +285,10 @@ def _pixel_digest(image: Tensor) -> bytes:
 
 def _image_set(raw: Raw, name: str, split: str, hold: bool) -> tuple[ImageSet, list[str]]:
     """One split, read, and "path (why)" of each image that is not in it because it is unreadable."""
-    done = read(raw, f"{'decoding' if hold else 'checking'} {name} {split}", hold)
+    description = f"{'decoding' if hold else 'checking'} {name} {split}"
+    done = (read_with_targets if raw.targets else read)(raw, description, hold)
     labels = torch.from_numpy(raw.labels[done.kept])
     images = ImageSet(name, split, labels, raw.classes, done.fingerprint, done.images, skipped=len(done.unreadable))
+    if done.targets:
+        images = replace(images, targets=done.targets, reader="masks")
     return images, done.unreadable

@@ -71,13 +71,17 @@ class Encoded(Sequence[Tensor]):
     def take(self, indices: np.ndarray) -> Encoded:
         """The images at ``indices`` (K,) int64."""
 
+    def decode(self, file: BinaryIO) -> Tensor:
+        """What an encoded image holds, uint8 (3, H, W); whatever Pillow raises where it can't."""
+        return decode(file)
+
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         try:
             with self.open(index) as file:
-                return decode(file)
+                return self.decode(file)
         except Exception as error:
             raise RunError(f"cannot read image {self.where(index)} ({reason(error)})") from error
 
@@ -132,38 +136,41 @@ class Ragged(Sequence[Tensor]):
         pixels: uint8 (total,), the images one after the other.
         starts: int64 (N,) where each image begins.
         shapes: int64 (N, 2) height and width of each image.
+        channels: Of every image.
     """
 
-    def __init__(self, pixels: Tensor, starts: np.ndarray, shapes: np.ndarray) -> None:
-        self.pixels, self.starts, self.shapes = pixels, starts, shapes
+    def __init__(self, pixels: Tensor, starts: np.ndarray, shapes: np.ndarray, channels: int = 3) -> None:
+        self.pixels, self.starts, self.shapes, self.channels = pixels, starts, shapes, channels
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         start, (height, width) = int(self.starts[index]), self.shapes[index].tolist()
-        return self.pixels[start : start + 3 * height * width].view(3, height, width)
+        size = self.channels * height * width
+        return self.pixels[start : start + size].view(self.channels, height, width)
 
     def take(self, indices: np.ndarray) -> Ragged:
         """The images at ``indices`` (K,) int64; the pixels are shared, not copied."""
-        return Ragged(self.pixels, self.starts[indices], self.shapes[indices])
+        return Ragged(self.pixels, self.starts[indices], self.shapes[indices], self.channels)
 
 
 def pack(images: list[Tensor]) -> Tensor | Ragged:
     """One block of memory for all images. Empties the list as it goes, so that the pixels are in memory once.
 
     Args:
-        images: N images, uint8 (3, H_i, W_i).
+        images: N images, uint8 (C, H_i, W_i).
 
     Returns:
-        uint8 (N, 3, H, W) when all are of one size.
+        uint8 (N, C, H, W) when all are of one size.
 
     Example:
         >>> pack([torch.zeros(3, 4, 6, dtype=torch.uint8), torch.ones(3, 4, 6, dtype=torch.uint8)]).shape
         torch.Size([2, 3, 4, 6])
     """
+    channels = images[0].shape[0]
     shapes = np.array([image.shape[1:] for image in images], dtype=np.int64).reshape(-1, 2)
-    ends = np.cumsum(3 * shapes[:, 0] * shapes[:, 1])
+    ends = np.cumsum(channels * shapes[:, 0] * shapes[:, 1])
     starts = np.concatenate([[0], ends[:-1]])
     pixels = np.empty(
         int(ends[-1]), dtype=np.uint8
@@ -172,5 +179,5 @@ def pack(images: list[Tensor]) -> Tensor | Ragged:
         index = len(images) - 1
         pixels[starts[index] : ends[index]] = images.pop().numpy().ravel()
     if (shapes == shapes[0]).all():
-        return torch.from_numpy(pixels).view(len(shapes), 3, *shapes[0].tolist())
-    return Ragged(torch.from_numpy(pixels), starts, shapes)
+        return torch.from_numpy(pixels).view(len(shapes), channels, *shapes[0].tolist())
+    return Ragged(torch.from_numpy(pixels), starts, shapes, channels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 DATASETS: dict[str, str] = {
     "shapes": "10 classes of drawn shapes, 10,000 + 4,000 images of 32 px (shapes@64: another size); built in",
+    "scenes": "1 to 4 of these shapes in one image with their masks, 2,000 + 500 images of 64 px; no labels; built in",
+    "clips": "shapes that move over each other, with their masks, 10 + 30 clips of 16 frames of 64 px; built in",
     "aircraft": "FGVC-Aircraft, 100 variants, 6,667 + 3,333 images",
     "cifar10": "CIFAR-10, 50,000 + 10,000 images of 32 px",
     "cifar100": "CIFAR-100, 50,000 + 10,000 images of 32 px",
@@ -17,6 +19,10 @@ DATASETS: dict[str, str] = {
     "pets": "Oxford-IIIT Pet, 37 classes, 3,680 + 3,669 images",
     "stl10": "STL-10, 10 classes, 5,000 + 8,000 labelled images of 96 px",
     "svhn": "Street View House Numbers, 10 classes, 73,257 + 26,032 images of 32 px",
+    "voc2012": "PASCAL VOC 2012 with class masks, 1,464 + 1,449 images; put in data/VOCdevkit/VOC2012/ by you",
+    "ade20k": "ADE20K with masks of 150 classes, 20,210 + 2,000 images; put in data/ADEChallengeData2016/ by you",
+    "pets-masks": "Oxford-IIIT Pet with masks of the pet, 3,680 + 3,669 images; data/oxford-iiit-pet/, as `pets`",
+    "davis2017": "DAVIS 2017, 60 + 30 clips at 480p with the masks of objects; put in data/DAVIS/ by you",
     "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
     "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
     "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",

@@ -6,10 +6,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Ragged, decode, pack, reason
 from ssl_bench.data.sources import Raw
+from ssl_bench.data.targets import Targets, taken
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.progress import progress
 
@@ -41,12 +42,14 @@ class Read:
         kept: int64 (K,) which images of the source these are.
         fingerprint: 64 hex digits.
         unreadable: "path (why)" of each image that was left out.
+        targets: Of the images that are kept.
     """
 
     images: Tensor | Ragged | Encoded
     kept: np.ndarray
     fingerprint: str
     unreadable: list[str]
+    targets: Targets | None = None
 
 
 def read(raw: Raw, description: str, hold: bool) -> Read:
@@ -80,7 +83,7 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
                     record += hashlib.sha256(file.read()).digest()
                     file.seek(0)
                 if hold:
-                    return decode(file), record, ""
+                    return source.decode(file), record, ""
                 _check(file)
         except MemoryError:
             raise
@@ -102,6 +105,26 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
     kind = "contents" if full else "sampled"
     fingerprint = _fingerprint(kind, raw.classes, raw.labels[indices], records)
     return Read(pack(images) if images else source.take(indices), indices, fingerprint, unreadable)
+
+
+def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
+    """As `read`, of images with masks or objects in files beside them: an image goes with its map, and the other way.
+
+    The fingerprint changes with any byte of either.
+    """
+    assert raw.targets is not None
+    kind = "instances" if raw.targets.masks is None else "masks"
+    files: Any = getattr(raw.targets, kind)
+    of_maps = read(Raw(files, raw.labels, raw.targets.classes), f"{description}, masks", hold)
+    left: Any = raw.images
+    rest = Raw(left.take(of_maps.kept), raw.labels[of_maps.kept], raw.classes)
+    done = read(rest, description, hold)
+    kept = of_maps.kept[done.kept]
+    targets = replace(raw.targets, **{kind: taken(of_maps.images, done.kept)})
+    if raw.targets.clips is not None:
+        targets = replace(targets, clips=raw.targets.clips[kept])
+    fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + of_maps.fingerprint)).hexdigest()
+    return Read(done.images, kept, fingerprint, of_maps.unreadable + done.unreadable, targets)
 
 
 def _check(file: BinaryIO) -> None:

@@ -19,9 +19,10 @@ how hard the set is.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,7 @@ class Drawn:
     Attributes:
         images: `(n, 3, size, size)` uint8, RGB.
         labels: `(n,)` int64, index into `CLASSES`.
+        masks: `(n, size, size)` uint8, 1 + the class where more than half of a pixel is covered by the object, else 0.
         factors: Name -> `(n,)` tensor. int64: `shape` (the class), `background` (index into `BACKGROUNDS`), `clutter`
             (count). float32: `x`, `y` (object centre, fractions of the side), `scale` (root of the object's area, in
             sides), `orientation`, `texture_orientation` (degrees from upright), `hue`, `background_hue` (degrees),
@@ -69,6 +71,7 @@ class Drawn:
 
     images: Tensor
     labels: Tensor
+    masks: Tensor
     factors: Mapping[str, Tensor]
 
 
@@ -94,40 +97,64 @@ def draw(n: int, *, size: int = 32, seed: int = 0) -> Drawn:
         >>> torch.bincount(drawn.labels).tolist()
         [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     """
-    if n < 1:
-        raise UserError(f"shapes: cannot draw {n} images, ask for 1 or more")
-    if size < MIN_SIZE:
-        raise UserError(f"shapes: size {size} is too small for the textures, use {MIN_SIZE} pixels or more")
-    if seed < 0:
-        raise UserError(f"shapes: seed {seed} is negative, use 0 or more")
-    per_block = len(CLASSES)
-    blocks_per_chunk = max(1, _CHUNK // (per_block * (size * _SUPERSAMPLE) ** 2))
-    images, labels, factors = [], [], []
-    n_blocks = math.ceil(n / per_block)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of short operations: on a busy machine waiting for a second one costs more
-    try:
-        for first in range(0, n_blocks, blocks_per_chunk):
-            scene = _draw_scenes(seed, range(first, min(first + blocks_per_chunk, n_blocks)), size)
-            images.append(_render(scene, size))
+    check_draw("shapes", n, size, seed)
+    images, labels, masks, factors = [], [], [], []
+    n_blocks = math.ceil(n / len(CLASSES))
+    with one_thread():
+        for blocks in chunks(n_blocks, len(CLASSES), size):
+            scene = draw_scenes((seed,), blocks, size)
+            image = backdrop(scene, size)
+            image, cover = paint(image, scene)
+            images.append(finish(image, scene))
             labels.append(scene["shape"])
+            masks.append((cover.squeeze(1) > 0.5) * (1 + scene["shape"].view(-1, 1, 1)).to(torch.uint8))
             factors.append({name: scene[name] for name in _FACTORS})
-    finally:
-        torch.set_num_threads(threads)
     return Drawn(
         images=torch.cat(images)[:n],
         labels=torch.cat(labels)[:n],
+        masks=torch.cat(masks)[:n],
         factors={name: torch.cat([part[name] for part in factors])[:n] for name in _FACTORS},
     )
 
 
-def _draw_scenes(seed: int, blocks: range, size: int) -> dict[str, Tensor]:
+def check_draw(what: str, n: int, size: int, seed: int) -> None:
+    """Refuse a draw that can't be made.
+
+    Raises:
+        UserError: `n`, `size` or `seed` is out of range.
+    """
+    if n < 1:
+        raise UserError(f"{what}: cannot draw {n} images, ask for 1 or more")
+    if size < MIN_SIZE:
+        raise UserError(f"{what}: size {size} is too small for the textures, use {MIN_SIZE} pixels or more")
+    if seed < 0:
+        raise UserError(f"{what}: seed {seed} is negative, use 0 or more")
+
+
+def chunks(blocks: int, images: int, size: int) -> Iterator[range]:
+    """Blocks of so many images each, in ranges whose drawing takes a bounded memory."""
+    step = max(1, _CHUNK // (images * (size * _SUPERSAMPLE) ** 2))
+    return (range(first, min(first + step, blocks)) for first in range(0, blocks, step))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Thousands of short operations: on a busy machine waiting for a second thread costs more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def draw_scenes(seed: tuple[int, ...], blocks: range, size: int) -> dict[str, Tensor]:
     """Every random number of some blocks, in the units in which it is used: name -> `(N, ...)`, N = 10 per block."""
     drawn: dict[str, list[np.ndarray]] = defaultdict(list)
     k = len(CLASSES)
     for block in blocks:
         # PCG64 gives the same numbers on every platform. The pixel noise comes last: only it depends on `size`.
-        rng = np.random.Generator(np.random.PCG64([seed, block]))
+        rng = np.random.Generator(np.random.PCG64([*seed, block]))
         drawn["shape"].append(rng.permutation(k))
         drawn["scene"].append(rng.random((k, len(_SCENE)), dtype=np.float32))
         drawn["clutter_items"].append(rng.random((k, MAX_CLUTTER, 8), dtype=np.float32))
@@ -157,10 +184,14 @@ def _draw_scenes(seed: int, blocks: range, size: int) -> dict[str, Tensor]:
     }
 
 
-def _render(scene: Mapping[str, Tensor], size: int) -> Tensor:
-    """Scenes of N images -> `(N, 3, size, size)` uint8."""
-    image = _background(scene, size)
-    image = _add_clutter(image, scene)
+def backdrop(scene: Mapping[str, Tensor], size: int) -> Tensor:
+    """Background and clutter of N images, `(N, 3, size, size)` in [0, 1]."""
+    return _add_clutter(_background(scene, size), scene)
+
+
+def paint(image: Tensor, scene: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Images `(N, 3, size, size)` with the object of each scene over them, and its coverage `(N, 1, size, size)`."""
+    size = image.shape[-1]
     # Two colours, the lighter on the pattern or off it; coverage and pattern are averaged over the samples of a pixel.
     low = 0.12 + (0.76 - scene["contrast"]) * scene["luminance"]
     swap = scene["swap"] < 0.5
@@ -175,9 +206,12 @@ def _render(scene: Mapping[str, Tensor], size: int) -> Tensor:
         inside, pattern = _object(label, {name: value[rows] for name, value in scene.items()}, size * _SUPERSAMPLE)
         cover[rows] = F.avg_pool2d(inside.unsqueeze(1), _SUPERSAMPLE)
         painted[rows] = F.avg_pool2d((inside * pattern).unsqueeze(1), _SUPERSAMPLE)
-    image = image * (1 - cover) + colour_1 * (cover - painted) + colour_2 * painted
-    # Light falls off across the picture; the sensor adds noise.
-    x, y = _grid(size)
+    return image * (1 - cover) + colour_1 * (cover - painted) + colour_2 * painted, cover
+
+
+def finish(image: Tensor, scene: Mapping[str, Tensor]) -> Tensor:
+    """Light falls off across the picture; the sensor adds noise: `(N, 3, size, size)` uint8."""
+    x, y = _grid(image.shape[-1])
     angle = column(2 * math.pi * scene["light_angle"])
     image = image * (1 + column(scene["light"]) * (angle.cos() * (2 * x - 1) + angle.sin() * (2 * y - 1))).unsqueeze(1)
     image = image + (0.03 * scene["noise"]).view(-1, 1, 1, 1) * scene["pixel_noise"]

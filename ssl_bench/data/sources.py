@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Files, reason
+from ssl_bench.data.targets import Targets
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.progress import progress
 
@@ -40,11 +41,15 @@ TORCHVISION: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any] | None]] 
 
 @dataclass(frozen=True)
 class Raw:
-    """One split as it was found: ``labels`` int64 (N,); a tensor of ``images`` is uint8 (N, 3, H, W)."""
+    """One split as it was found: ``labels`` int64 (N,); a tensor of ``images`` is uint8 (N, 3, H, W).
+
+    Images without labels have no ``classes``, and 0 for each label.
+    """
 
     images: Encoded | Tensor
     labels: np.ndarray
     classes: tuple[str, ...]
+    targets: Targets | None = None
 
 
 def read_folder(folder: str) -> tuple[Raw, Raw | None]:

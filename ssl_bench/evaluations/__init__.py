@@ -11,8 +11,12 @@ from ssl_bench.evaluations.frozen.knn import KNN
 from ssl_bench.evaluations.frozen.linear import Linear
 from ssl_bench.evaluations.frozen.logistic import Logistic
 from ssl_bench.evaluations.frozen.lowshot import LowShot
+from ssl_bench.evaluations.frozen.patch_linear import PatchLinear
 from ssl_bench.evaluations.frozen.retrieval import Retrieval
 from ssl_bench.evaluations.frozen.robustness import Robustness
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
+from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear
+from ssl_bench.evaluations.frozen.vos import VOS
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.probe import Probe
 
@@ -29,4 +33,8 @@ EVALUATIONS: dict[str, type[Evaluator]] = {
     "robustness": Robustness,
     "factors": Factors,
     "diagnostics": Diagnostics,
+    "segmentation-knn": SegmentationKNN,
+    "segmentation-linear": SegmentationLinear,
+    "patch-linear": PatchLinear,
+    "vos": VOS,
 }

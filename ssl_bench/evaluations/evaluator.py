@@ -37,6 +37,12 @@ class Encoder(Protocol):
     def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
         """Pooling name to float32 (N, D) features on the CPU, rows aligned with `images.labels`."""
 
+    def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+        """Feature maps (B, D, rows, columns) float32 on the CPU of images uint8 (B, 3, H, W), as they are.
+
+        ``blocks`` are those of `dense.feature_map`, which says what an encoder may refuse.
+        """
+
     def copy(self) -> nn.Module:
         """A copy of the network on the CPU, for evaluators that train it or look at other images through it."""
 
@@ -81,7 +87,8 @@ class Result:
         headline: The metric that stands for the evaluation in a table.
         correct: (n,) for the n test images of the headline, which is 100 times its mean: bool, right or wrong, or a
             float in [0, 1], the share of episodes, draws, corruptions or hits that are right. Paired tests need nothing
-            else. Empty (0,) when the headline is not such a mean.
+            else. (n, C, 2) when the headline is 100 times `metrics.ratios.ratio` of it, such as intersection and union
+            of C classes. Empty (0,) when it is neither.
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
@@ -108,7 +115,7 @@ class Evaluator(ABC):
         task: What it measures the encoder at.
         engines: Whose versions decide its numbers besides its own: "features", or "training" and "views".
         metric_help: Metric name to a one-line explanation.
-        needs_factors: Whether it asks more of the images than their classes: what they were drawn from.
+        needs: What images must have, of ``ImageSet.offers``; empty where they need no more than pixels.
         poolings: The features to use, in order of preference, out of those an encoder offers.
         deviations: Every known difference from the published protocol, one sentence each; the key `deviations` of a
             protocol file. They travel into the rows.
@@ -118,7 +125,7 @@ class Evaluator(ABC):
     task: ClassVar[str] = "classification"
     engines: ClassVar[tuple[str, ...]] = ("features",)
     metric_help: ClassVar[Mapping[str, str]]
-    needs_factors: ClassVar[bool] = False
+    needs: ClassVar[str] = "labels"
     poolings: tuple[str, ...]
     deviations: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.evaluations.dense import feature_map
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
 from ssl_bench.utils.distributed import process
@@ -107,6 +108,12 @@ class FrozenEncoder:
             found = self._extract(images, missing) if self.cache is None or cheap else self._cached(images, missing)
             self.kept |= {(images.fingerprint, p): rows for p, rows in found.items()}
         return {p: self.kept[images.fingerprint, p] for p in poolings}
+
+    def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+        """See `Encoder.map_of`."""
+        size, mean, std = (images.shape[-2], images.shape[-1]), self.encoder.mean, self.encoder.std
+        with torch.no_grad(), autocast(self.device, self.precision):  # heads may learn from them
+            return feature_map(self.encoder, eval_images(images.to(self.device), size, mean, std), blocks).float().cpu()
 
     def _subset(self, images: ImageSet, pooling: str, rows: Tensor) -> Tensor:
         """The rows of a subset: a copy in memory, or a mapped file when they are many."""

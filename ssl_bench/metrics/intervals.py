@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.metrics.quantiles import Z
+from ssl_bench.metrics.ratios import Parts, bootstrap, ratio
 
 LARGEST = 1e9  # of a metric, either way: what a row holds (row.schema.json)
 GROUPS = 20  # of the jackknife: enough for a t quantile of 2.09, few enough to compute any statistic that often
@@ -69,6 +70,23 @@ def mean_metric(values: Tensor) -> Metric:
         return Metric(value, n, 0.0, 100.0)
     half = Z * float(values.double().std()) / math.sqrt(n)
     return Metric(value, n, max(0.0, value - half), min(100.0, value + half))
+
+
+def ratio_metric(parts: Parts) -> Metric:
+    """A ratio of sums over test images, or the mean of several, in percent, with its bootstrap interval over images.
+
+    Args:
+        parts: As of `ratios.ratio`.
+
+    Example:
+        >>> ratio_metric(np.array([[[1, 2]], [[1, 2]], [[1, 2]]]))
+        Metric(value=50.0, n=3, low=50.0, high=50.0)
+    """
+    value = 100 * ratio(parts)
+    if len(parts) < 2:
+        return Metric(value, len(parts), 0.0, 100.0)
+    low, high = (100 * float(each) for each in np.quantile(bootstrap(parts), (0.025, 0.975)))
+    return Metric(value, len(parts), min(value, low), max(value, high))
 
 
 def repeated_metric(per_repeat: Tensor, per_image: Tensor) -> Metric:

@@ -31,8 +31,9 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.commands.pretrain import build
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
-from ssl_bench.data import shapes
+from ssl_bench.data import scenes, shapes
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out, load
+from ssl_bench.data.targets import Targets
 from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -103,6 +104,9 @@ def components() -> dict[str, Callable[[], Golden]]:
         "features": features,
         "data shapes": drawn,
         "data images": read,
+        "data scenes": drawn_scenes,
+        "data clips": drawn_clips,
+        "data masks": read_masks,
     }
     return {name: partial(in_float32, compute) for name, compute in found.items()}
 
@@ -390,8 +394,44 @@ def drawn() -> Golden:
     """The fingerprint of drawn images, and what they and their factors hold."""
     found = shapes.draw(60, seed=0)
     numbers = {"pixels": summary(found.images.float()), "labels": summary(found.labels)}
+    numbers["masks"] = summary(found.masks.float())
     numbers |= {name: summary(values) for name, values in found.factors.items()}
     return Golden("data shapes", versions_of("data shapes"), {"draw": plain_defaults(shapes.draw)}, numbers)
+
+
+def drawn_scenes() -> Golden:
+    """Drawn scenes and what is where in them."""
+    found = scenes.draw_objects(20, seed=0)
+    numbers = {"pixels": summary(found.images.float()), "masks": summary(found.masks.float())}
+    numbers["instances"] = summary(found.instances.float())
+    defaults = {"draw_objects": plain_defaults(scenes.draw_objects)}
+    return Golden("data scenes", versions_of("data scenes"), defaults, numbers)
+
+
+def drawn_clips() -> Golden:
+    """Drawn clips and their objects."""
+    found = scenes.draw_clips(3, size=32, seed=0)
+    numbers = {"pixels": summary(found.images.float()), "instances": summary(found.instances.float())}
+    return Golden("data clips", versions_of("data clips"), {"draw_clips": plain_defaults(scenes.draw_clips)}, numbers)
+
+
+def read_masks() -> Golden:
+    """Masks of the layouts, with the numbers of their files looked up."""
+    numbers = {}
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"SSL_BENCH_DATA": folder}):
+        home = Path(folder) / "ADEChallengeData2016"
+        ramp = torch.arange(12 * 14, dtype=torch.uint8).view(12, 14)
+        for split in ("training", "validation"):
+            for kind, array in (("images", ramp.expand(3, 12, 14).permute(1, 2, 0)), ("annotations", ramp % 151)):
+                place = home / kind / split
+                place.mkdir(parents=True)
+                # A JPEG of one colour is the same with any decoder.
+                array = torch.full_like(array, 60) if kind == "images" else array
+                Image.fromarray(array.numpy()).save(place / f"0.{'jpg' if kind == 'images' else 'png'}")
+        train = load("ade20k").train
+        assert train.targets is not None
+        numbers = {"pixels": summary(train.images[0].float()), "mask": summary(train.targets.mask(0).float())}
+    return Golden("data masks", versions_of("data masks"), {}, numbers)
 
 
 def read() -> Golden:
@@ -424,9 +464,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear": {"min_steps": 40, "base_lr": (1e-3, 1e-2, 1e-1), "batch_size": 64},
     "logistic": {"C": (1e-4, 1e-2, 1.0)},
     "lowshot": {"fractions": (0.1, 0.3), "draws": 2, "C": (1e-3, 1e-1)},
+    "patch-linear": {"C": (1e-3, 1e-1), "patches": 2000},
     "probe": {"epochs": 2, "batch_size": 64, "base_lr": (1.0, 10.0)},
     "robustness": {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 3), "images": 60, "C": (1e-2, 1.0)},
+    "segmentation-knn": {"memory": 1000},
+    "segmentation-linear": {"steps": 20, "warmup": 5, "batch_size": 4, "crop": 16, "stride": 12, "lr": 0.01},
+    "vos": {"frames": 3, "radius": 1},
 }
+FLIPPED = 0.1  # points that a few pixels at a boundary between two classes make of an IoU
 
 
 def evaluator(name: str) -> Golden:
@@ -441,6 +486,8 @@ def evaluator(name: str) -> Golden:
         result = made.run(encoder, data)
     numbers = {metric: [round(found.value, 6)] for metric, found in result.metrics.items()}
     counts = {name: 100 / found.n for name, found in result.metrics.items() if is_count(found.value * found.n / 100)}
+    if cls.task != "classification":
+        counts = dict.fromkeys(numbers, FLIPPED)
     identity = number_identity({}, name, made, Splits(data.train, data.test))
     return Golden(
         f"evaluator {name}",
@@ -478,7 +525,12 @@ def hard_blobs() -> Data:
         for i, (row, column, label) in enumerate(zip(rows, columns, labels, strict=True)):
             images[i, label % 3, row : row + 8, column : column + 8] += BRIGHTNESS[label // 3]
         names = tuple("abcdef")
-        sets.append(ImageSet("blobs", split, labels, names, f"{seed:064x}", images, factors={"row": rows // 3}))
+        masks = torch.zeros(n, 16, 16, dtype=torch.uint8)
+        for i, (row, column, label) in enumerate(zip(rows, columns, labels, strict=True)):
+            masks[i, row : row + 8, column : column + 8] = 1 + label
+        targets = Targets(("none", *names), masks, masks.sign(), torch.arange(n) // 12)
+        factors = {"row": rows // 3}
+        sets.append(ImageSet("blobs", split, labels, names, f"{seed:064x}", images, factors, targets=targets))
     train, test = sets
     fit, dev = hold_out(train)
     return Data(train, fit, dev, test)

@@ -53,6 +53,7 @@ class Diagnostics(Evaluator):
 
     version: ClassVar[int] = 1
     engines: ClassVar[tuple[str, ...]] = ("features", "views")
+    needs: ClassVar[str] = ""
     metric_help: ClassVar[dict[str, str]] = {
         "rankme": "exp of the entropy of the singular values of the features, directions: 1 to their number",
         "effective_rank": "the same after the mean is subtracted",

@@ -41,7 +41,7 @@ class Factors(Evaluator):
     """
 
     version: ClassVar[int] = 3
-    needs_factors: ClassVar[bool] = True
+    needs: ClassVar[str] = "factors"
     metric_help: ClassVar[dict[str, str]] = {
         "skill": "mean over factors of the share of a constant's error that the features remove, percent",
         "FACTOR/r2": "explained variance of a continuous factor, percent; below 0 worse than its mean",

@@ -10,28 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_bench.metrics.ratios import contributions
 from ssl_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ssl_bench.results.rows.row import Row
 
-Predictions = np.ndarray[Any, np.dtype[Any]]  # bool, or float: the share of an image that is right, in [0, 1]
+# (n,) bool, or float: the share of an image that is right, in [0, 1]; or (n, C, 2), what it adds to C ratios, of which
+# the headline is the mean (`metrics.ratios`).
+Predictions = np.ndarray[Any, np.dtype[Any]]
+HEADER = 128  # bytes that ``np.save`` writes before the numbers of an array of few dimensions
 
 
 def encode(correct: Predictions) -> bytes:
     """The content of the file: ``np.packbits`` of right or wrong, float16 of shares, as ``np.save`` writes them.
+
+    Of ratios (n, C, 2), numerators and denominators are divided by the largest of all, which changes no ratio.
 
     Example:
         >>> decode(encode(np.array([True, False])), 2), decode(encode(np.array([0.5, 1.0])), 2)
         (array([ True, False]), array([0.5, 1. ]))
     """
     buffer = io.BytesIO()
+    if correct.ndim == 3:
+        correct = correct / max(1, correct.max())
     np.save(buffer, np.packbits(correct) if correct.dtype == np.bool_ else correct.astype(np.float16))
     return buffer.getvalue()
 
 
 def decode(content: bytes, n: int) -> Predictions | None:
-    """What `encode` was given, shares as float64; None for anything but the predictions of n images."""
+    """What `encode` was given, shares as float64; None for anything but the predictions of n images.
+
+    Of ratios it is what each image adds (`contributions`), (n,) float64: their mean is that of the ratios.
+    """
     for dtype, size in ((np.uint8, -(-n // 8)), (np.float16, n)):
         if len(content) <= size:  # n comes from a file of others: nothing of its size is made for it
             continue
@@ -41,11 +52,20 @@ def decode(content: bytes, n: int) -> Predictions | None:
             if dtype is np.uint8:
                 return np.unpackbits(found, count=n).astype(bool)
             return found.astype(np.float64) if ((found >= 0) & (found <= 1)).all() else None
-    return None
+    return _decode_ratios(content, n)
+
+
+def _decode_ratios(content: bytes, n: int) -> Predictions | None:
+    count, rest = divmod(len(content) - HEADER, 4 * max(1, n))
+    if n < 1 or count < 1 or rest or not content.startswith(_header(np.float16, (n, count, 2))):
+        return None
+    parts = np.frombuffer(content, np.float16, offset=HEADER).astype(np.float64).reshape(n, count, 2)
+    sound = (parts[..., 0] >= 0) & (parts[..., 0] <= parts[..., 1]) & (parts[..., 1] <= 1)
+    return contributions(parts) if sound.all() else None
 
 
 @cache
-def _header(dtype: type[np.generic], size: int) -> bytes:
+def _header(dtype: type[np.generic], size: int | tuple[int, ...]) -> bytes:
     """What ``np.save`` writes before ``size`` numbers. To compare it takes a tenth of the time of ``np.load``."""
     buffer = io.BytesIO()
     numbers = np.zeros(size, dtype)
@@ -66,7 +86,9 @@ def predictions_path(row: Row) -> Path:
 
 
 def read_predictions(row: Row) -> Predictions | None:
-    """(n,) bool or float64 in [0, 1]: the headline is 100 times its mean. None if the row has none or they are missing.
+    """(n,) bool, or float64 in [0, 1] unless the headline is a ratio: the headline is 100 times its mean.
+
+    None if the row has none or they are missing.
 
     Raises:
         UserError: A file that isn't the predictions of its row.

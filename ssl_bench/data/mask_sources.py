@@ -1,0 +1,139 @@
+"""Data sets with masks or clips in the layouts of their authors, put below ``data/`` by the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_bench.data.images import Files
+from ssl_bench.data.sources import Raw
+from ssl_bench.data.targets import IGNORE, MaskFiles, Targets
+from ssl_bench.utils.errors import UserError
+
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def read_voc(root: Path) -> tuple[Raw, Raw]:
+    """PASCAL VOC 2012, `train` (1,464 images, without those of SBD) and `val`; 255 is the border of objects."""
+    home = root / "VOCdevkit" / "VOC2012"
+
+    def split(name: str) -> Raw:
+        stems = _lines(home / "ImageSets" / "Segmentation" / f"{name}.txt")
+        pictures = [f"JPEGImages/{stem}.jpg" for stem in stems]
+        return _raw(home, pictures, [f"SegmentationClass/{stem}.png" for stem in stems], VOC, np.arange(256))
+
+    return split("train"), split("val")
+
+
+def read_ade(root: Path) -> tuple[Raw, Raw]:
+    """ADE20K of the scene parsing challenge: 150 classes; 0 in the files is no class."""
+    home = root / "ADEChallengeData2016"
+    names = home / "objectInfo150.txt"
+    lines = _lines(names)[1:] if names.is_file() else []
+    classes = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines) or tuple(map(str, range(1, 151)))
+    numbers = (np.arange(256) - 1) % 256  # 0 becomes IGNORE
+
+    def split(name: str) -> Raw:
+        stems = sorted(path.stem for path in _listed(home / "images" / name, ".jpg"))
+        pictures = [f"images/{name}/{stem}.jpg" for stem in stems]
+        return _raw(home, pictures, [f"annotations/{name}/{stem}.png" for stem in stems], classes, numbers)
+
+    return split("training"), split("validation")
+
+
+def read_pets(root: Path) -> tuple[Raw, Raw]:
+    """Oxford-IIIT Pet, as torchvision lays it out: 1 in the trimaps is the pet, 2 background, 3 neither."""
+    home = root / "oxford-iiit-pet"
+    numbers = np.full(256, IGNORE)
+    numbers[[1, 2]] = 1, 0
+
+    def split(name: str) -> Raw:
+        stems = [line.split()[0] for line in _lines(home / "annotations" / f"{name}.txt")]
+        pictures = [f"images/{stem}.jpg" for stem in stems]
+        masks = [f"annotations/trimaps/{stem}.png" for stem in stems]
+        return _raw(home, pictures, masks, ("background", "pet"), numbers)
+
+    return split("trainval"), split("test")
+
+
+def read_davis(root: Path) -> tuple[Raw, Raw]:
+    """DAVIS 2017 at 480p: frames of clips, with the objects in each."""
+    home = root / "DAVIS"
+
+    def split(name: str) -> Raw:
+        names = _lines(home / "ImageSets" / "2017" / f"{name}.txt")
+        frames = [
+            (at, clip, path.stem)
+            for at, clip in enumerate(names)
+            for path in _listed(home / "JPEGImages" / "480p" / clip, ".jpg")
+        ]
+        pictures = [f"JPEGImages/480p/{clip}/{stem}.jpg" for _, clip, stem in frames]
+        masks = [f"Annotations/480p/{clip}/{stem}.png" for _, clip, stem in frames]
+        raw = _raw(home, pictures, masks, (), np.arange(256))
+        assert raw.targets is not None
+        clips = torch.tensor([at for at, _, _ in frames])
+        return Raw(raw.images, raw.labels, (), Targets(instances=raw.targets.masks, clips=clips))
+
+    return split("train"), split("val")
+
+
+MASKED: dict[str, Callable[[Path], tuple[Raw, Raw]]] = {
+    "voc2012": read_voc,
+    "ade20k": read_ade,
+    "pets-masks": read_pets,
+    "davis2017": read_davis,
+}
+
+
+def _raw(home: Path, pictures: list[str], masks: list[str], classes: tuple[str, ...], numbers: np.ndarray) -> Raw:
+    """Images without labels, and their masks; numbers that stand for none of the classes are left out of them."""
+    if classes:
+        numbers = np.where(numbers < len(classes), numbers, IGNORE)
+    sizes = [np.array([_size(home / name) for name in names]) for names in (pictures, masks)]
+    paths = [np.array([os.fsencode(name) for name in names]) for names in (pictures, masks)]
+    found = MaskFiles(str(home), paths[1], sizes[1], numbers.astype(np.uint8))
+    labels = np.zeros(len(pictures), np.int64)
+    return Raw(Files(str(home), paths[0], sizes[0]), labels, (), Targets(classes, masks=found))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of one that isn't there, which is said when it is read."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a list, without empty ones and comments.
+
+    Raises:
+        UserError: It isn't there, or has none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise _missing(path) from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UserError(f"{path} names no image")
+    return found
+
+
+def _listed(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder in the order of their names."""
+    found = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
+    if not found:
+        raise _missing(folder / f"*{suffix}")
+    return found
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(
+        f"{path} is not there: put the data set in data/ as its authors lay it out, or set SSL_BENCH_DATA to the "
+        "folder that has it"
+    )

@@ -1,0 +1,113 @@
+"""What is known of images beyond a label each: the class of every pixel, objects and their boxes, clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from ssl_bench.data.images import Files
+
+IGNORE = 255  # in a mask: a pixel that has no class and counts nowhere
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Maps of the images of a split, and the clips that they are frames of; None where there are none.
+
+    Attributes:
+        classes: Names of the classes in `masks`.
+        masks: `mask(i)`, uint8 (H_i, W_i), is the class of every pixel of image i, or IGNORE.
+        instances: `instance(i)`, uint8 (H_i, W_i), is the number of the object seen at every pixel, counted from 1, and
+            0 where there is none. An object keeps its number through a clip.
+        clips: int64 (N,), the clip of each frame; the frames of a clip stand together and in order.
+    """
+
+    classes: tuple[str, ...] = ()
+    masks: Tensor | Sequence[Tensor] | None = None
+    instances: Tensor | Sequence[Tensor] | None = None
+    clips: Tensor | None = None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What there is: some of "masks", "instances" and "clips"."""
+        return frozenset(name for name in ("masks", "instances", "clips") if getattr(self, name) is not None)
+
+    def mask(self, index: int) -> Tensor:
+        """The class mask of an image."""
+        assert self.masks is not None
+        return self.masks[index].squeeze(0)  # maps from files have a channel
+
+    def instance(self, index: int) -> Tensor:
+        """The objects of an image."""
+        assert self.instances is not None
+        return self.instances[index].squeeze(0)
+
+    def take(self, indices: np.ndarray) -> Targets:
+        """Those of the images at ``indices`` (K,) int64."""
+        found = {name: taken(getattr(self, name), indices) for name in self.kinds}
+        return replace(self, **found)
+
+
+def taken(images: Any, indices: np.ndarray) -> Any:
+    """The images at ``indices`` (K,) int64 of a tensor or of a sequence with ``take``."""
+    # NumPy copies rows on one thread, which is faster here than torch, and far faster on a busy machine.
+    return (
+        torch.from_numpy(images.numpy().take(indices, axis=0)) if isinstance(images, Tensor) else images.take(indices)
+    )
+
+
+def boxes(instances: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The objects of one image.
+
+    Args:
+        instances: uint8 (H, W), as of `Targets.instance`.
+        mask: uint8 (H, W), as of `Targets.mask`.
+
+    Returns:
+        Boxes (K, 4) float32, first and last column and row of each object's pixels, as x0, y0, x1, y1 in pixels; and
+        their classes (K,) int64.
+
+    Example:
+        >>> seen = torch.tensor([[0, 2, 2], [0, 0, 2]], dtype=torch.uint8)
+        >>> boxes(seen, 5 * seen.sign())
+        (tensor([[1., 0., 2., 1.]]), tensor([5]))
+    """
+    numbers = instances.unique()
+    numbers = numbers[numbers > 0]
+    if not len(numbers):
+        return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    classes = [mask[instances == number].mode().values for number in numbers]
+    return masks_to_boxes(instances == numbers[:, None, None]).float(), torch.stack(classes).long()
+
+
+class MaskFiles(Files):
+    """Mask files below one folder: images of one channel, or with a palette, whose numbers are looked up.
+
+    Args:
+        root: The folder.
+        paths: Bytes (N,) below it.
+        sizes: int64 (N,) bytes of each file.
+        numbers: uint8 (256,), what each number in the files stands for.
+    """
+
+    def __init__(self, root: str, paths: np.ndarray, sizes: np.ndarray, numbers: np.ndarray) -> None:
+        super().__init__(root, paths, sizes)
+        self.numbers = numbers
+
+    def decode(self, file: BinaryIO) -> Tensor:
+        """uint8 (1, H, W)."""
+        with Image.open(file) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"not a mask of one channel, but {image.mode}")
+            values = np.asarray(image)
+        return torch.from_numpy(self.numbers[values][None])
+
+    def take(self, indices: np.ndarray) -> MaskFiles:
+        return MaskFiles(self.root, self.paths[indices], self.sizes[indices], self.numbers)
