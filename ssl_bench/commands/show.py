@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder, named_encoder
+from ssl_bench.commands.show_dense import dense_panels
 from ssl_bench.config.build import set_teachers
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
-from ssl_bench.data.datasets import load
+from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.images import decode, reason
 from ssl_bench.methods.method import Method
 from ssl_bench.utils.errors import RunError, UserError
@@ -35,7 +36,9 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
 
     Each row is an image: the crop the encoder sees; the attention of the cls token, where there is one, to the patches
     in the last block, head by head (DINO, figure 1); what the method can show of itself (reconstructions); and the
-    nearest other images by the cosine of the features that k-NN uses.
+    nearest other images by the cosine of the features that k-NN uses. Of a data set with masks and no
+    labels, the whole images beside their masks and those that `segmentation-knn` predicts; of one with clips, frames
+    with the true objects and those of `vos`.
 
     Args:
         checkpoint: An encoder file. The method's own panels need ``method.pt`` beside it, as a run leaves it.
@@ -54,7 +57,8 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
     encoder: Any = loaded.encoder
     if not hasattr(encoder, "features"):
         raise UserError(f"{checkpoint} holds a {type(encoder).__name__}, which has no features to show")
-    bank = read_images(images, encoder.image_size)
+    splits = read_data(images)
+    bank = read_images(splits or images, encoder.image_size)
     picked = torch.linspace(0, len(bank) - 1, min(count, len(bank))).long().unique()
     rows = bank[picked]
     columns: list[tuple[str, Tensor]] = [("image", rows.float() / 255)]
@@ -69,22 +73,39 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
     pooling = "mean" if "mean" in encoder.poolings else encoder.poolings[0]
     nearest = neighbours(encoder, bank, picked, pooling)
     columns += [(f"neighbour {k + 1}", bank[nearest[:, k]].float() / 255) for k in range(nearest.shape[1])]
+    if splits is not None and not splits.test.classes:
+        columns += dense_panels(encoder, splits, spread(len(splits.test))[picked].tolist())
     return write_atomic(out, draw(columns, f"{loaded.method}, {encoder.name}; neighbours by {pooling}", out.suffix[1:]))
 
 
-def read_images(source: str, size: tuple[int, int]) -> Tensor:
+def read_data(source: str) -> Splits | None:
+    """The data set of a name; None for a folder of images.
+
+    Raises:
+        UserError: Neither is there.
+    """
+    if Path(source).is_dir():
+        return None
+    if "/" in source and ":" not in source:
+        raise UserError(f"no such folder: {source}")
+    return load(source)
+
+
+def spread(count: int) -> Tensor:
+    """Which of so many images are taken: int64, at most `BANK`, evenly."""
+    return torch.linspace(0, count - 1, min(BANK, count)).long().unique()
+
+
+def read_images(source: str | Splits, size: tuple[int, int]) -> Tensor:
     """Crops of a folder of images (at any depth), or of the test images of a data set: uint8 (N, 3, *size).
 
     Raises:
         UserError: No image there, or one that can't be read.
     """
+    if isinstance(source, Splits):
+        test = source.test
+        return torch.stack([resize_crop(test.images[i], size) for i in spread(len(test)).tolist()])
     folder = Path(source)
-    if not folder.is_dir():
-        if "/" in source and ":" not in source:
-            raise UserError(f"no such folder: {source}")
-        test = load(source).test
-        spread = torch.linspace(0, len(test) - 1, min(BANK, len(test))).long().unique()
-        return torch.stack([resize_crop(test.images[int(i)], size) for i in spread])
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{folder}: no images in it; looked for {', '.join(SUFFIXES)}")

@@ -13,7 +13,8 @@ from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.pretrain import run
 from ssl_bench.commands.show import load_method, neighbours, read_images, show
-from ssl_bench.data.datasets import Splits
+from ssl_bench.commands.show_dense import colours, dense_panels
+from ssl_bench.data.datasets import DRAWN, Splits, load
 from ssl_bench.utils.errors import UserError
 
 NANO = "vit_nano_patch4_16"
@@ -111,3 +112,32 @@ def test_wrong_requests_are_named(tiny_data: Splits, folder: Path, tmp_path: Pat
     (folder / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.jpg: not an image"):
         show(path, images=str(folder), out=tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        ("scenes@32", ["whole", "truth", "segmentation-knn"]),
+        ("clips@32", ["truth, frame 0%", *(f"{who}, frame {t}%" for t in (25, 50, 90) for who in ("truth", "vos"))]),
+    ],
+)
+def test_masks_and_clips_are_shown_beside_what_is_predicted(
+    data: str, names: list[str], nano: ViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DRAWN, data.removesuffix("@32"), (32, 20, 2 if data[0] == "c" else 12))
+    splits = load(data)
+    columns = dict(dense_panels(nano, splits, [1, 9]))
+    assert list(columns) == names
+    assert all(each.shape == (2, 3, 32, 32) and 0 <= each.min() <= each.max() <= 1 for each in columns.values())
+    if data[0] == "s":
+        assert splits.test.targets is not None
+        assert torch.equal(columns["truth"][1], colours(splits.test.targets.mask(9)[None])[0])
+    weights = tmp_path / "weights.pt"
+    torch.save(nano.state_dict(), weights)
+    out = show(weights, images=data, out=tmp_path / "x.png", count=2, backbone=NANO)
+    assert Image.open(out).width > Image.open(out).height
+
+
+def test_colours_of_classes_differ() -> None:
+    found = colours(torch.arange(256)[None, None])[0, :, 0].T
+    assert len(found[:64].unique(dim=0)) == 64

@@ -6,6 +6,7 @@ Hummingbird (Balazevic et al., NeurIPS 2023, arXiv:2306.01667), with the memory 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -71,23 +72,31 @@ class SegmentationKNN(Evaluator):
         assert data.train.targets is not None
         names = data.train.targets.classes
         size = common_size(data.train)
-        tokens, shares = self._fill(encoder, data.train, size, len(names))
-        k = min(self.k, len(tokens))
+        memory = self.fill(encoder, data.train, size)
         counts = []
-        grid = (0, 0)
-        for batch, maps in maps_of(encoder, data.test, size):
-            grid = (maps.shape[2], maps.shape[3])
-            queries = normalize(maps.flatten(2).transpose(1, 2).flatten(0, 1))
-            found = look_up(*search(tokens, queries, k), shares, self.temperature)
-            counts += score(found.unflatten(0, (len(batch), *grid)).permute(0, 3, 1, 2), data.test, batch, size)
+        grid: list[int] = []
+        for batch, maps in self.predict(encoder, data.test, size, memory):
+            grid = list(maps.shape[2:])
+            counts += score(maps, data.test, batch, size)
         parts = torch.stack(counts)
-        chosen: dict[str, object] = {"size": list(size), "grid": list(grid), "memory": len(tokens), "k": k}
+        chosen: dict[str, object] = {"size": list(size), "grid": grid, "memory": len(memory[0])}
         metrics = segmentation_metrics(parts, names)
         return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False)
 
-    def _fill(self, encoder: Encoder, images: ImageSet, size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, encoder: Encoder, images: ImageSet, size: tuple[int, int], memory: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Which images, and the scores of classes (B, C, rows, columns) of their tokens, a batch at a time."""
+        tokens, shares = memory
+        for batch, maps in maps_of(encoder, images, size):
+            queries = normalize(maps.flatten(2).transpose(1, 2).flatten(0, 1))
+            found = look_up(*search(tokens, queries, min(self.k, len(tokens))), shares, self.temperature)
+            yield batch, found.unflatten(0, (len(batch), *maps.shape[2:])).permute(0, 3, 1, 2)
+
+    def fill(self, encoder: Encoder, images: ImageSet, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The memory: normalised tokens (M, D) and shares of classes (M, C), both float32."""
         assert images.targets is not None
+        classes = len(images.targets.classes)
         each = max(1, self.memory // len(images))
         # With more images than the memory has tokens, the images that give one are drawn.
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,0 +1,77 @@
+"""Panels of a picture for data with masks or clips: what is predicted beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_bench.data.datasets import ImageSet, Splits
+from ssl_bench.evaluations.dense import common_size, resized, resized_mask
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
+from ssl_bench.evaluations.frozen.vos import VOS
+from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+
+MEMORY_IMAGES = 500  # training images from which the memory is filled, for a picture in seconds
+LATER = (0.25, 0.5, 0.9)  # of a clip, where frames are shown
+
+
+def dense_panels(encoder: nn.Module, splits: Splits, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
+    """Columns (B, 3, H, W) float in [0, 1] with a name each; none for data without masks or clips.
+
+    Args:
+        encoder: A backbone.
+        splits: The data.
+        picked: Which test images have a line; of clips, each line shows the clip of its image.
+    """
+    offers = splits.train.offers & splits.test.offers
+    if "clips" in offers:
+        return _clips(FrozenEncoder(encoder), splits.test, picked)
+    return _masks(FrozenEncoder(encoder), splits, picked) if "masks" in offers else []
+
+
+def _masks(encoder: FrozenEncoder, splits: Splits, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
+    size = common_size(splits.train)
+    test = splits.test.subset(torch.tensor(picked), "test")
+    spread = torch.linspace(0, len(splits.train) - 1, min(MEMORY_IMAGES, len(splits.train))).long()
+    made = SegmentationKNN()
+    memory = made.fill(encoder, splits.train.subset(spread, "train"), size)
+    scores = torch.cat([maps for _, maps in made.predict(encoder, test, size, memory)])
+    predicted = F.interpolate(scores, size, mode="bilinear").argmax(1)
+    assert test.targets is not None
+    truth = torch.stack([resized_mask(test.targets.mask(i), size) for i in range(len(test))])
+    images = torch.stack([resized(test.images[i], size) for i in range(len(test))])
+    return [("whole", images.float() / 255), ("truth", colours(truth)), ("segmentation-knn", colours(predicted))]
+
+
+def _clips(encoder: FrozenEncoder, test: ImageSet, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
+    size = common_size(test)
+    assert test.targets is not None and test.targets.clips is not None
+    lines: dict[str, list[Tensor]] = {}
+    for index in picked:
+        at = (test.targets.clips == test.targets.clips[index]).nonzero().squeeze(1)
+        clip = test.subset(at, "test")
+        assert clip.targets is not None
+        predicted = list(VOS().propagate(encoder, clip))
+        for share in (0.0, *LATER):
+            t = int(share * len(clip))
+            image = resized(clip.images[t], size).float() / 255
+            for name, mask in (("truth", clip.targets.instance(t)), ("vos", predicted[t])):
+                if share or name == "truth":
+                    over = 0.4 * image + 0.6 * colours(resized_mask(mask, size)[None])[0]
+                    lines.setdefault(f"{name}, frame {share:.0%}", []).append(over)
+    return [(name, torch.stack(images)) for name, images in lines.items()]
+
+
+def colours(masks: Tensor) -> Tensor:
+    """Masks (B, H, W) of any integers in the colours of PASCAL VOC, (B, 3, H, W) float: 0 is black, 255 nearly white.
+
+    Example:
+        >>> (255 * colours(torch.tensor([[[0, 1, 2]]]))).int()[0, :, 0].T.tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    """
+    numbers = masks.long()
+    channels = [sum(((numbers >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+    return torch.stack([torch.as_tensor(each) for each in channels], dim=1).float() / 255
