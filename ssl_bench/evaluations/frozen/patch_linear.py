@@ -46,7 +46,7 @@ class PatchLinear(Evaluator):
     metric_help: ClassVar[dict[str, str]] = SegmentationKNN.metric_help
     poolings = ()
 
-    def __init__(self, C: tuple[float, ...] = (1e-4, 1e-2, 1.0), patches: int = 50_000, seed: int = 0) -> None:
+    def __init__(self, C: tuple[float, ...] = (1e-3, 1e-1, 10.0), patches: int = 50_000, seed: int = 0) -> None:
         self.C, self.patches, self.seed = tuple(C), patches, seed
         self.head = Logistic(self.C)
         if patches < 1 or seed < 0:
