@@ -26,9 +26,10 @@ from ssl_bench.config.build import build
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.loader import Loader
-from ssl_bench.training.callbacks import Report, Resume
+from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import autocast, best_precision
 from ssl_bench.training.monitor import Monitor
+from ssl_bench.training.resume import Resume
 from ssl_bench.views.make import make_views
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
 from ssl_bench.training.loggers import DEFAULT, check_loggers
+from ssl_bench.training.resume import newest_checkpoint, remove_checkpoints
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
-from ssl_bench.utils.files import locked
+from ssl_bench.utils.files import is_whole, locked, remove_leftovers
 from ssl_bench.utils.identity import identify, source_hash
 from ssl_bench.views.view import describe
 
@@ -86,10 +88,17 @@ def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEF
         RunError: The loss diverged or the disk is full.
     """
     target = folder / "encoder.pt"
-    if target.exists():
+    if is_whole(target):
+        if is_first():  # of a process that was killed when the encoder was there
+            remove_leftovers(folder)
+            remove_checkpoints(folder)
         return target
+    if target.exists():
+        print(f"{target} is damaged: it is made again", file=sys.stderr)
     with locked(folder) if is_first() else contextlib.nullcontext():
-        if not target.exists():  # another process may have made it meanwhile
+        if not is_whole(target):  # another process may have made it meanwhile
+            if is_first():
+                remove_leftovers(folder)
             _make(recipe, data, folder, target, loggers)
     if process()[1] > 1:
         torch.distributed.barrier()  # the file is there when any process goes on
@@ -105,7 +114,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
     }
     files = {keyword: file for keyword in recipe.cls.teachers if (file := named_encoder(recipe.settings[keyword]))}
-    begun = (folder / "last.ckpt").exists()  # which has what the backbone took from the images
+    begun = newest_checkpoint(folder) is not None  # which has what the backbone took from the images
     method = build(recipe, images.classes, None if begun else images)
     set_teachers(method, trained, files, images.name)
     cost, facts = no_cost(), {}
@@ -143,7 +152,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "method.pt", method)
     save_encoder(target, encoder, encoder.spec, recipe.method, about)
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    remove_checkpoints(folder)
 
 
 def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -1,14 +1,10 @@
-"""What watches a training: progress, learning curves, and checkpoints for resuming."""
+"""What watches a training: progress and learning curves."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,85 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from ssl_bench.utils.distributed import all_mean
-from ssl_bench.utils.errors import STOPPING, RunError, Stopped
 from ssl_bench.utils.progress import INTERVAL, Progress
-
-AGREE = 10  # steps between two questions whether any process is to save or stop; each waits for the device
-
-
-class Resume(Callback):
-    """Writes ``last.ckpt`` now and then, atomically, and when a signal asks the training to stop.
-
-    At most 2 % of the time goes into it.
-    """
-
-    def __init__(self, path: Path, at_least_every: float = 10.0) -> None:
-        self.path, self.interval = path, at_least_every
-        self.stopping = 0  # the signal's number
-        self.elapsed_before = 0.0
-        self.started = self.saved = time.monotonic()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and watch for signals, instead of Lightning, which restores all handlers at its end."""
-        self.started = self.saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            for signum in STOPPING:
-                if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-                    signal.signal(signum, self._stop)
-
-    def _stop(self, signum: int, frame: object) -> None:
-        self.stopping = signum
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, those before an interruption included."""
-        return self.elapsed_before + time.monotonic() - self.started
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seconds so far."""
-        return {"elapsed": self.elapsed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Seconds before the interruption."""
-        self.elapsed_before = state_dict["elapsed"]
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save when it is time or a signal has come, never after the last step: the encoder file follows.
-
-        Raises:
-            Stopped: After the signal's checkpoint.
-        """
-        due, stopping = time.monotonic() - self.saved > self.interval, self.stopping
-        if trainer.world_size > 1:
-            if trainer.global_step % AGREE:
-                return
-            asked = torch.tensor([due and trainer.is_global_zero, stopping], device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            due, stopping = asked.tolist()
-        if (due or stopping) and trainer.global_step < trainer.max_steps:
-            before = time.monotonic()
-            self.save(trainer)
-            self.saved = time.monotonic()
-            self.interval = max(self.interval, 50 * (self.saved - before))
-            if stopping:
-                raise Stopped(stopping)
-
-    def save(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``.
-
-        Raises:
-            RunError: The disk is full; the previous checkpoint is untouched.
-        """
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(f"cannot write {self.path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class Report(Callback):
@@ -153,8 +71,6 @@ class Report(Callback):
                 logger.save()
             if due:
                 self.loss, self.read_at = scalars["loss"], time.monotonic()
-                if not math.isfinite(self.loss):
-                    raise RunError(f"{self.title}: the loss is {self.loss} at step {step}; try a smaller base_lr")
         if self.progress is not None and self.progress.due:
             if math.isnan(self.loss) or time.monotonic() - self.read_at >= INTERVAL:
                 self.loss, self.read_at = float(outputs["loss"]), time.monotonic()

@@ -7,15 +7,49 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from filelock import FileLock
 
 from ssl_bench.utils.errors import RunError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGE = Path(__file__).parents[1]
+TEMPORARY = ".part"  # how the names of files that are being written end
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A file to write, and its name; at the end it takes the place of ``path``, whole and on the disk.
+
+    After an error it is gone.
+
+    Args:
+        path: In a folder that exists.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    handle, name = _temporary(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, Path(name)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
@@ -25,24 +59,47 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
         RunError: The disk is full or the folder can't be written; nothing is left behind.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+        with replacing(path) as (file, _):
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder that killed processes left; those that a process is writing stay.
+
+    Their owner holds a lock on them, which ends with the process. Where locks aren't known (Windows), all stay.
+    """
+    if fcntl is None or not folder.is_dir():
+        return
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A new file beside ``path``, locked by this process: its handle and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # not taken for a leftover before it was locked
+            return handle, name
+        os.close(handle)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of ``torch.save`` is there, not cut off, and has the checksums it was written with."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, zlib.error):
+        return False
 
 
 def _umask() -> int:

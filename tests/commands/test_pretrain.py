@@ -22,7 +22,7 @@ from ssl_bench.data.images import pack
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.methods import METHODS
 from ssl_bench.methods.method import Method
-from ssl_bench.training import callbacks, monitor
+from ssl_bench.training import monitor, resume
 from ssl_bench.utils.errors import RunError, UserError
 
 TRAINED = [name for name, cls in METHODS.items() if cls.trains]
@@ -63,13 +63,13 @@ def test_killed_run_resumes_bit_for_bit(
     whole = weights(run(recipe(method), tiny_data, tmp_path / "whole"))
     with monkeypatch.context() as patch:
 
-        def save_then_die(self: callbacks.Resume, trainer: object, *_: object) -> None:
+        def save_then_die(self: resume.Resume, trainer: object, *_: object) -> None:
             if trainer.global_step == step:  # type: ignore[attr-defined]
                 self.save(trainer)  # type: ignore[arg-type]
             if trainer.global_step == step + 2:  # type: ignore[attr-defined]
                 raise Killed
 
-        patch.setattr(callbacks.Resume, "on_train_batch_end", save_then_die)
+        patch.setattr(resume.Resume, "on_train_batch_end", save_then_die)
         with pytest.raises(Killed):
             run(recipe(method), tiny_data, tmp_path / "killed")
     assert not (tmp_path / "killed" / "encoder.pt").exists()
@@ -192,7 +192,7 @@ def test_full_disk_while_saving(tiny_data: Splits, tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
-    monkeypatch.setattr(callbacks.Resume, "__init__", _eager(callbacks.Resume.__init__))
+    monkeypatch.setattr(resume.Resume, "__init__", _eager(resume.Resume.__init__))
     with pytest.raises(RunError, match=r"last\.ckpt: No space left"):
         run(recipe("mae"), tiny_data, tmp_path / "r")
     assert {p.name for p in (tmp_path / "r").glob("[!.]*")} == {"metrics.csv", "tensorboard"}

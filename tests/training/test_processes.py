@@ -15,7 +15,7 @@ from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.pretrain import run
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits
-from ssl_bench.training import callbacks
+from ssl_bench.training import resume
 
 METHODS = ("mpp", "dino", "ibot")
 
@@ -49,9 +49,9 @@ def _train(rank: int, port: int, folder: Path) -> None:
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {**world, **torchrun, "CUDA_VISIBLE_DEVICES": ""}
-    callbacks.AGREE = 2  # and a checkpoint each time, which must change nothing
+    resume.AGREE = 2  # and a checkpoint each time, which must change nothing
     for method in METHODS:
-        callbacks.Resume.__init__.__defaults__ = (0.0,)  # type: ignore[attr-defined]
+        resume.Resume.__init__.__defaults__ = (0.0,)  # type: ignore[attr-defined]
         run(recipe(method), Splits(blobs(48, "train", 0), blobs(24, "test", 1)), folder / method, ("csv",))
 
 

@@ -114,7 +114,7 @@ if __name__ == "__main__":
     script = tmp_path / "script.py"
     script.write_text(code)
     with subprocess.Popen([sys.executable, str(script)]) as pool:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while len(list(tmp_path.glob("*.began"))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.3)

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from ssl_bench.utils.errors import RunError, UserError
-from ssl_bench.utils.files import content_hash, locked, write_atomic
+from ssl_bench.utils.files import content_hash, locked, remove_leftovers, write_atomic
 from ssl_bench.utils.shipped import find_yaml
 
 
@@ -32,6 +32,23 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, monkeyp
     with pytest.raises(RunError, match=r"cannot write .*a\.txt: No space left on device"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_leftovers_of_dead_owners_are_removed(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from ssl_bench.utils.files import replacing\n"
+    code += f"with replacing(Path({str(tmp_path / 'row.json')!r})) as _:\n    print('open', flush=True)\n"
+    with subprocess.Popen([sys.executable, "-c", code + "    time.sleep(60)"], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"open\n"
+        (left,) = tmp_path.iterdir()
+        remove_leftovers(tmp_path)
+        assert left.exists()  # its owner writes on
+        other.kill()
+        other.wait()
+        (tmp_path / ".lock").touch()
+        (tmp_path / "row.json").touch()
+        remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "row.json"]
+    remove_leftovers(tmp_path / "none")
 
 
 def test_content_hash_is_sensitive() -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ssl_bench.metrics.ratios import contributions
+from ssl_bench.results.rows.row import Row
 from ssl_bench.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from ssl_bench.results.rows.row import Row
+from ssl_bench.utils.files import parse_json
 
 # (n,) bool, or float: the share of an image that is right, in [0, 1]; or (n, C, 2), what it adds to C ratios, of which
 # the headline is the mean (`metrics.ratios`).
@@ -105,6 +105,34 @@ def read_predictions(row: Row) -> Predictions | None:
             f"{path} is not the predictions of {n} images: np.packbits, or float16 in [0, 1], as np.save writes"
         )
     return found
+
+
+def is_measured(path: Path) -> bool:
+    """Whether a row is there with its predictions. One that was cut off is named, and counts as missing.
+
+    A row that was edited is there: whoever reads it refuses it.
+    """
+    if not path.exists():
+        return False
+    try:
+        parse_json(path.read_text())
+        whole = _has_predictions(path)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        print(f"{path} or its predictions are damaged: it is measured again", file=sys.stderr, flush=True)
+    return whole
+
+
+def _has_predictions(path: Path) -> bool:
+    try:
+        row = Row.read(path)
+    except UserError:
+        return True
+    try:
+        return row["predictions"] is None or read_predictions(row) is not None
+    except UserError:
+        return False
 
 
 def correctness(rows: Sequence[Row]) -> Predictions | None:

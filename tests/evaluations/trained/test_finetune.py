@@ -33,7 +33,7 @@ from ssl_bench.evaluations.trained import finetune
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.finetuning import Classifier, RandAugment, mixing
 from ssl_bench.evaluations.trained.network import Network
-from ssl_bench.training import callbacks
+from ssl_bench.training import resume
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.shipped import shipped
 from ssl_bench.views.execution import seeded
@@ -424,7 +424,7 @@ def kill_after(step: int, runs: int) -> Callable[..., None]:
     """Saves at a step of the run with this number and dies two steps later."""
     begun = 0
 
-    def end(self: callbacks.Resume, trainer: Any, *_: object) -> None:
+    def end(self: resume.Resume, trainer: Any, *_: object) -> None:
         nonlocal begun
         begun += trainer.global_step == 1
         if begun == runs and trainer.global_step == step:
@@ -440,7 +440,7 @@ def test_interrupted_equals_uninterrupted(nano: ViT, tmp_path: Path, monkeypatch
     whole = evaluator.run(frozen(nano, tmp_path / "whole"), problem())
     encoder = frozen(nano, tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Resume, "on_train_batch_end", kill_after(3, runs=2))
+        patch.setattr(resume.Resume, "on_train_batch_end", kill_after(3, runs=2))
         with pytest.raises(Killed):
             evaluator.run(encoder, problem())
     finished = {path: path.stat().st_mtime_ns for path in encoder.folder.glob("*/done.pt")}
@@ -448,9 +448,9 @@ def test_interrupted_equals_uninterrupted(nano: ViT, tmp_path: Path, monkeypatch
     trained: list[float] = []
     real = finetune.train
 
-    def counted(made: Any, *args: Any) -> Any:
+    def counted(made: Any, *args: Any, **others: Any) -> Any:
         trained.append(made.training_config.base_lr)
-        return real(made, *args)
+        return real(made, *args, **others)
 
     monkeypatch.setattr(finetune, "train", counted)
     resumed = evaluator.run(encoder, problem())

@@ -29,7 +29,7 @@ from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, parts_of
 from ssl_bench.methods.method import step_seed
 from ssl_bench.nn.optimizers import LARS
-from ssl_bench.training import callbacks
+from ssl_bench.training import resume
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD
@@ -378,7 +378,7 @@ def test_killed_probe_resumes_bit_for_bit(
     class Killed(BaseException):
         pass
 
-    def save_then_die(self: callbacks.Resume, trainer: Any, *_: object) -> None:
+    def save_then_die(self: resume.Resume, trainer: Any, *_: object) -> None:
         if trainer.global_step == 5:
             self.save(trainer)
         if trainer.global_step == 7:
@@ -386,7 +386,7 @@ def test_killed_probe_resumes_bit_for_bit(
 
     whole = run(tmp_path / "whole", data, optimizer=optimizer, batch_norm=True)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Resume, "on_train_batch_end", save_then_die)
+        patch.setattr(resume.Resume, "on_train_batch_end", save_then_die)
         with pytest.raises(Killed):
             run(tmp_path / "killed", data, optimizer=optimizer, batch_norm=True)
     steps: list[int] = []
