@@ -17,6 +17,16 @@ MEASURED = 10_000  # images on which codes are counted
 COLLAPSED = 64  # a perplexity below codebook_size / COLLAPSED is a collapse: 128 of 8192 codes
 
 
+def least_perplexity(codes: int) -> float:
+    """Of a codebook that is of use.
+
+    Example:
+        >>> least_perplexity(8192), least_perplexity(64)
+        (128.0, 2)
+    """
+    return max(2, codes / COLLAPSED)
+
+
 @torch.no_grad()
 def codebook_usage(
     tokenizer: Any, images: ImageSet, size: tuple[int, int], device: torch.device, remedy: str
@@ -40,10 +50,10 @@ def codebook_usage(
         ids.append(tokenizer.tokens(pixels.to(device) / 255))
     codes, tokens = tokenizer.codebook_size, torch.cat(ids)
     used = perplexity(tokens, codes).item()
-    if used < max(2, codes / COLLAPSED):
+    if used < least_perplexity(codes):
         raise RunError(
             f"the codebook collapsed: the perplexity of its {codes} codes is {used:.1f} on the training images, "
-            f"and at least {max(2, codes / COLLAPSED):g} is useful; try another {remedy}"
+            f"and at least {least_perplexity(codes):g} is useful; try another {remedy}"
         )
     return {
         "codebook_size": codes,

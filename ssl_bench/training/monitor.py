@@ -1,7 +1,9 @@
-"""An online k-NN and collapse meters, measured while a method trains."""
+"""An online k-NN, collapse meters and the use of a codebook, measured while a method trains."""
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import torch
@@ -11,21 +13,31 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.teachers.codes import least_perplexity
+from ssl_bench.teachers.dalle import perplexity
 from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import autocast
+from ssl_bench.training.health import Diverged, collapse, remedy
+from ssl_bench.utils.errors import RunError
+from ssl_bench.utils.flags import COLLAPSED
 from ssl_bench.views.evaluation import eval_images, resize_crop
 
 
 class Monitor(Callback):
     """k-NN on held-out training images and collapse meters, a few times a run, logged beside the loss.
 
-    It stands before the ``Report`` among the callbacks.
+    Of a tokenizer it is the use of its codebook. It stands before the ``Report`` among the callbacks.
 
-    It costs a few hundred forward passes a time; nothing is selected by it.
+    It costs a few hundred forward passes a time; nothing is selected by it. A collapse is said when it is seen: early
+    on, features of low rank recover, as do codes that aren't used. Features that are collapsed at the end put a flag on
+    the encoder; a codebook that is collapsed twice in the second half ends the training.
     """
 
-    def __init__(self, report: Report, bank: ImageSet, queries: ImageSet, times: int = 4, size: int = 512) -> None:
-        self.report, self.times = report, times
+    def __init__(
+        self, title: str, report: Report, bank: ImageSet, queries: ImageSet, times: int = 4, size: int = 512
+    ) -> None:
+        self.title, self.report, self.times = title, report, times
+        self.dead = 0  # times in a row that the codebook was collapsed
         generator = torch.Generator().manual_seed(0)
         self.sets = [
             images.subset(torch.randperm(len(images), generator=generator)[:size], "dev") for images in (bank, queries)
@@ -34,12 +46,56 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure at equal distances."""
-        every = max(1, trainer.max_steps // self.times)
-        if not hasattr(pl_module.encoder, "features"):  # a tokenizer
+        """Measure at equal distances.
+
+        Raises:
+            RunError: The codebook is collapsed for the second time in the second half, or features are no numbers.
+        """
+        step, every = trainer.global_step, max(1, trainer.max_steps // self.times)
+        if step % every:
             return
-        if trainer.global_step % every == 0:
+        if hasattr(pl_module.encoder, "codebook_size"):
+            self.report.extra = self.codes(pl_module, 2 * step >= trainer.max_steps)
+        elif hasattr(pl_module.encoder, "features"):
             self.report.extra = self.measure(pl_module) if trainer.is_global_zero else {}
+            if self.report.extra:
+                self._judge(pl_module, self.report.extra, step, step + every > trainer.max_steps)
+
+    def _judge(self, method: Any, found: dict[str, float], step: int, last: bool) -> None:
+        """Say that features have collapsed, and mark what the training ends with."""
+        if not math.isfinite(found["feature_std"]):
+            raise Diverged(f"{self.title}: features are no numbers at step {step}; try {remedy(method.category)}")
+        reasons = collapse(found["effective_rank"], found["feature_std"], self.dim)
+        if reasons:
+            text = f"{self.title}: collapsed at step {step} ({'; '.join(reasons)}); try {remedy(method.category)}"
+            print(f"WARNING: {text}", file=sys.stderr, flush=True)
+            if last:
+                method.flags.append(COLLAPSED)
+
+    @torch.no_grad()
+    def codes(self, method: Any, late: bool) -> dict[str, float]:
+        """Perplexity of the codes of a tokenizer.
+
+        Raises:
+            RunError: It is collapsed for the second time in a row in the second half of the training.
+        """
+        encoder, training = method.encoder, method.encoder.training
+        encoder.eval()
+        tokens = []
+        for images in self.sets:
+            size = method.views[0].sides
+            pixels = torch.stack([resize_crop(images.images[i], size) for i in range(len(images))])
+            tokens += [encoder.tokens(part.to(method.device) / 255) for part in pixels.split(250)]
+        encoder.train(training)
+        codes = encoder.codebook_size
+        used = float(perplexity(torch.cat(tokens), codes))
+        self.dead = self.dead + 1 if late and used < least_perplexity(codes) else 0
+        if self.dead == 2:
+            raise RunError(
+                f"{self.title}: the codebook is dead: the perplexity of its {codes} codes is {used:.1f}; "
+                "try another base_lr, batch_size or codebook_size"
+            )
+        return {"code_perplexity": used}
 
     @torch.no_grad()
     def measure(self, method: LightningModule) -> dict[str, float]:
@@ -60,6 +116,9 @@ class Monitor(Callback):
                 features.append(encoder.features(batch, ["mean"])["mean"])
         encoder.train(training)
         bank, queries = features
+        self.dim = bank.shape[1]
+        if not torch.isfinite(bank).all():
+            return {"knn": 0.0, "feature_std": math.nan, "effective_rank": math.nan}
         nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(min(20, len(bank)), dim=1)
         labels = self.sets[0].labels.to(bank.device)
         n_classes = len(self.sets[0].classes)

@@ -18,10 +18,12 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader, batches
 from ssl_bench.methods.method import Method
-from ssl_bench.training.callbacks import Report, Resume
+from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
+from ssl_bench.training.health import Health
 from ssl_bench.training.loggers import make_loggers
 from ssl_bench.training.monitor import Monitor
+from ssl_bench.training.resume import CheckpointFiles, Resume, newest_checkpoint
 from ssl_bench.utils.errors import Stopped, UserError
 
 
@@ -34,6 +36,7 @@ def train(
     monitored: tuple[ImageSet, ImageSet] | None = None,
     loggers: Sequence[str] = ("csv",),
     drop_last: bool = True,
+    uneven: bool = False,
 ) -> dict[str, Any]:
     """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
@@ -44,14 +47,15 @@ def train(
         title: In front of the progress.
         monitored: Bank and queries of the online k-NN; without them there is none.
         loggers: Of ``loggers.LOGGERS``.
-        drop_last: Leave out the images that do not fill an epoch's last batch; otherwise, in one process, they are one.
+        drop_last: Leave out the images that do not fill an epoch's last batch; otherwise they are one.
+        uneven: Allow batches that several processes can't share evenly; each computes all of such a batch.
 
     Returns:
         What it cost: the fields of a row's ``pretraining``.
 
     Raises:
         UserError: The batch is larger than the data.
-        RunError: The loss diverged or the disk is full.
+        RunError: The loss diverged (``health.Diverged``), the codebook is dead, or the disk is full.
         Stopped: SIGTERM, SIGUSR1 or SIGHUP came, and ``last.ckpt`` has everything until then.
     """
     config = method.training_config
@@ -63,15 +67,15 @@ def train(
     steps = max(1, round(config.epochs * per_epoch))
     precision = best_precision(config.precision)
     folder.mkdir(parents=True, exist_ok=True)
-    resume, report = Resume(folder / "last.ckpt"), Report(title)
-    last = resume.path if resume.path.exists() else None
+    resume, report = Resume(folder), Report(title)
+    last = newest_checkpoint(folder)
     _quiet()
     trainer = Trainer(
         max_steps=steps,
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
         **_launched(),
-        callbacks=[*([Monitor(report, *monitored)] if monitored else []), report, resume],
+        callbacks=[*([Monitor(title, report, *monitored)] if monitored else []), report, Health(title), resume],
         logger=make_loggers(loggers, folder, _steps_done(last)),
         enable_autolog_hparams=False,
         enable_checkpointing=False,
@@ -93,6 +97,7 @@ def train(
         world=trainer.world_size,
         device=device if device.type == "cuda" else None,
         drop_last=drop_last,
+        uneven=uneven,
     )
     interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -135,8 +140,13 @@ def _launched() -> dict[str, Any]:
     # Named, so that Lightning doesn't take a job of SLURM for its own: it would save and requeue by itself.
     environment = TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
     if world == 1:
-        return {"devices": 1, "plugins": [environment]}
-    return {"devices": local, "num_nodes": world // local, "strategy": "ddp", "plugins": [environment]}
+        return {"devices": 1, "plugins": [environment, CheckpointFiles()]}
+    return {
+        "devices": local,
+        "num_nodes": world // local,
+        "strategy": "ddp",
+        "plugins": [environment, CheckpointFiles()],
+    }
 
 
 def _quiet() -> None:

@@ -20,6 +20,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.metrics.metric import Metric
+from ssl_bench.training.health import collapse
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import resize_crop
 from ssl_bench.views.make import make_views
@@ -28,8 +29,6 @@ from ssl_bench.views.view import View
 EPSILON = 1e-7  # RankMe, equation 1
 T = 2.0  # of the uniformity, section 4.1.2 of the paper
 VIEW_BATCH = 256  # images whose views are cut at once
-COLLAPSED_RANK = 2.0  # features along a line, plus noise
-COLLAPSED_STD = 0.01  # of 1 for features that fill the sphere
 
 
 class Diagnostics(Evaluator):
@@ -91,7 +90,8 @@ class Diagnostics(Evaluator):
             if views:
                 found["alignment"] = alignment(normalize(views[0][name]), normalize(views[1][name]), self.seed)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
-            collapsed[name] = collapse(found, features.shape[1])
+            rank, spread = found["effective_rank"].value, found["feature_std"].value
+            collapsed[name] = collapse(rank, spread, features.shape[1])
         pooling = next(iter(test))
         own = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith(f"{pooling}/")}
         chosen: dict[str, object] = {
@@ -232,20 +232,3 @@ def alignment(first: Tensor, second: Tensor, seed: int = 0) -> Metric:
     groups = jackknife_groups(len(distance), seed)
     left = [float(distance[groups != g].mean()) for g in range(int(groups.max()) + 1)] if len(distance) > 1 else []
     return jackknife_metric(float(distance.mean()), left, len(distance), (0.0, 4.0))
-
-
-def collapse(found: dict[str, Metric], dim: int) -> list[str]:
-    """What is wrong with features that have (nearly) collapsed; empty when they have not.
-
-    Example:
-        >>> metric = lambda value: Metric(value, 100, value, value)
-        >>> collapse({"effective_rank": metric(1.2), "feature_std": metric(0.5)}, 192)
-        ['effective rank 1.2 of 192: the features lie along a line']
-    """
-    reasons = []
-    rank, spread = found["effective_rank"].value, found["feature_std"].value
-    if rank < min(COLLAPSED_RANK, dim / 2):
-        reasons.append(f"effective rank {rank:.1f} of {dim}: the features lie along a line")
-    if spread < COLLAPSED_STD:
-        reasons.append(f"feature std {spread:.4f} of 1: the features of all images point the same way")
-    return reasons

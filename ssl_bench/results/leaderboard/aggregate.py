@@ -13,6 +13,7 @@ from scipy import special  # not stats, which takes a second to import
 
 from ssl_bench.results.frame import is_external, pretrained_on, seed_of, to_frame
 from ssl_bench.results.rows.row import Row
+from ssl_bench.utils.flags import COLLAPSED
 from ssl_bench.utils.starts import start_labels, start_of
 
 
@@ -86,6 +87,11 @@ class Aggregate:
     def labels(self) -> bool:
         """Whether labels went into it: a baseline that doesn't compete."""
         return "labels" in self.first["flags"]
+
+    @cached_property
+    def collapsed(self) -> bool:
+        """Whether an encoder of its rows had collapsed: such a number has no rank."""
+        return any(COLLAPSED in row["flags"] for row in self.rows)
 
     @cached_property
     def _metrics(self) -> dict[tuple[str, str], Cell]:

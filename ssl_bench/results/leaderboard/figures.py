@@ -108,7 +108,7 @@ def ranks(table: Table) -> Drawn:
     """The main evaluation's means with 95 % intervals; bars on the right join methods that don't differ."""
     evaluation = _main(table)
     standing = table.standings.get(evaluation)
-    order = [i for i, each in enumerate(table.aggregates) if evaluation in each.cells]
+    order = [i for i, each in enumerate(table.aggregates) if evaluation in each.cells and not each.collapsed]
     order.sort(key=lambda i: -table.aggregates[i].cells[evaluation].mean)
     if standing is None or len(order) < 2:
         return "fewer than two methods to rank"

@@ -153,7 +153,9 @@ def _cell_data(table: Table, aggregate: Aggregate, index: int, evaluation: str) 
     facts = [("mean ± 95 % interval", f"{cell.mean:.2f} ± {cell.half:.2f}, {cell.seeds} seed{'s' * (cell.seeds > 1)}")]
     if standing:
         how = "paired test over test images" if standing.paired else "95 % intervals compared"
-        facts.append(("rank", f"{standing.ranks[index]} of {sum(r is not None for r in standing.ranks)} ({how})"))
+        of = sum(r is not None for r in standing.ranks)
+        rank = "none: the encoder had collapsed" if aggregate.collapsed else f"{standing.ranks[index]} of {of} ({how})"
+        facts.append(("rank", rank))
     if difference := table.differences.get((index, evaluation)):
         facts.append(("untrained network", f"{difference.untrained:.2f} ({difference.points:+.2f}{difference.arrow})"))
     settings = {key: stated.get(key) for key in ("evaluator", "version", "settings", "selected_on", "precision")}

@@ -125,7 +125,7 @@ def _places(table: Table, evaluation: str) -> dict[int, int]:
     means = {
         index: round(aggregate.cells[evaluation].mean, 1)
         for index, aggregate in enumerate(table.aggregates)
-        if evaluation in aggregate.cells and not aggregate.labels
+        if evaluation in aggregate.cells and not (aggregate.labels or aggregate.collapsed)
     }
     order = sorted(set(means.values()), reverse=True)
     places = {index: order.index(mean) + 1 for index, mean in means.items()}

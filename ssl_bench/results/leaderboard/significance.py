@@ -25,7 +25,7 @@ class Standing:
 
     Attributes:
         evaluation: Its name.
-        ranks: Of each aggregate; None without a row.
+        ranks: Of each aggregate; None without a row, and of one that has collapsed.
         p: (M, M) float64, Holm's adjusted p-values; NaN without a row, 1 on the diagonal.
         paired: Whether the tests were over the predictions for each image.
     """
@@ -52,7 +52,7 @@ def standings(aggregates: Sequence[Aggregate], evaluations: Sequence[str]) -> di
 
 
 def _standing(evaluation: str, aggregates: Sequence[Aggregate]) -> Standing:
-    at = [index for index, aggregate in enumerate(aggregates) if evaluation in aggregate.cells]
+    at = [i for i, aggregate in enumerate(aggregates) if evaluation in aggregate.cells and not aggregate.collapsed]
     cells = [aggregates[index].cells[evaluation] for index in at]
     rows = [aggregates[index].by_evaluation[evaluation] for index in at]
     right = [predictions for members in rows if (predictions := correctness(members)) is not None]

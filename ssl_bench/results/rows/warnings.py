@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ssl_bench.utils.errors import RunError
 from ssl_bench.utils.files import content_hash, write_atomic
+from ssl_bench.utils.flags import COLLAPSED
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -20,6 +21,8 @@ def warnings_of(checkpoint: Checkpoint, splits: Splits) -> list[str]:
     found = []
     if checkpoint.loaded < 100:
         found.append(f"weights loaded {checkpoint.loaded:.4g} %: the rest of the encoder is untrained")
+    if COLLAPSED in checkpoint.about.get("flags", []):
+        found.append("its features had collapsed at the end of the training: it has no rank")
     if (count := count_duplicates(splits)) is not None and count:
         are = "image is also a training image" if count == 1 else "images are also training images"
         found.append(f"{count:,} of {len(splits.test):,} test {are} of {splits.train.name}")
@@ -40,7 +43,7 @@ def count_duplicates(splits: Splits, folder: Path = Path("runs/duplicates")) -> 
     if splits.train.streamed or splits.test.streamed:
         return None
     path = folder / content_hash([splits.train.fingerprint, splits.test.fingerprint])[:16]
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError):  # not counted yet, or the file was cut off
         return int(path.read_text())
     count = duplicates(splits.train, splits.test)
     with contextlib.suppress(RunError):  # a folder that can't be written: it is counted again the next time

@@ -1,0 +1,108 @@
+"""Trainings that have gone wrong: a loss that is no number or explodes, features or a codebook that collapse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ssl_bench.utils.distributed import process
+from ssl_bench.utils.errors import RunError
+
+EVERY = 100  # steps at most between two looks at the loss; each waits for the device
+EXPLODED = 1000.0  # times the first loss, plus one
+COLLAPSED_RANK = 2.0  # features along a line, plus noise
+COLLAPSED_STD = 0.01  # of 1 for features that fill the sphere
+REMEDIES = {  # by category, after a collapse
+    "contrastive": "a smaller base_lr, a longer warm-up or a larger batch_size",
+    "self-distillation": "a smaller base_lr, a momentum nearer to 1 or a lower temperature of the teacher",
+}
+REMEDY = "a smaller base_lr or a longer warm-up"
+
+
+class Diverged(RunError):
+    """A training whose loss is no number, or has exploded."""
+
+
+class Health(Callback):
+    """Ends a training whose loss is no number or has exploded, at most 100 steps, or a hundredth of it, later.
+
+    A loss counts as exploded when all of the steps since the last look are a thousand times above the first one: a
+    spike that passes is none.
+
+    Args:
+        title: In front of the message.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.first: float | None = None
+        self.least: Tensor | None = None  # magnitude of the loss since the last look
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first loss."""
+        return {"first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The first loss, of an earlier process."""
+        self.first = state_dict["first"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss when it is time.
+
+        Raises:
+            Diverged: With the step and what to try, in every process.
+        """
+        loss = outputs["loss"].detach().float()
+        magnitude = loss.abs().nan_to_num(math.inf)
+        self.least = magnitude if self.least is None else torch.minimum(self.least, magnitude)
+        step = trainer.global_step
+        due = step % min(EVERY, max(1, trainer.max_steps // 100)) == 0
+        if not (due or self.first is None or step == trainer.max_steps):
+            return
+        seen = torch.stack([magnitude, self.least])
+        if process()[1] > 1:
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        now, least = seen.tolist()
+        self.first = now if self.first is None else self.first
+        self.least = None
+        if not math.isfinite(now):
+            raise Diverged(
+                f"{self.title}: the loss is {float(loss)} at step {step}; "
+                "try a smaller base_lr, a longer warmup_epochs, a clip_grad or precision 32"
+            )
+        if least > EXPLODED * (1 + self.first):
+            raise Diverged(
+                f"{self.title}: the loss has exploded from {self.first:.4g} to {now:.4g} at step {step}; "
+                "try a smaller base_lr, a longer warmup_epochs or a clip_grad"
+            )
+
+
+def collapse(rank: float, spread: float, dim: int) -> list[str]:
+    """What is wrong with features that have (nearly) collapsed; empty when they have not.
+
+    Args:
+        rank: Their effective rank.
+        spread: Mean standard deviation of the L2-normalised features times sqrt(D).
+        dim: D.
+
+    Example:
+        >>> collapse(1.2, 0.5, 192)
+        ['effective rank 1.2 of 192: the features lie along a line']
+    """
+    reasons = []
+    if rank < min(COLLAPSED_RANK, dim / 2):
+        reasons.append(f"effective rank {rank:.1f} of {dim}: the features lie along a line")
+    if spread < COLLAPSED_STD:
+        reasons.append(f"feature std {spread:.4f} of 1: the features of all images point the same way")
+    return reasons
+
+
+def remedy(category: str) -> str:
+    """What to try after a collapse of a method of this category."""
+    return REMEDIES.get(category, REMEDY)
