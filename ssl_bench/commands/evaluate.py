@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ssl_bench.backbones.backbone import RGB
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
@@ -17,18 +14,21 @@ from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
 from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
-from ssl_bench.evaluations.evaluator import Data, Evaluator
+from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.results.rows.identity import encoder_identity, number_identity
 from ssl_bench.results.rows.make import code_of, make_row, write_row
+from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import Row, row_path
 from ssl_bench.results.rows.warnings import warnings_of
 from ssl_bench.training.compute import device_name
-from ssl_bench.utils.distributed import is_first
+from ssl_bench.utils.distributed import first_says, is_first, joined, one_process, process
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import locked
+from ssl_bench.utils.files import locked, remove_leftovers
 from ssl_bench.utils.identity import identify
+
+EVALUATIONS = Path("runs/evaluations")  # a folder for each that is running, for what it must not lose
 
 
 def evaluate(
@@ -61,7 +61,8 @@ def evaluate(
 
     Returns:
         One row an evaluation; rows that exist already are read, not made again. Started by ``torchrun``, several
-        processes share the extraction of features, and the first returns the rows.
+        processes share the extraction of features and the training of networks and probes; the first solves heads on
+        extracted features, and returns the rows.
 
     Raises:
         UserError: The request is wrong; nothing has been evaluated.
@@ -102,41 +103,70 @@ def run_evaluations(
     identities = {name: number_identity(made, name, evaluator, splits) for name, evaluator in evaluators.items()}
     ids = {name: identify(identity) for name, identity in identities.items()}
     paths = {name: row_path(out, checkpoint.method, name, ids[name]) for name in evaluators}
-    missing = [name for name in evaluators if not paths[name].exists()]
-    if missing:
-        fit, dev = hold_out(splits.train)
-        data = Data(splits.train, fit, dev, splits.test)
-        wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
-        encoder = FrozenEncoder(checkpoint.encoder, list(wanted), cache=FEATURES)
-        if not _goes_on(encoder, data, list(wanted)):
-            return []
-        said = warnings_of(checkpoint, splits)
+    with joined():
+        if is_first():
+            remove_leftovers(out / "rows")
+        missing = first_says([name for name in evaluators if not (is_first() and is_measured(paths[name]))])
+        for name in evaluators.keys() - missing if is_first() else ():  # of a process killed when the row was there
+            _remove(EVALUATIONS / ids[name])
+        if missing:
+            fit, dev = hold_out(splits.train)
+            data = Data(splits.train, fit, dev, splits.test)
+            wanted = dict.fromkeys(pooling for name in missing for pooling in evaluators[name].poolings)
+            encoder = FrozenEncoder(checkpoint.encoder, list(wanted), cache=FEATURES)
+            _extract_together(encoder, data, list(wanted))
+            said = warnings_of(checkpoint, splits) if is_first() else []
         for name in missing:
-            encoder.folder = Path("runs/evaluations") / ids[name]
-            with contextlib.ExitStack() as held:
-                with contextlib.suppress(OSError):  # a folder that can't be written: only evaluators that train need it
-                    held.enter_context(locked(encoder.folder))
-                if paths[name].exists():  # another process made it meanwhile
+            encoder.folder, evaluator = EVALUATIONS / ids[name], evaluators[name]
+            with _held(encoder.folder):
+                if first_says(is_first() and is_measured(paths[name])):  # another run made it meanwhile
+                    _remove(encoder.folder)
                     continue
-                evaluator, code = evaluators[name], code_of(evaluators[name])
-                result = evaluator.run(encoder, data)
-                facts = (encoder.precision, device_name(encoder.device), code, said)
-                row = make_row(identities[name], suite, checkpoint, name, evaluator, data, result, *facts)
-                write_row(paths[name], row, result.correct)
-                shutil.rmtree(encoder.folder, ignore_errors=True)
-    return [Row.read(path) for path in paths.values()]
+                code = code_of(evaluator)
+                result = _run(evaluator, encoder, data)
+                if result is not None:
+                    facts = (encoder.precision, device_name(encoder.device), code, said)
+                    row = make_row(identities[name], suite, checkpoint, name, evaluator, data, result, *facts)
+                    write_row(paths[name], row, result.correct)
+                    _remove(encoder.folder)
+    return [Row.read(path) for path in paths.values()] if is_first() else []
 
 
-def _goes_on(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> bool:
-    """Under ``torchrun`` every process extracts its share of the features; then the first goes on, as if alone."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return True
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    for images in (data.train, data.test) if wanted else ():  # fine-tuning alone wants none
-        encoder.features(images, [p for p in wanted if p in encoder.poolings] or encoder.poolings[:1])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    first = is_first()
-    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(key, None)
-    return first
+def _run(evaluator: Evaluator, encoder: FrozenEncoder, data: Data) -> Result | None:
+    """All processes train together. Anything else is done by the first, as if alone; the others get None."""
+    if "training" in evaluator.engines:
+        result = evaluator.run(encoder, data)
+        return result if is_first() else None
+    if not is_first():
+        return None
+    with one_process():
+        return evaluator.run(encoder, data)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder of an evaluation against other runs; of several processes the first does it for all."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a folder that can't be written: only evaluators that train need it
+            if is_first():
+                held.enter_context(locked(folder))
+                held.callback(_remove_unused, folder)
+        yield
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a finished evaluation."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of an evaluation that failed before it had something to lose."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
+        _remove(folder)
+
+
+def _extract_together(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> None:
+    """Each of several processes extracts its share of the features, which all of them then read."""
+    if process()[1] > 1:
+        for images in (data.train, data.test) if wanted else ():  # fine-tuning alone wants none
+            encoder.features(images, [p for p in wanted if p in encoder.poolings] or encoder.poolings[:1])

@@ -27,7 +27,8 @@ class Loader:
     """The batches of a training run, for Lightning to iterate as one long epoch.
 
     Every epoch is a permutation of the images drawn from (seed, epoch); the images that do not fill a last batch are
-    left out of it, or are a smaller batch. Rank r of ``world`` gets the r-th contiguous slice of each global batch.
+    left out of it, or are a smaller batch. Rank r of ``world`` gets the r-th contiguous slice of each global batch;
+    where a batch can't be shared evenly, and that is allowed, every rank gets all of it, and it says so ("whole").
     Iterating continues at the next step that was not delivered, so that ``load_state_dict`` resumes a run at the exact
     image.
 
@@ -54,11 +55,11 @@ class Loader:
         workers: Worker processes that cut views; 0 cuts them in this process. Default: one per processor, at most 16,
             shared among the ranks.
         device: Keep decoded images on this CUDA device, if they take at most half of its free memory.
-        drop_last: Leave out the images that do not fill a last batch. Without it ``world`` must be 1: a smaller batch
-            can't always be shared.
+        drop_last: Leave out the images that do not fill a last batch.
+        uneven: Allow batches that ``world`` does not divide.
 
     Raises:
-        UserError: There are fewer images than ``batch_size``, or ``world`` does not divide it.
+        UserError: There are fewer images than ``batch_size``, or ``world`` does not divide it, and that isn't allowed.
     """
 
     def __init__(
@@ -74,20 +75,21 @@ class Loader:
         workers: int | None = None,
         device: torch.device | str | None = None,
         drop_last: bool = True,
+        uneven: bool = False,
     ) -> None:
         if batch_size < 1 or len(images) < batch_size:
             raise UserError(
                 f"batch_size {batch_size} does not fit {images.name} with {len(images)} {images.split} images: "
                 f"choose 1 to {len(images)}"
             )
-        if batch_size % world:
+        if batch_size % world and not uneven:
             raise UserError(
                 f"batch_size {batch_size} can't be shared by {world} processes: choose a multiple of {world}"
             )
         if seed < 0:
             raise UserError(f"seed {seed} is negative: choose 0 or more")
         assert images.decoded is not None or views is not None, "images that workers read need views"
-        assert drop_last or world == 1, "a smaller last batch can't be shared by several processes"
+        assert drop_last or uneven or world == 1, "a smaller last batch can't always be shared evenly"
         self.images, self.views = images, views
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
         self.drop_last = drop_last
@@ -110,17 +112,26 @@ class Loader:
         self._next = int(state["step"])
 
     def indices(self, step: int) -> Tensor:
-        """Which images this rank gets at ``step``, int64 (batch_size / world,), or fewer in a smaller last batch."""
+        """Which images this rank gets at ``step``, int64 (batch_size / world,), or others where that isn't whole."""
         epoch, batch = divmod(step, batches(len(self.images), self.batch_size, drop_last=self.drop_last))
-        share = self.batch_size // self.world
-        start = batch * self.batch_size + self.rank * share
-        return torch.from_numpy(_order(len(self.images), self.seed, epoch)[start : start + share])
+        start = batch * self.batch_size
+        whole = _order(len(self.images), self.seed, epoch)[start : start + self.batch_size]
+        if not self._whole(step):
+            share = len(whole) // self.world
+            whole = whole[self.rank * share : (self.rank + 1) * share]
+        return torch.from_numpy(whole)
+
+    def _whole(self, step: int) -> bool:
+        """Whether every one of several ranks gets all images of the step."""
+        batch = step % batches(len(self.images), self.batch_size, drop_last=self.drop_last)
+        count = min(self.batch_size, len(self.images) - batch * self.batch_size)
+        return count % self.world > 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self._cut() if self._pixels is None else self._gather(self._pixels):
             # Before the batch is handed out: a checkpoint made while it is in use says that the next one is due.
             self._next = batch["step"] + 1
-            yield batch
+            yield {**batch, "whole": True} if self._whole(batch["step"]) else batch
 
     def _gather(self, pixels: Tensor) -> Iterator[dict[str, Any]]:
         pin = torch.cuda.is_available()
@@ -163,7 +174,8 @@ class Loader:
         piece = max(1, MOST_AHEAD // (each * PREFETCH * max(1, self.workers)))
         for step in range(self._next, self.steps):
             index = self.indices(step).tolist()
-            jobs = [(step, self.rank * len(index) + i, image) for i, image in enumerate(index)]
+            first = 0 if self._whole(step) else self.rank * len(index)
+            jobs = [(step, first + i, image) for i, image in enumerate(index)]
             yield from (jobs[start : start + piece] for start in range(0, len(jobs), piece))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.utils.distributed import process
+from ssl_bench.utils.distributed import process, share
 from ssl_bench.utils.files import content_hash, locked
 from ssl_bench.utils.weights import options_hash, weights_hash
 
@@ -86,8 +86,7 @@ class FeatureCache:
             OSError: The disk is full, or the folder can't be written; nothing is left behind.
         """
         rank, world = process()
-        batches = -(-self.n // batch_size)
-        start, end = (min(self.n, -(-batches * r // world) * batch_size) for r in (rank, rank + 1))
+        start, end = share(self.n, batch_size)
         try:
             parts = {p: _Part(self.folder / f".{p}.{rank}-of-{world}.npy", self.n) for p in poolings}
             done = min(end - start, *(part.rows for part in parts.values()))
@@ -113,8 +112,8 @@ class FeatureCache:
         """Join the shares and put them in place."""
         shares = [self.folder / f".{pooling}.{rank}-of-{world}.npy" for rank in range(world)]
         with shares[0].open("ab") as whole:
-            for share in shares[1:]:
-                part = _Part(share, self.n)
+            for other in shares[1:]:
+                part = _Part(other, self.n)
                 part.file.seek(part.begin)
                 shutil.copyfileobj(part.file, whole)
                 part.file.close()

@@ -22,7 +22,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.dense import feature_map
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
-from ssl_bench.utils.distributed import process
+from ssl_bench.utils.distributed import process, share
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.identity import source_of
 from ssl_bench.utils.progress import progress
@@ -161,14 +161,19 @@ class FrozenEncoder:
         }
 
     def _extract(self, images: ImageSet, poolings: list[str]) -> dict[str, Tensor]:
-        """Into memory."""
+        """Into memory; several processes extract a share each."""
         out: dict[str, Tensor] = {}
+        start, end = share(len(images), self.batch_size)
         at = 0
-        for found in self._batches(images, poolings, 0, len(images)):
+        for found in self._batches(images, poolings, start, end):
             for pooling, rows in found.items():
-                out.setdefault(pooling, torch.empty(len(images), rows.shape[1]))[at : at + len(rows)] = rows
+                out.setdefault(pooling, torch.empty(end - start, rows.shape[1]))[at : at + len(rows)] = rows
             at += len(rows)
-        return out
+        if process()[1] == 1:
+            return out
+        shares: list[dict[str, Tensor]] = [{}] * process()[1]
+        torch.distributed.all_gather_object(shares, out)
+        return {pooling: torch.cat([each[pooling] for each in shares if each]) for pooling in poolings}
 
     def _batches(self, images: ImageSet, poolings: list[str], start: int, end: int) -> Iterator[dict[str, Tensor]]:
         """Features of the images [start, end), batch by batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
-from ssl_bench.utils.distributed import process
+from ssl_bench.utils.distributed import one_process, process
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -233,7 +234,15 @@ class Method(LightningModule):
             set_weight_decay(optimizer, self.training_config.weight_decay_at(step, steps))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Views, then the loss. Batches carry uint8 images (views are drawn here) or ready views."""
+        """Views, then the loss. Batches carry uint8 images (views are drawn here) or ready views.
+
+        A batch that several processes couldn't share evenly is computed whole by each: the mean of their gradients is
+        the gradient.
+        """
+        with one_process() if batch.get("whole") else contextlib.nullcontext():
+            return self._step_loss(batch)
+
+    def _step_loss(self, batch: dict[str, Any]) -> Tensor:
         if "views" in batch:
             views = batch["views"]
         else:

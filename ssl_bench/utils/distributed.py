@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+WAIT = datetime.timedelta(days=1)  # for the first process, which solves heads alone
 _alone = False
 
 
@@ -29,6 +32,20 @@ def process() -> tuple[int, int]:
     if _alone or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The processes that ``torchrun`` has started, as one group; in a single process, nothing."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or torch.distributed.is_initialized():
+        yield
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, timeout=WAIT)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 class Sum(torch.autograd.Function):
@@ -91,6 +108,23 @@ def all_mean(x: Tensor) -> Tensor:
     x = x.detach().clone()
     torch.distributed.all_reduce(x)
     return x / world
+
+
+def first_says(value: T) -> T:
+    """The value that the first process has, in every process."""
+    if process()[1] == 1:
+        return value
+    said = [value]
+    torch.distributed.broadcast_object_list(said)
+    return said[0]
+
+
+def share(count: int, batch_size: int) -> tuple[int, int]:
+    """The items [start, end) of this process: whole batches but for the last, so that shares don't move a bit."""
+    rank, world = process()
+    batches = -(-count // batch_size)
+    start, end = (min(count, -(-batches * r // world) * batch_size) for r in (rank, rank + 1))
+    return start, end
 
 
 def is_first() -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +28,12 @@ from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import Schedule
+from ssl_bench.training.health import Diverged
+from ssl_bench.training.resume import remove_checkpoints
 from ssl_bench.training.trainer import train
+from ssl_bench.utils.distributed import first_says, is_first
 from ssl_bench.utils.errors import RunError, UserError, unknown
-from ssl_bench.utils.files import content_hash, write_atomic
+from ssl_bench.utils.files import content_hash, is_whole, write_atomic
 from ssl_bench.utils.weights import weights_hash
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import IMAGENET_MEAN, View
@@ -177,7 +179,7 @@ class FineTune(Evaluator):
         for base_lr in self.base_lr if len(self.base_lr) > 1 else ():
             try:
                 runs = [self._ranks(encoder, i, base_lr, d, data.dev) for d, i in enumerate(self._labelled(data.fit))]
-            except _Diverged:
+            except Diverged:
                 continue
             dev_top1[base_lr] = 100 * float(torch.stack([ranks for ranks, _ in runs]).eq(0).double().mean())
             spent += [cost for _, cost in runs]
@@ -233,22 +235,20 @@ class FineTune(Evaluator):
         what = [self.version, self.settings(), *made, images.fingerprint, base_lr, draw]
         folder = encoder.folder / content_hash(what)[:16]
         method = self._classifier(network, images, base_lr, self.seed + draw)
-        if not (folder / "done.pt").exists():
-            try:
-                cost = train(method, images, folder, f"fine-tuning, base_lr {base_lr:g}, seed {self.seed + draw}")
-            except RunError as error:
-                if "loss" not in method.scalars or math.isfinite(float(method.scalars["loss"].detach())):
-                    raise
-                raise _Diverged(str(error)) from error
-            buffer = io.BytesIO()
-            torch.save({"weights": method.encoder.state_dict(), "cost": cost}, buffer)
-            write_atomic(folder / "done.pt", buffer.getvalue())
-            (folder / "last.ckpt").unlink(missing_ok=True)
+        if not first_says(is_whole(folder / "done.pt")):
+            title = f"fine-tuning, base_lr {base_lr:g}, seed {self.seed + draw}"
+            cost = train(method, images, folder, title, uneven=True)
+            if is_first():
+                buffer = io.BytesIO()
+                torch.save({"weights": method.encoder.state_dict(), "cost": cost}, buffer)
+                write_atomic(folder / "done.pt", buffer.getvalue())
+                remove_checkpoints(folder)
+            first_says(None)  # the file is there when any process goes on
         done = torch.load(folder / "done.pt", map_location="cpu", weights_only=True)
         method.encoder.load_state_dict(done["weights"])
         found = FrozenEncoder(method.encoder).features(replace(evaluated, origin=None), ["logits"])
         if not torch.isfinite(found["logits"]).all():
-            raise _Diverged(f"finetune: base_lr {base_lr} diverged")
+            raise Diverged(f"finetune: base_lr {base_lr} diverged")
         trained = sum(p.numel() for p in method.network.parameters() if p.requires_grad)
         facts = {"labelled_images": len(images), "trained_parameters": trained}
         return true_class_rank(found["logits"], evaluated.labels), {**done["cost"], **facts}
@@ -287,10 +287,6 @@ class FineTune(Evaluator):
             betas=self.betas,
             clip_grad=self.clip_grad,
         )
-
-
-class _Diverged(RunError):
-    """A training that ended without finite weights."""
 
 
 def _check(good: bool, name: str, value: object, rule: str) -> None:

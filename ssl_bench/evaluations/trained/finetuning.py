@@ -24,6 +24,7 @@ from torch import Tensor
 from ssl_bench.backbones.backbone import RGB
 from ssl_bench.evaluations.trained.network import Network
 from ssl_bench.methods.method import Method, step_seed
+from ssl_bench.utils.distributed import gather, process
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import IMAGENET_MEAN, View
@@ -67,8 +68,10 @@ class Classifier(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy between the soft targets and the classifier's output for mixed crops."""
         assert self.labels is not None
-        seed = 0 if self._step is None else step_seed(self.seed, self._step, self.global_rank)
-        images, targets = self.mix(torch.cat(views), self.labels.repeat(len(views)), seed)
+        seed = 0 if self._step is None else step_seed(self.seed, self._step)
+        # Crops are mixed across the joint batch, of which each process then takes its own.
+        joint, labels = torch.cat([gather(view) for view in views]), gather(self.labels).repeat(len(views))
+        images, targets = (_own(mixed, len(views)) for mixed in self.mix(joint, labels, seed))
         return {"loss": self.cross_entropy(self.network(images), targets)}
 
     def after_step(self) -> None:
@@ -101,6 +104,12 @@ class Classifier(Method):
         """With repeated augmentation the protocol counts an epoch as so many crops as without, so of fewer images."""
         config, n = self.training_config, self.view.count
         return replace(config, epochs=config.epochs * n, warmup_epochs=config.warmup_epochs * n).lr_at(step, steps)
+
+
+def _own(joint: Tensor, views: int) -> Tensor:
+    """The rows of this process, of each of the views that stand one after the other in the joint batch."""
+    rank, world = process()
+    return joint if world == 1 else joint.unflatten(0, (views, world, -1))[:, rank].flatten(0, 1)
 
 
 class RandAugment:

@@ -177,7 +177,7 @@ class Probe(Evaluator):
         )
         alone = self.batch_norm and len(data.train) % probing.training_config.batch_size == 1
         title = f"linear probe, {n_heads} head{'s' * (n_heads > 1)}"
-        cost = train(probing, data.train, encoder.folder, title, drop_last=self.drop_last or alone)
+        cost = train(probing, data.train, encoder.folder, title, drop_last=self.drop_last or alone, uneven=True)
         # The meter counts the patches of forward passes of a backbone, and sees none in its `features`.
         patches = math.prod(network.grid) if getattr(network, "can_train", False) else 0  # raw pixels are not encoded
         cost["patches_encoded_without_gradient"] = patches * cost["images_seen"]

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from ssl_bench.evaluations.evaluator import match_poolings
 from ssl_bench.evaluations.heads import Heads, Transform
 from ssl_bench.methods.method import Method
+from ssl_bench.nn.batch_norm import BatchNorm1d
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import warmup_cosine
+from ssl_bench.utils.distributed import all_mean, process
 from ssl_bench.views.view import View
 
 FORWARD = 256  # images a forward pass: nothing is kept for a backward pass, so a step may have any number of them
@@ -81,15 +83,19 @@ class Probing(Method):
         for head_grids, rows in ((self.choosing, self.fit_rows), (self.reporting, slice(None))):
             assert self.labels is not None
             labels = self.labels[rows]
+            # A process counts with its rows, of which it may have none: the mean of its losses over the processes is
+            # that over the joint rows.
+            count = float(all_mean(torch.full((), float(len(labels)), device=images.device)))
             for pooling, head_grid in head_grids.items():
-                if len(labels) < (2 if isinstance(head_grid.norm, nn.BatchNorm1d) else 1):
+                if count * process()[1] < (2 if isinstance(head_grid.norm, nn.BatchNorm1d) else 1):
                     continue
                 with torch.autocast(images.device.type, enabled=False):
                     scores = head_grid(features[pooling][rows])  # (B, C, H)
                 truth = labels[:, None].expand(-1, scores.shape[2])
-                losses.append(F.cross_entropy(scores, truth, reduction="none").mean(0))
+                each = F.cross_entropy(scores, truth, reduction="none")
+                losses.append(each.mean(0) if process()[1] == 1 else each.sum(0) / count)
         each = torch.cat(losses).double()  # float64 holds the sum of any float32
-        best, total = each.detach().nan_to_num(math.inf).min(), each.nan_to_num(0.0, 0.0, 0.0).sum()
+        best, total = all_mean(each).nan_to_num(math.inf).min(), each.nan_to_num(0.0, 0.0, 0.0).sum()
         return {"loss": best + (total - total.detach())}
 
     @torch.no_grad()
@@ -146,7 +152,7 @@ class HeadGrid(nn.Module):
         start = std * torch.randn(classes, dim, generator=torch.Generator().manual_seed(seed))
         self.weights = nn.ParameterList([start.clone() for _ in range(count)])
         self.biases = nn.ParameterList([torch.zeros(classes) for _ in range(count)])
-        self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False) if batch_norm else nn.Identity()
+        self.norm = BatchNorm1d(dim, eps=1e-6, affine=False) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, C, H), by one product; a softmax along strided classes is faster than along short rows."""
