@@ -6,16 +6,20 @@ BIN := .venv/bin
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: bench test test-all check format golden golden-new clean
+.PHONY: bench test test-all test-cluster check format golden golden-new clean
 
 bench: .venv/done
 	$(BIN)/ssl-bench bench quick --out $(OUT)
 
 test: .venv/done
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not cluster"
 
 test-all: .venv/done
-	$(PYTEST)
+	$(PYTEST) -m "not cluster"
+
+# A suite on a real SLURM of this machine: slurmctld, slurmd, munge and slurm-client must be installed.
+test-cluster: .venv/done
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 check: .venv/done
 	$(BIN)/ruff format --check .
@@ -23,7 +27,7 @@ check: .venv/done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell ssl_bench tests examples benchmarks methods evaluations *.md
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not cluster"
 
 format: .venv/done
 	$(BIN)/ruff format .

@@ -94,8 +94,11 @@ def run_bench(a: argparse.Namespace) -> int:
     """``ssl-bench bench``."""
     from ssl_bench.commands.bench import bench
     from ssl_bench.config.parsing import parse_overrides
+    from ssl_bench.launch.slurm import Cluster
 
-    failed = bench(a.suite, overrides=parse_overrides(a.set) or None, **_options(a, "suite", "set"))
+    cluster = Cluster(a.partition, a.time, a.gpus)
+    options = _options(a, "suite", "set", "partition", "time", "gpus")
+    failed = bench(a.suite, overrides=parse_overrides(a.set) or None, cluster=cluster, **options)
     for line in failed:
         _say(f"failed: {line}", 1)
     return 1 if failed else 0

@@ -22,13 +22,17 @@ from ssl_bench.config.suite import Suite, load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
+from ssl_bench.launch.slurm import Cluster, run_on_slurm
 from ssl_bench.results.rows.identity import number_identity
+from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import row_path
 from ssl_bench.training.loggers import DEFAULT, check_loggers
-from ssl_bench.utils.errors import RunError, UserError
-from ssl_bench.utils.files import write_atomic
+from ssl_bench.utils.errors import RunError, UserError, unknown
+from ssl_bench.utils.files import content_hash, remove_leftovers, write_atomic
 from ssl_bench.utils.identity import identify
 from ssl_bench.utils.progress import duration
+
+LAUNCHERS = ("local", "slurm")
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether all rows are there."""
-        return all(path.exists() for path in self.rows)
+        """Whether all rows are there, whole."""
+        return all(is_measured(path) for path in self.rows)
 
 
 class SuiteProgress:
@@ -108,6 +112,8 @@ def bench(
     jobs: int | None = None,
     logger: Sequence[str] = DEFAULT,
     allow_code: bool = False,
+    launcher: str = "local",
+    cluster: Cluster = Cluster(),  # noqa: B008, it is frozen
     show: Callable[[str], None] = print,
 ) -> list[str]:
     """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
@@ -127,6 +133,8 @@ def bench(
         jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.
         logger: Where the learning curves go: any of csv, tensorboard, wandb.
         allow_code: Let the suite's file name Python files, which run.
+        launcher: "local": here; "slurm": each task is a job, and this command waits for them.
+        cluster: What each job asks for.
         show: What to do with the lines of the report.
 
     Returns:
@@ -136,35 +144,50 @@ def bench(
         UserError: The request is wrong; nothing has been run.
     """
     check_loggers(logger)
+    if launcher not in LAUNCHERS:
+        raise unknown("launcher", launcher, LAUNCHERS)
     given: dict[str, Any] = {"methods": methods, "data": data, "backbone": backbone, "image_size": image_size}
     given |= {"evaluations": evaluations, "overrides": overrides}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     asked: Suite = replace(load_suite(suite, allow_code), **changes)
     recipes = resolve(asked, seeds, budget)
-    places = [(asked.data, asked.evaluations), *((other, asked.transfer_evaluations) for other in asked.transfer)]
-    for name in {name for _, names in places for name in names}:
-        named_evaluator(name)  # a wrong name is said before images are read
-    sets = [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
+    sets = _load_sets(asked, skip_unreadable, show)
     if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")
     splits = sets[0].splits
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
+    for place in (folder, folder / "rows"):
+        remove_leftovers(place)
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
-    jobs = min(jobs or default_jobs(), len(missing))
+    jobs = min(jobs or default_jobs(), len(missing)) if launcher == "local" else 0
     progress = SuiteProgress({index: tasks[index].weight for index in missing})
     failed: list[str] = []
-    if jobs > 1:
+    if launcher == "slurm" and missing:
+        asked_for = content_hash([str(folder.absolute()), [str(path) for path in tasks[0].rows]])[:6]
+        jobs_of = {index: f"{tasks[index].folder.name}-{asked_for}" for index in missing}
+        again = (asked, seeds, budget, skip_unreadable, folder, logger)
+        failed = run_on_slurm(_prepare_anew, again, jobs_of, cluster, progress.finished)
+    elif jobs > 1:
         failed = run_in_pool(_prepare, (asked, seeds, budget, sets, folder, logger), missing, jobs, progress.finished)
     else:
         for index in missing:
             line = run_task(tasks[index], sets, folder, asked.name, logger)
             failed += [line] if line else []
             progress.finished(index)
-    leaderboard(folder, show=show)
+    for task in tasks if not failed else ():
+        remove_leftovers(task.folder)
+    if failed and not any((folder / "rows").glob("*.json")):
+        return failed  # there is nothing to rank
+    try:
+        leaderboard(folder, show=show)
+    except UserError as error:  # of a damaged row whose run has failed
+        if not failed:
+            raise
+        failed.append(str(error))
     return failed
 
 
@@ -201,6 +224,26 @@ def _prepare(
     """What runs a task of the suite by its index, made anew in each process of the pool."""
     recipes = resolve(suite, seeds, budget)
     return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, suite.name, logger)
+
+
+def _prepare_anew(
+    suite: Suite,
+    seeds: Sequence[int] | None,
+    budget: float,
+    skip_unreadable: bool,
+    folder: Path,
+    logger: Sequence[str],
+) -> Callable[[int], str | None]:
+    """The same in a job of another machine, which loads the images itself."""
+    return _prepare(suite, seeds, budget, _load_sets(suite, skip_unreadable, lambda _: None), folder, logger)
+
+
+def _load_sets(suite: Suite, skip_unreadable: bool, show: Callable[[str], None]) -> list[EvaluationSet]:
+    """The data sets of a suite with their evaluators, that of the pre-training first."""
+    places = [(suite.data, suite.evaluations), *((other, suite.transfer_evaluations) for other in suite.transfer)]
+    for name in {name for _, names in places for name in names}:
+        named_evaluator(name)  # a wrong name is said before images are read
+    return [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
 
 
 def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[str], None]) -> EvaluationSet:

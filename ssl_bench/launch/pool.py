@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -15,14 +16,15 @@ from ssl_bench.data.reading import memory_budget, processors
 from ssl_bench.utils.errors import STOPPING, Stopped
 
 SAVING = 25.0  # seconds that processes have to save; SLURM and torchrun kill 30 s after their signal
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 RunTask = Callable[[int], str | None]  # runs the task of an index; a line that says why, if it failed
 
 
 def default_jobs() -> int:
     """Tasks to run side by side: one a processor where small networks would leave a second thread half idle, and where
-    the memory allows 3 GB for each; one on a GPU."""
+    the memory allows 3 GB for each; one on each GPU."""
     if torch.cuda.is_available():
-        return 1
+        return torch.cuda.device_count()
     return max(1, min(processors(), memory_budget() * 2 // 3_000_000_000))
 
 
@@ -57,8 +59,7 @@ def run_in_pool(
     workers = [context.Process(target=_worker, args=(prepare, arguments, queue, results, threads)) for _ in range(jobs)]
     # Ctrl-C reaches every process of the terminal: the workers are started ignoring it, and this process ends them.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for worker in workers:
-        worker.start()
+    _start(workers)
     signal.signal(signal.SIGINT, handler)
     failed: list[str] = []
     left = len(indices)
@@ -87,6 +88,24 @@ def run_in_pool(
             worker.join(5 if not left else 0)
             worker.kill()  # nothing is lost: every file is written atomically
     return failed
+
+
+def _start(workers: Sequence[Any]) -> None:
+    """Start processes, each seeing one of several GPUs."""
+    shown = {key: value for key, value in os.environ.items() if key == VISIBLE}
+    for worker, gpu in zip(workers, itertools.cycle(_gpus()), strict=False):
+        if gpu:
+            os.environ[VISIBLE] = gpu
+        worker.start()
+    os.environ.pop(VISIBLE, None)
+    os.environ.update(shown)
+
+
+def _gpus() -> list[str]:
+    """Each GPU as the environment names it; one empty name where there aren't several."""
+    named = os.environ.get(VISIBLE, "")
+    found = named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    return found if len(found) > 1 and torch.cuda.is_available() else [""]
 
 
 def _watched() -> list[int]:

@@ -183,6 +183,15 @@ def test_one_failure_does_not_stop_the_others(folder: Path, monkeypatch: pytest.
     assert {row["method"] for row in read_rows("results/toy")} == {"raw_pixels", "untrained"}
 
 
+def test_where_every_run_fails_the_reasons_are_returned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(bench_module, "run", full)
+    failed = bench("toy.yaml", seeds=[0], show=lambda _: None)
+    assert len(failed) == 4 and all(line.endswith(", seed 0: the disk is full") for line in failed)
+
+
 def test_data_override_has_its_own_folder(folder: Path) -> None:
     bench("toy.yaml", data="blobs", seeds=[0], methods=["mae"], show=lambda _: None)
     assert (folder / "results" / "toy-blobs" / "LEADERBOARD.md").exists()
@@ -242,6 +251,23 @@ def test_budget_scales_target_networks_too() -> None:
     (half,) = resolve(suite, [0], 0.5)[4:]
     assert half.training.epochs == whole.training.epochs / 2
     assert half.teachers["tokenizer"].training.epochs == whole.teachers["tokenizer"].training.epochs / 2
+
+
+def test_rows_that_were_cut_off_are_measured_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_suite() -> list[str]:
+        return bench("toy.yaml", seeds=[0], methods=["untrained"], show=lambda _: None)
+
+    run_suite()
+    place = folder / "results" / "toy" / "rows"
+    before = essence(read_rows(place.parent))
+    row, other, third = sorted(place.glob("*.json"))[:3]
+    row.write_bytes(row.read_bytes()[:100])
+    other.with_suffix(".npy").write_bytes(b"")
+    third.with_suffix(".npy").unlink()
+    (place / f".{row.name}.x.part").touch()
+    assert run_suite() == [] and essence(read_rows(place.parent)) == before
+    assert capsys.readouterr().err.count("or its predictions are damaged: it is measured again") >= 3
+    assert not list(place.glob(".*")) and not list((folder / "runs" / "evaluations").iterdir())
 
 
 def test_edited_rows_are_refused(folder: Path) -> None:
