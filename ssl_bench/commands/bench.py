@@ -207,6 +207,8 @@ def run_task(
         with contextlib.suppress(RunError):  # a full disk
             failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
     else:
+        with contextlib.suppress(OSError):
+            (task.folder / "error.txt").unlink()  # of an earlier try
         print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         return None
     print(f"failed: {failure}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import pytest
@@ -187,15 +188,15 @@ def test_batch_larger_than_the_data(tiny_data: Splits, tmp_path: Path) -> None:
 
 
 def test_full_disk_while_saving(tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, path: Path, *_: object, **__: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(_: object, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    monkeypatch.setattr(resume.torch, "save", full)
     monkeypatch.setattr(resume.Resume, "__init__", _eager(resume.Resume.__init__))
     with pytest.raises(RunError, match=r"last\.ckpt: No space left"):
         run(recipe("mae"), tiny_data, tmp_path / "r")
-    assert {p.name for p in (tmp_path / "r").glob("[!.]*")} == {"metrics.csv", "tensorboard"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {".lock", "metrics.csv", "tensorboard"}
 
 
 def _eager(original):  # type: ignore[no-untyped-def]

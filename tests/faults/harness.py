@@ -173,7 +173,11 @@ class Bench:
     def leftovers(self) -> list[str]:
         """What a finished suite has no use for."""
         files = [path for path in self.folder.rglob("*") if path.is_file()]
-        wrong = [path for path in files if path.suffix in (".part", ".ckpt") or path.parent.name == "tmp"]
+        wrong = [
+            path
+            for path in files
+            if path.suffix in (".part", ".ckpt") or path.name == "error.txt" or path.parent.name == "tmp"
+        ]
         evaluations = self.folder / "runs" / "evaluations"
         wrong += list(evaluations.iterdir()) if evaluations.exists() else []
         wrong += (self.folder / "runs" / "features").glob("*/.[!l]*")
