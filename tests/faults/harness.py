@@ -38,7 +38,7 @@ from ssl_bench.utils.errors import RunError
 
 KINDS = ("kill", "kill while writing", "disk full", "input/output error", "truncate")
 STUCK = 300  # seconds after which an attempt counts as hanging
-TIMES = {"wall_seconds", "time", "peak_memory_bytes", "checksum"}
+TIMES = {"wall_seconds", "time", "peak_memory_bytes", "checksum", "commit", "encoder_commit"}  # and who else works here
 # Of evaluators, as small as they go: every one of EVALUATIONS.
 EVALUATORS: dict[str, dict[str, Any]] = {
     "knn": {"k": [1, 5], "headline_k": 5},
