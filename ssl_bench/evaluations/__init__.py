@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ssl_bench.evaluations.evaluator import Evaluator
+from ssl_bench.evaluations.frozen.attention_jaccard import AttentionJaccard
 from ssl_bench.evaluations.frozen.clustering import Clustering
 from ssl_bench.evaluations.frozen.diagnostics import Diagnostics
 from ssl_bench.evaluations.frozen.factors import Factors
@@ -37,4 +38,5 @@ EVALUATIONS: dict[str, type[Evaluator]] = {
     "segmentation-linear": SegmentationLinear,
     "patch-linear": PatchLinear,
     "vos": VOS,
+    "attention-jaccard": AttentionJaccard,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torchvision.transforms.v2.functional as tv
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.evaluator import Encoder
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 from ssl_bench.views.view import FILTERS
@@ -22,6 +21,13 @@ T = TypeVar("T")
 RAW_PATCH = 8  # pixels of a side of the patches that stand for the tokens of raw pixels
 PIXELS_PER_BATCH = 2**22  # of images encoded at once: 16 of 512 x 512
 LARGE = 512  # pixels of a side to which images that differ in size are resized (hummingbird, DINOv2)
+
+
+class Mapped(Protocol):
+    """Whatever gives maps of images."""
+
+    def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+        """See `Encoder.map_of`."""
 
 
 def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
@@ -78,8 +84,8 @@ def _tiled(network: nn.Module, images: Tensor, blocks: Sequence[int]) -> Tensor:
     return found.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def common_size(images: ImageSet) -> tuple[int, int]:
-    """The size at which images are looked at: their own if they share one, otherwise a square of `LARGE`.
+def common_size(images: ImageSet, large: int = LARGE) -> tuple[int, int]:
+    """The size at which images are looked at: their own if they share one, otherwise a square of `large` pixels.
 
     Example:
         >>> pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
@@ -87,7 +93,7 @@ def common_size(images: ImageSet) -> tuple[int, int]:
         (64, 96)
     """
     whole = images.decoded
-    return (LARGE, LARGE) if whole is None else (whole.shape[2], whole.shape[3])
+    return (large, large) if whole is None else (whole.shape[2], whole.shape[3])
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -103,12 +109,12 @@ def resized_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def maps_of(
-    encoder: Encoder, images: ImageSet, size: tuple[int, int], blocks: Sequence[int] = ()
+    encoder: Mapped, images: ImageSet, size: tuple[int, int], blocks: Sequence[int] = ()
 ) -> Iterator[tuple[range, Tensor]]:
     """The feature maps of a split, a batch of images at a time, in order.
 
     Args:
-        encoder: With `map_of`.
+        encoder: Usually an `Encoder`.
         images: Any.
         size: Height and width to which they are resized.
         blocks: As of `feature_map`.
