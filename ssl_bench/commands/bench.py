@@ -150,11 +150,12 @@ def bench(
     given |= {"evaluations": evaluations, "overrides": overrides}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     asked: Suite = replace(load_suite(suite, allow_code), **changes)
-    recipes = resolve(asked, seeds, budget)
+    resolve(asked, seeds, budget)  # a wrong recipe is said before images are read
     sets = _load_sets(asked, skip_unreadable, show)
     if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")
     splits = sets[0].splits
+    recipes = resolve(asked, seeds, budget, splits)
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
     for place in (folder, folder / "rows"):
@@ -224,7 +225,7 @@ def _prepare(
     logger: Sequence[str],
 ) -> Callable[[int], str | None]:
     """What runs a task of the suite by its index, made anew in each process of the pool."""
-    recipes = resolve(suite, seeds, budget)
+    recipes = resolve(suite, seeds, budget, sets[0].splits)
     return lambda index: run_task(make_task(recipes[index], sets, folder), sets, folder, suite.name, logger)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from ssl_bench.commands.convert import convert
 from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.pretrain import pretrain
+from ssl_bench.config.cost import training_flops
 from ssl_bench.config.method_facts import Release
 from ssl_bench.config.parsing import read_yaml
 from ssl_bench.data.names import DATASETS
-from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, training_flops
+from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes
 from ssl_bench.results.papers.matching import (
     ROWS,
     Measurement,
@@ -78,7 +79,7 @@ class Step:
             if self.wanted.data not in IMAGES or self.wanted.epochs is None:
                 return None
             images = IMAGES[self.wanted.data][0] * self.wanted.epochs
-            flops = images * training_flops(self.run.resolved)
+            flops = images * training_flops(self.run.resolved, IMAGES[self.wanted.data][2])
         for evaluation, data in self.missing:
             if data not in IMAGES:
                 return None

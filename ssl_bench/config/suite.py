@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ssl_bench.config.cost import training_flops
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, resolve_method
+from ssl_bench.data.datasets import Splits
 from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
@@ -37,6 +39,7 @@ class Suite:
         training: Training values for methods that bring no recipe of that name.
         overrides: Keys of a recipe, for all methods that train.
         image_size: Pixels of the side of the images, instead of that in the names of the backbones.
+        flops: Of each pre-training run, instead of the recipes' numbers of epochs; teachers keep theirs.
     """
 
     name: str = ""
@@ -53,6 +56,7 @@ class Suite:
     training: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    flops: float | None = None
 
 
 def load_suite(name: str, allow_code: bool = False) -> Suite:
@@ -80,11 +84,19 @@ def load_suite(name: str, allow_code: bool = False) -> Suite:
     return suite
 
 
-def resolve(suite: Suite, seeds: Sequence[int] | None = None, budget: float = 1.0) -> list[Recipe]:
+def resolve(
+    suite: Suite, seeds: Sequence[int] | None = None, budget: float = 1.0, data: Splits | None = None
+) -> list[Recipe]:
     """The recipes of all runs, baselines first, each method's seeds together; the suite's seeds unless given.
 
     The untrained network is there once for each start: the backbone as one or more of the methods initialise it, with
     the statistics of their images.
+
+    Args:
+        suite: What is asked for.
+        seeds: Instead of the suite's.
+        budget: Multiplies the epochs of every recipe.
+        data: The suite's, for the length of runs of equal FLOPs; without it they keep their recipes' lengths.
     """
     trained = dict.fromkeys(name for name in [*BASELINES, *suite.methods] if name not in (UNTRAINED, RAW_PIXELS))
     recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, {})]
@@ -92,7 +104,18 @@ def resolve(suite: Suite, seeds: Sequence[int] | None = None, budget: float = 1.
     own = {content_hash(start): start for start in starts}
     untrained = [r for start in own.values() for r in _of_method(suite, UNTRAINED, seeds, start)]
     pixels = _of_method(suite, RAW_PIXELS, seeds, {"backbone": starts[0]["backbone"]})[:1]  # no weights to draw
+    if suite.flops and data:
+        recipes = [of_flops(recipe, suite.flops, data) for recipe in recipes]
     return [scaled(recipe, budget) for recipe in (*untrained, *pixels, *recipes)]
+
+
+def of_flops(recipe: Recipe, flops: float, data: Splits) -> Recipe:
+    """A recipe with so many epochs that its pre-training takes ``flops``; the share of the warm-up stays."""
+    one_epoch = len(recipe.images(data)) * training_flops(recipe, len(data.train.classes))
+    epochs = float(f"{flops / one_epoch:.3g}")  # a length that people can read
+    factor = epochs / recipe.training.epochs
+    warmup = float(f"{recipe.training.warmup_epochs * factor:.3g}")
+    return replace(recipe, training=replace(recipe.training, epochs=epochs, warmup_epochs=warmup))
 
 
 def _start(recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from ssl_bench.commands import bench as bench_module
 from ssl_bench.commands.evaluate import evaluate
+from ssl_bench.config.cost import training_flops
+from ssl_bench.config.recipe import load_recipe
 from ssl_bench.config.suite import load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.methods import BASELINES, METHODS
@@ -268,6 +270,18 @@ def test_rows_that_were_cut_off_are_measured_again(folder: Path, capsys: pytest.
     assert run_suite() == [] and essence(read_rows(place.parent)) == before
     assert capsys.readouterr().err.count("or its predictions are damaged: it is measured again") >= 3
     assert not list(place.glob(".*")) and not list((folder / "runs" / "evaluations").iterdir())
+
+
+def test_runs_of_equal_flops(tiny_data: Splits) -> None:
+    suite = replace(load_suite("quick-all"), data="blobs", methods=["mae", "dino"], flops=2e11)
+    recipes = [recipe for recipe in resolve(suite, [0], data=tiny_data) if recipe.cls.trains]
+    assert {recipe.method for recipe in recipes} == {"supervised", "mae", "dino"}
+    for recipe in recipes:
+        images = recipe.training.epochs * len(recipe.images(tiny_data))
+        assert images * training_flops(recipe, len(tiny_data.train.classes)) == pytest.approx(2e11, rel=0.01)
+        usual = load_recipe(recipe.method, "quick").training
+        share = recipe.training.warmup_epochs / recipe.training.epochs
+        assert share == pytest.approx(usual.warmup_epochs / usual.epochs, rel=0.01)
 
 
 def test_edited_rows_are_refused(folder: Path) -> None:

@@ -7,11 +7,8 @@ from functools import cache
 from typing import Any
 
 from ssl_bench.backbones import build_backbone
-from ssl_bench.config.build import build_with_teachers
-from ssl_bench.config.recipe import Recipe
-from ssl_bench.training.compute import count_step, forward_flops
+from ssl_bench.training.compute import forward_flops
 from ssl_bench.training.without_data import built_without_data
-from ssl_bench.utils.files import content_hash
 
 IMAGES = {  # training and test images, and classes
     "imagenet1k": (1_281_167, 50_000, 1000),
@@ -24,7 +21,6 @@ IMAGES = {  # training and test images, and classes
 # Sustained TFLOPS in training, an assumption: 40 % of the dense bf16 peak (989, 312, 91), which plain PyTorch reaches
 # on ViT-B and larger with a fast loader; a CPU of 32 cores with AVX-512.
 DEVICES = {"h100": 395.0, "a100": 125.0, "l40": 36.0, "cpu": 1.0}
-_counted: dict[str, float] = {}
 
 
 @cache
@@ -38,21 +34,6 @@ def encoder_flops(backbone: str, *, backward: bool = False) -> float:
     with built_without_data():
         network = build_backbone(backbone)
     return forward_flops(network, network.image_size, backward=backward)
-
-
-def training_flops(recipe: Recipe) -> float:
-    """Pre-training for one image, heads, momentum encoders and teachers included: what a row of this recipe will say.
-
-    The length of the training makes no difference to one image. The class names of a CLIP are taken to be short.
-    """
-    kept = {key: value for key, value in recipe.as_dict().items() if key not in ("seed", "training")}
-    key = content_hash({**kept, "batch_size": recipe.training.batch_size, "data": recipe.data})
-    if key not in _counted:
-        classes = IMAGES[recipe.data][2]
-        with built_without_data():
-            method = build_with_teachers(recipe, [f"class {i}" for i in range(classes)])
-        _counted[key] = count_step(method, recipe.training.batch_size, classes).flops
-    return _counted[key]
 
 
 def evaluation_passes(protocol: Mapping[str, Any]) -> tuple[float, float]:
