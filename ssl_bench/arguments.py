@@ -86,13 +86,13 @@ def make_parser() -> Parser:
     sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
     sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
-
     sub.add_argument("--allow-code", action="store_true", help="let the suite's file name Python files, which run")
     text = "where runs go: here, or each into a job of SLURM, with the three below (default: local)"
     sub.add_argument("--launcher", default="local", metavar="local|slurm", help=text)
     sub.add_argument("--partition", metavar="NAME", help="of SLURM (default: the cluster's)")
     sub.add_argument("--time", type=int, default=240, metavar="MINUTES", help="of a job (default: 240)")
     sub.add_argument("--gpus", type=int, default=0, metavar="N", help="of a job (default: none)")
+    sub.add_argument("--dry-run", action="store_true", help="only show the runs and what each costs")
 
     sub = command("table", "A paper's table: reported, measured, difference.")
     sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")

@@ -15,6 +15,7 @@ from typing import Any
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.evaluate import lacking, run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.commands.plan import plan
 from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.config.recipe import Recipe
@@ -114,6 +115,7 @@ def bench(
     allow_code: bool = False,
     launcher: str = "local",
     cluster: Cluster = Cluster(),  # noqa: B008, it is frozen
+    dry_run: bool = False,
     show: Callable[[str], None] = print,
 ) -> list[str]:
     """Run what is missing of a suite and write the leaderboard: the Python form of ``ssl-bench bench``.
@@ -135,6 +137,7 @@ def bench(
         allow_code: Let the suite's file name Python files, which run.
         launcher: "local": here; "slurm": each task is a job, and this command waits for them.
         cluster: What each job asks for.
+        dry_run: Only show the runs and what each costs.
         show: What to do with the lines of the report.
 
     Returns:
@@ -164,6 +167,10 @@ def bench(
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
+    if dry_run:
+        for line in plan([(task.recipe, task.done) for task in tasks], splits):
+            show(line)
+        return []
     jobs = min(jobs or default_jobs(), len(missing)) if launcher == "local" else 0
     progress = SuiteProgress({index: tasks[index].weight for index in missing})
     failed: list[str] = []

@@ -284,6 +284,17 @@ def test_runs_of_equal_flops(tiny_data: Splits) -> None:
         assert share == pytest.approx(usual.warmup_epochs / usual.epochs, rel=0.01)
 
 
+def test_the_plan_runs_nothing(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "run", lambda *_: pytest.fail("was run"))
+    shown: list[str] = []
+    assert bench("toy.yaml", seeds=[0], dry_run=True, show=shown.append) == []
+    assert shown[0].startswith("toy on blobs: 4 runs, 0 of them done before")
+    (line,) = (line for line in shown if line.startswith("mae, seed 0 on vit_nano_patch4_16 (to do): mae 1 epochs, 48"))
+    flops = 48 * training_flops(load_recipe("mae", None, {"backbone": "vit_nano_patch4_16", "batch_size": 16}), 2)
+    assert line.endswith(f"{flops / 1e12:,.3g} TFLOP")
+    assert shown[-1].startswith("to do: ") and not (folder / "results").exists()
+
+
 def test_edited_rows_are_refused(folder: Path) -> None:
     bench("toy.yaml", seeds=[0], methods=["untrained"], show=lambda _: None)
     path = read_rows("results/toy")[0].path

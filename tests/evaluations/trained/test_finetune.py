@@ -655,6 +655,11 @@ def test_every_protocol_file_loads(name: str) -> None:
 def test_published_protocols_are_there_and_wrong_keys_are_named(tmp_path: Path) -> None:
     names = {"finetune", "finetune-mae", "finetune-beit", "finetune-deit", "finetune-eva", "lowshot-finetune"}
     assert names <= set(PROTOCOLS)
+    lr = {"finetune-mae": 2e-3, "finetune-hiera": 2e-3, "finetune-simmim": 5e-3, "finetune-maskfeat": 8e-3}  # absolute
+    for name, rate in lr.items():
+        evaluator = load_evaluator(name)
+        assert isinstance(evaluator, FineTune)
+        assert evaluator.base_lr[0] * evaluator.batch_size / 256 == pytest.approx(rate)
     (tmp_path / "my.yaml").write_text("evaluation: finetune\nlayerdecay: 0.7\n")
     with pytest.raises(UserError, match="unknown key 'layerdecay': did you mean 'layer_decay'"):
         load_evaluator(str(tmp_path / "my.yaml"))
