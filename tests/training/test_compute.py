@@ -16,13 +16,13 @@ from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.vit import SIZES, parse_name
 from ssl_bench.config.build import build, build_with_teachers
+from ssl_bench.config.cost import training_flops
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods.baselines import Supervised
 from ssl_bench.methods.clip import CLIP
 from ssl_bench.methods.method import Method
-from ssl_bench.config.cost import training_flops
 from ssl_bench.training import without_data as module
 from ssl_bench.training.compute import best_precision, count_step, forward_flops, step_cost
 from ssl_bench.training.trainer import train

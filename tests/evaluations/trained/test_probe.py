@@ -474,7 +474,14 @@ def test_protocols(name: str, heads: int) -> None:
     assert sweep * len(parts_of(evaluator.poolings, offered)) == heads
     assert evaluator.batch_norm == (evaluator.optimizer == "lars") == (name == "linear-mae")
     assert evaluator.drop_last == (name in ("linear-mae", "linear-dinov2"))
-    lr = {"linear-dino": 0.004, "linear-mocov3": 12, "linear-mae": 6.4, "linear-beit": 0.004, "linear-ibot": 36, "linear-moby": 1.0}
+    lr = {
+        "linear-dino": 0.004,
+        "linear-mocov3": 12,
+        "linear-mae": 6.4,
+        "linear-beit": 0.004,
+        "linear-ibot": 36,
+        "linear-moby": 1.0,
+    }
     assert max(evaluator.base_lr) * evaluator.batch_size / 256 == pytest.approx(lr.get(name, 0.4))
 
 
