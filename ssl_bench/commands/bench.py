@@ -161,16 +161,16 @@ def bench(
     recipes = resolve(asked, seeds, budget, splits)
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
-    for place in (folder, folder / "rows"):
-        remove_leftovers(place)
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     if dry_run:
-        for line in plan([(task.recipe, task.done) for task in tasks], splits):
-            show(line)
+        for planned in plan([(task.recipe, task.done) for task in tasks], splits):
+            show(planned)
         return []
+    for place in (folder, folder / "rows"):
+        remove_leftovers(place)
     jobs = min(jobs or default_jobs(), len(missing)) if launcher == "local" else 0
     progress = SuiteProgress({index: tasks[index].weight for index in missing})
     failed: list[str] = []
