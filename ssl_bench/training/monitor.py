@@ -99,7 +99,7 @@ class Monitor(Callback):
 
     @torch.no_grad()
     def measure(self, method: LightningModule) -> dict[str, float]:
-        """Accuracy in percent, and the spread of the features."""
+        """Accuracy in percent, where images have labels, and the spread of the features."""
         from ssl_bench.metrics.votes import votes  # here: evaluators that train are built on this module
 
         encoder: Any = method.encoder
@@ -119,6 +119,8 @@ class Monitor(Callback):
         self.dim = bank.shape[1]
         if not torch.isfinite(bank).all():
             return {"knn": 0.0, "feature_std": math.nan, "effective_rank": math.nan}
+        if not self.sets[0].classes:
+            return collapse_meters(bank)
         nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(min(20, len(bank)), dim=1)
         labels = self.sets[0].labels.to(bank.device)
         n_classes = len(self.sets[0].classes)

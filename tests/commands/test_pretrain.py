@@ -227,3 +227,14 @@ def test_images_of_several_sizes_train_and_are_monitored(tiny_data: Splits, tmp_
     assert packed.decoded is None
     run(recipe("mae"), Splits(packed, tiny_data.test), tmp_path / "r")
     assert pd.read_csv(tmp_path / "r" / "metrics.csv")["knn"].count() == 4
+
+
+def test_images_without_labels(tiny_data: Splits, tmp_path: Path) -> None:
+    """They are trained on like others, but for methods that learn from labels."""
+    bare = Splits(
+        *(replace(images, classes=(), labels=images.labels * 0) for images in (tiny_data.train, tiny_data.test))
+    )
+    about = load_encoder(run(recipe("mae"), bare, tmp_path / "mae")).about
+    assert about["pretraining"]["flops"] > 0
+    with pytest.raises(UserError, match="supervised learns from labels, which these images don't have"):
+        run(recipe("supervised"), bare, tmp_path / "supervised")
