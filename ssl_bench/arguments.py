@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
+from ssl_bench.utils.bounds import (
+    Between,
+    Depth,
+    Epochs,
+    NonNegative,
+    Pixels,
+    Positive,
+    Seed,
+    misfit,
+    unbound,
+)
 from ssl_bench.utils.errors import UserError
+
+Jobs = Annotated[int, Between(1, 1024)]  # processes of a machine
+Rows = Annotated[int, Between(1, 1000)]  # of a picture
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,8 +59,8 @@ def make_parser() -> Parser:
     sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
     sub.add_argument("--data", metavar="DATA", help=data_help)
     sub.add_argument("--backbone", metavar="B", help="e.g. vit_small_patch16_224; all: ssl-bench list backbones")
-    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of pre-training")
-    sub.add_argument("--seed", type=int, metavar="S", help="seed of weights, order, views and masks")
+    sub.add_argument("--epochs", type=_number(Epochs), metavar="N", help="epochs of pre-training")
+    sub.add_argument("--seed", type=_number(Seed), metavar="S", help="seed of weights, order, views and masks")
     sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
     sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
@@ -62,10 +77,10 @@ def make_parser() -> Parser:
     sub.add_argument("--data", metavar="DATA", default="shapes", help=data_help)
     sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
     sub.add_argument("--name", metavar="NAME", help="of a model, in tables, if not its own")
-    sub.add_argument("--image-size", type=int, metavar="N", help="of a model's images, if not its own")
+    sub.add_argument("--image-size", type=_number(Pixels), metavar="N", help="of a model's images, if not its own")
     for key in ("mean", "std"):
         text = f"{key} of a model's images (0 to 1), if not its own"
-        sub.add_argument(f"--{key}", nargs=3, type=float, metavar=("R", "G", "B"), help=text)
+        sub.add_argument(f"--{key}", nargs=3, type=_number(float), metavar=("R", "G", "B"), help=text)
     sub.add_argument("--out", metavar="DIR", default="results/evaluations", help="folder of the rows")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
 
@@ -77,13 +92,19 @@ def make_parser() -> Parser:
         "--evaluations", type=_names, metavar="A,B", help=f"instead of the suite's; each {evaluation_help}"
     )
     sub.add_argument("--backbone", metavar="B", help="of all methods, instead of the suite's or each recipe's own")
-    sub.add_argument("--image-size", type=int, metavar="N", help="instead of the size in the names of the backbones")
+    sub.add_argument(
+        "--image-size", type=_number(Pixels), metavar="N", help="instead of the size in the names of the backbones"
+    )
     sub.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of all recipes that train")
     sub.add_argument("--seeds", type=_seeds, metavar="0,1", help="instead of the suite's")
     sub.add_argument("--data", metavar="DATA", help=f"instead of the suite's: {data_help}")
     sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
-    sub.add_argument("--budget", type=float, default=1.0, metavar="X", help="times the epochs of every recipe")
-    sub.add_argument("--jobs", type=int, metavar="N", help="runs side by side (default: one a processor, one on a GPU)")
+    sub.add_argument(
+        "--budget", type=_number(Positive), default=1.0, metavar="X", help="times the epochs of every recipe"
+    )
+    sub.add_argument(
+        "--jobs", type=_number(Jobs), metavar="N", help="runs side by side (default: one a processor, one on a GPU)"
+    )
     sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
     sub.add_argument("--allow-code", action="store_true", help="let the suite's file name Python files, which run")
@@ -106,8 +127,8 @@ def make_parser() -> Parser:
     sub.add_argument("--out", metavar="DIR", default="results/reproduce", help="folder of the rows")
     sub.add_argument("--checkpoints", metavar="DIR", default="checkpoints", help="folder of the authors' files")
     sub.add_argument("--device", default="h100", metavar="D", help="to estimate hours for: h100, a100, l40, cpu")
-    sub.add_argument("--tflops", type=float, metavar="X", help="sustained TFLOPS instead of the device's")
-    sub.add_argument("--max-hours", type=float, metavar="H", help="skip runs that would take longer")
+    sub.add_argument("--tflops", type=_number(Positive), metavar="X", help="sustained TFLOPS instead of the device's")
+    sub.add_argument("--max-hours", type=_number(NonNegative), metavar="H", help="skip runs that would take longer")
 
     sub = command("convert", "Turn a released checkpoint into an encoder file, with a load report.")
     sub.add_argument("source", metavar="OFFICIAL", help="the file as released: .pth, .pt, .pth.tar or .safetensors")
@@ -115,12 +136,14 @@ def make_parser() -> Parser:
     sub.add_argument("--backbone", required=True, metavar="B", help="which it is, e.g. vit_base_patch16_224")
     sub.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     sub.add_argument("--branch", metavar="NAME", help="another than the paper evaluates, e.g. student")
-    sub.add_argument("--num-heads", type=int, metavar="N", help="attention heads, if not those of the paper's recipe")
+    sub.add_argument(
+        "--num-heads", type=_number(Depth), metavar="N", help="attention heads, if not those of the paper's recipe"
+    )
     sub.add_argument("--pretrained-on", dest="data", default="unknown", metavar="DATA", help="data set, for the rows")
-    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of its pre-training, for the rows")
+    sub.add_argument("--epochs", type=_number(Epochs), metavar="N", help="epochs of its pre-training, for the rows")
     for key in ("mean", "std"):
         text = f"{key} of its input (0 to 1), if not that of the method's released files"
-        sub.add_argument(f"--{key}", nargs=3, type=float, metavar=("R", "G", "B"), help=text)
+        sub.add_argument(f"--{key}", nargs=3, type=_number(float), metavar=("R", "G", "B"), help=text)
     sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
     sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
 
@@ -128,8 +151,10 @@ def make_parser() -> Parser:
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help="encoder.pt of a run, or timm weights with --backbone")
     sub.add_argument("--images", required=True, metavar="DIR|DATA", help="a folder of images, or a data set")
     sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture: .png, .pdf, .svg or .jpg")
-    sub.add_argument("--count", type=int, default=6, metavar="N", help="rows of the picture")
+    sub.add_argument("--count", type=_number(Rows), default=6, metavar="N", help="rows of the picture")
     sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    text = "let the encoder file name a Python file with its method, which runs"
+    sub.add_argument("--allow-code", action="store_true", help=text)
 
     sub = command("leaderboard", "Rank the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
@@ -138,8 +163,10 @@ def make_parser() -> Parser:
     sub.add_argument("--methods", type=_names, default=[], metavar="A,B", help="only these methods")
     sub.add_argument("--evaluations", type=_names, default=[], metavar="A,B", help="only these evaluations")
     sub.add_argument("--categories", type=_names, default=[], metavar="A,B", help="only these categories")
-    sub.add_argument("--max-flops", type=float, metavar="X", help="best of each method at X FLOPs or fewer")
-    sub.add_argument("--max-images", type=float, metavar="N", help="best of each method at N images seen or fewer")
+    sub.add_argument("--max-flops", type=_number(float), metavar="X", help="best of each method at X FLOPs or fewer")
+    sub.add_argument(
+        "--max-images", type=_number(float), metavar="N", help="best of each method at N images seen or fewer"
+    )
     sub.add_argument("--figures", action="store_true", help="draw figures into DIR/figures")
     sub.add_argument("--runs", metavar="DIR", help="folder of runs, for the training curves")
 
@@ -154,9 +181,24 @@ def make_parser() -> Parser:
     return parser
 
 
+def _number(hint: Any) -> Callable[[str], Any]:
+    """What reads a number of a type of ``utils.bounds``."""
+
+    def read(text: str) -> Any:
+        try:
+            value = unbound(hint)(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not of type {unbound(hint).__name__}") from None
+        if wrong := misfit(hint, value):
+            raise argparse.ArgumentTypeError(f"{text[:60]} must be {wrong}")
+        return value
+
+    return read
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(seed) for seed in _names(text)]
+    return [_number(Seed)(seed) for seed in _names(text)]

@@ -47,9 +47,44 @@ def identity_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"encoder": encoder, "evaluation": evaluation}
 
 
+ABOUT = ("time", "python", "torch", "timm", "faiss", "device")
+SOURCES = ("package", "commit", "encoder_commit", "method_source", "evaluator_source")
+BARE: dict[str, Any] = {  # what no table reads
+    "suite": "test",
+    "paper": None,
+    "category": "contrastive",
+    "views": "2x32",
+    "backbone": {"parameters": 10, "input": INPUT},
+    "pretraining": {"data": "shapes"},
+    "evaluation": {
+        "split": "test",
+        "selected_on": "dev",
+        "chosen": {},
+        "deviations": [],
+        "precision": "32-true",
+    },
+    "predictions": None,
+    "reported": None,
+    "flags": [],
+    "deviations": [],
+    "weights": {"sha256": "c" * 64, "loaded_percent": 100.0},
+    "code": dict.fromkeys(SOURCES),
+    "made": dict.fromkeys(ABOUT, "1"),
+}
+
+
+def whole(row: dict[str, Any], missing: dict[str, Any]) -> dict[str, Any]:
+    """A row with what it lacks."""
+    parts = {
+        k: whole(v, missing[k]) if isinstance(v, dict) and isinstance(missing.get(k), dict) else v
+        for k, v in row.items()
+    }
+    return {**missing, **parts}
+
+
 def sealed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the identity, the versions, the id and the checksum that its content has."""
-    row = json.loads(json.dumps(row))
+    """A row with the identity, the versions, the id and the checksum that its content has, and all fields."""
+    row = json.loads(json.dumps(whole(row, BARE)))
     identity = identity_of(row)
     row = {"task": "classification", **row, "schema": SCHEMA}
     row |= {"identity": identity, "versions": merged_versions(identity)}
@@ -76,13 +111,9 @@ def add_row(tmp_path: Path) -> AddRow:
         recipe = {"method": method, "backbone": backbone, "seed": seed, "training": {"epochs": 2.0}, "settings": {}}
         value = 100 * float(correct.mean())
         row: dict[str, Any] = {
-            "suite": "test",
             "method": method,
-            "paper": None,
-            "category": "contrastive",
-            "backbone": {**backbone, "parameters": 10, "input": INPUT},
+            "backbone": backbone,
             "recipe": recipe,
-            "views": "2x32",
             "pretraining": {
                 "data": "shapes",
                 "fingerprint": "f" * 64,
@@ -104,23 +135,13 @@ def add_row(tmp_path: Path) -> AddRow:
                 "data": "shapes",
                 "fingerprints": {"train": "a", "test": "b"},
                 "images": {"train": 10, "dev": 1, "test": correct.size},
-                "split": "test",
-                "selected_on": "dev",
-                "chosen": {},
-                "deviations": [],
-                "precision": "32-true",
+                **BARE["evaluation"],
             },
             "metrics": {"top1": {"value": value, "n": correct.size, "low": value - 3, "high": value + 3}},
             "headline": "top1",
             "predictions": "",
-            "reported": None,
-            "flags": [],
-            "deviations": [],
-            "weights": {"sha256": "c" * 64, "loaded_percent": 100.0},
-            "code": dict.fromkeys(("package", "commit", "encoder_commit", "method_source", "evaluator_source")),
-            "made": dict.fromkeys(("time", "python", "torch", "timm", "faiss", "device"), "1"),
         }
-        row = json.loads(json.dumps(merged(row, changes)))
+        row = json.loads(json.dumps(merged(whole(row, BARE), changes)))
         if row["recipe"]:
             row["recipe"]["backbone"]["name"] = row["backbone"]["name"]
         row = sealed(row)

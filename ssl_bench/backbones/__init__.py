@@ -16,6 +16,7 @@ from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.swin import Swin
 from ssl_bench.backbones.timm_model import TimmModel
 from ssl_bench.backbones.vit import ViT
+from ssl_bench.utils.bounds import check_keywords
 from ssl_bench.utils.errors import UserError, unknown
 
 # The beginning of the names that a family builds -> its class.
@@ -68,12 +69,10 @@ def build_backbone(name: str, **options: Any) -> Backbone:
         options: Keywords of the family's class.
 
     Raises:
-        UserError: Unknown name or option; it lists those that are valid.
+        UserError: Unknown name or option, or a value that the option can't have; it lists those that are valid.
     """
     cls: Any = family_of(name)
-    for option in options:
-        if option not in keywords(cls):
-            raise unknown(f"option of {name}", option, keywords(cls))
+    check_keywords(cls, options, name)
     return cls(name, **options)
 
 

@@ -15,6 +15,7 @@ from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions
 from ssl_bench.nn.attention import fused_attention
+from ssl_bench.utils.bounds import Pixels, Rate, Share
 
 # name: (width, blocks, heads, sub-LN). Tiny and small have q, k and v in one matrix, packed SwiGLU and no norm inside
 # it; base and large have separate matrices and the norm (the authors' table 1). micro is ours, for a laptop.
@@ -59,9 +60,9 @@ class EVA02(Backbone, Eva):
         name: str,
         *,
         sub_norm: bool | None = None,
-        patch_gradient: float = 1.0,
-        rope_grid: int | None = None,
-        drop_path: float = 0.0,
+        patch_gradient: Share = 1.0,
+        rope_grid: Pixels | None = None,
+        drop_path: Rate = 0.0,
         mask_token: bool = False,
     ) -> None:
         size, patch, (height, width) = parse_name(name)

@@ -13,8 +13,9 @@ from timm.models.hiera import Reroll
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
-from ssl_bench.backbones.names import layers_by_block
+from ssl_bench.backbones.names import check_size, layers_by_block
 from ssl_bench.nn.attention import fused_attention
+from ssl_bench.utils.bounds import Few, Rate
 from ssl_bench.utils.errors import UserError, unknown
 
 # name: (channels, heads of the first stage, blocks of each stage). tiny to huge are the paper's; micro is ours, for a
@@ -61,9 +62,9 @@ class Hiera(Backbone, TimmHiera):
         self,
         name: str,
         *,
-        pooled_stages: int | None = None,
+        pooled_stages: Few | None = None,
         init: Literal["hiera", "mae"] = "hiera",
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
     ) -> None:
         size, image_size = parse_name(name)
         dim, heads, blocks = SIZES[size]
@@ -231,7 +232,7 @@ def parse_name(name: str) -> tuple[str, tuple[int, int]]:
         >>> parse_name("hiera_base_plus_224")
         ('hiera_base_plus', (224, 224))
     """
-    match = re.fullmatch(r"(\w+?)_(\d+)(?:x(\d+))?", name)
+    match = re.fullmatch(r"(\w+?)_(\d{1,5})(?:x(\d{1,5}))?", name)
     if not match or match[1] not in SIZES:
         raise unknown("backbone", name, Hiera.patterns())
     height = int(match[2])
@@ -241,4 +242,5 @@ def parse_name(name: str) -> tuple[str, tuple[int, int]]:
         raise UserError(
             f"backbone {name!r}: the image size {height} x {width} must be a multiple of {unit} pixels, a mask unit"
         )
+    check_size(name, (height, width), unit)
     return match[1], (height, width)

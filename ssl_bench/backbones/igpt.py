@@ -21,6 +21,7 @@ from ssl_bench.backbones.palette import (
     sample_colors,
     uniform_palette,
 )
+from ssl_bench.utils.bounds import Rate
 from ssl_bench.utils.errors import UserError
 
 # name: (width, blocks, heads). small to large are the released ones (paper, section 3.3); micro is ours, for a laptop.
@@ -64,7 +65,7 @@ class ImageGPT(Backbone):
 
     palette: Tensor
 
-    def __init__(self, name: str, *, objective: Literal["ar", "bert"] = "ar", drop_path: float = 0.0) -> None:
+    def __init__(self, name: str, *, objective: Literal["ar", "bert"] = "ar", drop_path: Rate = 0.0) -> None:
         super().__init__()
         size, patch, self.image_size = parse_name(name)
         dim, depth, heads = SIZES[size]

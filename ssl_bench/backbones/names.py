@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from ssl_bench.utils.errors import UserError, unknown
 
+LARGEST, MOST = 4096, 2**14  # pixels of a side; patches
+
 
 def parse_patch_name(name: str, patterns: Iterable[str]) -> tuple[str, int, tuple[int, int]]:
     """Size, patch size and image height and width of a name such as ``vit_small_patch16_224``.
@@ -22,7 +24,7 @@ def parse_patch_name(name: str, patterns: Iterable[str]) -> tuple[str, int, tupl
         >>> parse_patch_name("vit_micro_patch8_32x64", ["vit_micro_patch{P}_{IMAGE}"])
         ('vit_micro', 8, (32, 64))
     """
-    match = re.fullmatch(r"(\w+?)_patch(\d+)_(\d+)(?:x(\d+))?", name)
+    match = re.fullmatch(r"(\w+?)_patch(\d{1,5})_(\d{1,5})(?:x(\d{1,5}))?", name)
     if not match or f"{match[1]}_patch{{P}}_{{IMAGE}}" not in patterns:
         raise unknown("backbone", name, patterns)
     patch, height = int(match[2]), int(match[3])
@@ -32,7 +34,27 @@ def parse_patch_name(name: str, patterns: Iterable[str]) -> tuple[str, int, tupl
             f"backbone {name!r}: patch size {patch} does not divide the image size {height} x {width}; "
             f"patch sizes that do: {', '.join(str(p) for p in (2, 4, 8, 14, 16, 32) if not (height % p or width % p))}"
         )
+    check_size(name, (height, width), patch)
     return match[1], patch, (height, width)
+
+
+def check_size(name: str, size: tuple[int, int], cell: int) -> None:
+    """Refuse images that no machine trains on, before tables of their size are made.
+
+    Args:
+        name: Of a backbone.
+        size: Height and width, pixels.
+        cell: Side of a patch, pixels.
+
+    Raises:
+        UserError: More than ``LARGEST`` pixels a side, or than ``MOST`` patches.
+    """
+    cells = (size[0] // cell) * (size[1] // cell)
+    if max(size) > LARGEST or cells > MOST:
+        raise UserError(
+            f"backbone {name!r}: {size[0]} x {size[1]} pixels are {cells:,} patches; "
+            f"at most {LARGEST:,} pixels a side and {MOST:,} patches are taken"
+        )
 
 
 def layers_by_block(names: Iterable[str], embeddings: Sequence[str], last: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
+from ssl_bench.backbones.names import check_size
 from ssl_bench.utils.errors import unknown
 
 LARGEST = 32  # pixels of the side of the image that is the feature
@@ -87,7 +88,9 @@ def parse_name(name: str) -> tuple[int, int]:
         >>> parse_name("pixels_32x64")
         (32, 64)
     """
-    match = re.fullmatch(r"pixels_([1-9]\d*)(?:x([1-9]\d*))?", name)
+    match = re.fullmatch(r"pixels_([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", name)
     if not match:
         raise unknown("backbone", name, Pixels.patterns())
-    return int(match[1]), int(match[2] or match[1])
+    size = int(match[1]), int(match[2] or match[1])
+    check_size(name, size, min(size))
+    return size

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
+from ssl_bench.backbones.names import check_size
+from ssl_bench.utils.bounds import Rate
 from ssl_bench.utils.errors import UserError, unknown
 
 # name: (channels of the first stage, blocks and heads of each stage). tiny to large are the paper's (table 7); micro is
 # ours, for a laptop: three stages, so that 32 pixels give 4 x 4 tokens.
+LARGEST_WINDOW = 64  # patches of a side; a table and an index grow with its fourth power
 SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
     "swin_micro": (32, (2, 2, 2), (1, 2, 4)),
     "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -55,7 +58,7 @@ class Swin(Backbone, SwinTransformer):
         self,
         name: str,
         *,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
         mask_token: bool = False,
         mask_init: Literal["normal", "zeros"] = "normal",
     ) -> None:
@@ -207,7 +210,7 @@ def parse_name(name: str) -> tuple[str, int, int, tuple[int, int]]:
         >>> parse_name("swin_tiny_patch4_window7_224")
         ('swin_tiny', 4, 7, (224, 224))
     """
-    match = re.fullmatch(r"(\w+?)_patch(\d+)_window(\d+)_(\d+)(?:x(\d+))?", name)
+    match = re.fullmatch(r"(\w+?)_patch(\d{1,5})_window(\d{1,5})_(\d{1,5})(?:x(\d{1,5}))?", name)
     if not match or match[1] not in SIZES:
         raise unknown("backbone", name, Swin.patterns())
     patch, window, height = (int(match[i]) for i in (2, 3, 4))
@@ -218,4 +221,7 @@ def parse_name(name: str) -> tuple[str, int, int, tuple[int, int]]:
             f"backbone {name!r}: the image size {height} x {width} must be a multiple of {cell} pixels, which is a "
             "token of the last stage, and patch and window at least 1"
         )
+    if window > LARGEST_WINDOW:
+        raise UserError(f"backbone {name!r}: a window has at most {LARGEST_WINDOW} x {LARGEST_WINDOW} patches")
+    check_size(name, (height, width), cell)
     return match[1], patch, window, (height, width)

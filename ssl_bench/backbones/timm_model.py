@@ -16,6 +16,8 @@ from timm.models._manipulate import group_parameters
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
+from ssl_bench.backbones.names import check_size
+from ssl_bench.utils.bounds import Rate
 from ssl_bench.utils.errors import UserError, unknown
 
 NORMS = ("norm", "fc_norm", "head.norm")  # where timm's classes have their final norm
@@ -43,7 +45,7 @@ class TimmModel(Backbone):
     family = "timm"
     mask_token = None
 
-    def __init__(self, name: str, *, drop_path: float = 0.0) -> None:
+    def __init__(self, name: str, *, drop_path: Rate = 0.0) -> None:
         super().__init__()
         model, size = parse_name(name)
         config: Any = timm.get_pretrained_cfg(model)
@@ -158,13 +160,15 @@ def parse_name(name: str) -> tuple[str, tuple[int, int] | None]:
         (('resnet18', (64, 64)), ('mobilenetv3_large_100', None))
     """
     model, size = name.removeprefix("timm:"), None
-    match = re.fullmatch(r"(.+)_([1-9]\d*)(?:x([1-9]\d*))?", model)
+    match = re.fullmatch(r"(.+)_([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", model)
     if not _known(model) and match and _known(match[1]):
         model, size = match[1], (int(match[2]), int(match[3] or match[2]))
     if not name.startswith("timm:") or not _known(model):
         stem = model.split(".")[0]
         close = difflib.get_close_matches(stem, timm.list_models(), n=5, cutoff=0.3)
         raise unknown("timm model", model, close)
+    if size:
+        check_size(name, size, min(*size, 16))
     return model, size
 
 

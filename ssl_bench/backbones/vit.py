@@ -19,6 +19,7 @@ from ssl_bench.backbones.init import INITS
 from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
 from ssl_bench.nn.attention import fused_attention
+from ssl_bench.utils.bounds import Depth, Few, Positive, Rate
 from ssl_bench.utils.errors import UserError
 
 # name: (width, blocks, heads). tiny to huge are DeiT's and MAE's; micro is ours, for a laptop.
@@ -73,13 +74,13 @@ class ViT(Backbone, VisionTransformer):
         self,
         name: str,
         *,
-        num_heads: int | None = None,
+        num_heads: Depth | None = None,
         pos_embed: Literal["learned", "sincos_xy", "sincos_yx", "none"] = "sincos_xy",
         relative_positions: Literal["none", "shared", "per_block"] = "none",
         init: Literal["timm", "mae", "moco_v3", "dino", "beit"] = "mae",
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-        registers: int = 0,
+        layer_scale: Positive | None = None,
+        drop_path: Rate = 0.0,
+        registers: Few = 0,
         mask_token: bool = False,
         resample: Literal["size", "dino"] = "size",
     ) -> None:

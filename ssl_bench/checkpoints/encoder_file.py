@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, options_for
 from ssl_bench.checkpoints.weights import check_weights
+from ssl_bench.utils.bounds import check_keywords
 from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.files import PACKAGE, write_atomic
+from ssl_bench.utils.schemas import Schema
+from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.utils.weights import weights_hash
 
 FORMAT = 1
+FILE = Schema(Path(__file__).parent / "encoder.schema.json", "the file")
+LARGEST_TABLES = 2**29  # bytes of what a network computes for itself, such as indices of relative positions
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,9 @@ def save_encoder(
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items() if k != "mask_token"}
     spec = {**spec, "mask_token": False} if "mask_token" in spec else dict(spec)
+    plain = plain_part({"format": FORMAT, "method": method, "encoder": spec, "about": dict(about)}, path)
     buffer = io.BytesIO()
-    torch.save(
-        {"format": FORMAT, "method": method, "encoder": spec, "about": dict(about), "state_dict": weights}, buffer
-    )
+    torch.save({**plain, "state_dict": weights}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -85,33 +90,75 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
 
     Raises:
-        UserError: No such file, not a checkpoint, or weights of another backbone.
+        UserError: No such file, not a checkpoint, one that breaks the schema, or weights of another backbone.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
         raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        spec, weights = content["encoder"], content["state_dict"]
+    ours = is_encoder_file(content)
+    weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
+        raise UserError(f"{path} holds no state dict; expected a file of `ssl-bench pretrain` or timm weights")
+    if ours:
+        plain = plain_part({key: value for key, value in content.items() if key != "state_dict"}, path)
+        spec, method, about = plain["encoder"], plain["method"], plain["about"]
         if backbone is not None and backbone != spec["name"]:
             raise UserError(f"{path} holds a {spec['name']}, not a {backbone}")
-        method, about = content["method"], content["about"]
     else:
-        weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
-        if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-            raise UserError(f"{path} holds no state dict; expected a file of `ssl-bench pretrain` or timm weights")
         if backbone is None:
             raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. {EXAMPLE}")
         options = options_for(family_of(backbone), {"pos_embed": "learned"})  # a fixed table loads into a learned one
         spec, method, about = {"name": backbone, **options}, path.stem, {}
+    check_buildable(spec, weights, path)
     encoder = build_encoder(spec)
     set_input(encoder, about.get("input"), path)
-    check_weights(encoder, weights, path, spec["name"])
     encoder.load_state_dict(weights, strict=False)
     return Checkpoint(encoder.eval(), method, about, weights_hash(weights), about.get("loaded", 100.0))
+
+
+def is_encoder_file(content: Any) -> bool:
+    """Whether the content of a checkpoint is that of an encoder file of ours."""
+    return isinstance(content, dict) and type(content.get("format")) is int and "encoder" in content
+
+
+def plain_part(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An encoder file without its weights, as JSON has it.
+
+    Raises:
+        UserError: It breaks the schema.
+    """
+    try:
+        plain = json.loads(json.dumps(content))  # files hold tuples for lists
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no encoder file: {first_line(error)}") from error
+    if wrong := FILE.violations(plain):
+        raise UserError(f"{path} is no encoder file: {wrong[0]}")
+    return plain
+
+
+def check_buildable(spec: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Build a network without data, and compare it with weights, before memory is taken for it.
+
+    Raises:
+        UserError: It can't be built, is larger than the weights that should fill it, or they don't fill it.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_encoder(spec)
+    except (UserError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} describes no encoder that can be built: {first_line(error)}") from error
+    check_weights(network, weights, path, spec["name"])
+    beside = sum(buffer.nbytes for buffer in network.buffers())
+    if beside > LARGEST_TABLES:
+        raise UserError(f"{path} describes an encoder whose tables take {beside / 1e9:.0f} GB")
 
 
 def set_input(encoder: Any, given: Any, path: Path) -> None:
@@ -143,6 +190,7 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     if kind == "dvae":
         from ssl_bench.teachers.dalle import Tokenizer
 
+        check_keywords(Tokenizer, spec, spec["name"])
         return Tokenizer(**spec)
     if kind == "vqkd":
         from ssl_bench.teachers.vqkd import build_vqkd

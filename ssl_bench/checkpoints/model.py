@@ -20,6 +20,7 @@ from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError, first_line, unknown
 from ssl_bench.utils.identity import is_external, source_hash
 from ssl_bench.utils.references import is_reference, look_up
+from ssl_bench.utils.tensor_files import check_parts, check_tensors
 from ssl_bench.utils.weights import options_hash, weights_hash
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # where torchvision's models have theirs
@@ -206,8 +207,16 @@ def _of_torchvision(name: str, file: str) -> nn.Module:
 
 def _read(file: str, name: str, classifiers: Sequence[str]) -> dict[str, Tensor]:
     """The weights of a file without those of its classifiers."""
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"no such checkpoint: {file}")
     try:
-        weights = load_state_dict(file, weights_only=True)
+        if path.suffix != ".safetensors":
+            check_parts(path)
+        weights = load_state_dict(file, weights_only=True)  # finds the weights in what the file holds
+        check_tensors(weights, path)
+    except UserError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for files that are no checkpoint
         raise UserError(f"{file} holds no weights of {name} that can be read safely: {first_line(error)}") from error
     heads = tuple(f"{classifier}." for classifier in classifiers)

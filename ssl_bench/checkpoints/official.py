@@ -17,6 +17,7 @@ from torch import Tensor
 from ssl_bench.checkpoints.layout import Layout, matches
 from ssl_bench.checkpoints.variants import BLOCK_TABLE, SHARED_TABLE
 from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.tensor_files import read_tensors
 
 CLASSIFIER = r"head\.(fc\.)?(weight|bias)|fc_norm\.(weight|bias)"  # of a network fine-tuned or probed with labels
 DERIVED = r"masked_embed|(.*\.)?(relative_position_index|attn_mask)"  # iBOT's mask token; indices, Swin's windows
@@ -69,10 +70,9 @@ def read(path: Path) -> dict[str, Any]:
     if start.startswith(NO_WEIGHTS):
         raise UserError(f"{path} is a web page or a pointer, not weights; download the file itself")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_file(path) if path.suffix == ".safetensors" else read_tensors(path, HARMLESS)
+    except UserError:
+        raise
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(

@@ -59,12 +59,12 @@ def position_kind(table: Tensor | None, grid: tuple[int, int]) -> str:
     """
     if table is None:
         return "none"
-    if table.ndim != 3:
+    if table.ndim != 3 or len(table) != 1:
         return "learned"
     rows, dim = table.shape[1:]
-    side = math.isqrt(rows - 1)
+    side = math.isqrt(max(0, rows - 1))
     of = grid if grid[0] * grid[1] + 1 == rows else (side, side)
-    if of[0] * of[1] + 1 == rows and dim % 4 == 0:
+    if 1 < of[0] * of[1] + 1 == rows and dim and dim % 4 == 0:
         for kind in ("sincos_xy", "sincos_yx"):
             fixed = sincos_position_embedding(dim, of, kind[-2])
             if torch.allclose(table[0].float(), fixed, atol=2e-3):  # float16 files

@@ -22,7 +22,7 @@ def check_weights(encoder: nn.Module, weights: Mapping[str, Tensor], path: Path,
     unexpected = [k for k in weights if k not in own and not k.startswith("head.")]
     if not (bad or missing or unexpected):
         return
-    loaded = 100 * (1 - (len(bad) + len(missing)) / len(own))
+    loaded = 100 * (1 - (len(bad) + len(missing)) / max(1, len(own)))
     first = (
         f"{bad[0]} is {tuple(weights[bad[0]].shape)} instead of {tuple(own[bad[0]].shape)}"
         if bad

@@ -13,11 +13,10 @@ from ssl_bench.results.frame import quick_hash
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.contradiction import contradiction
 from ssl_bench.results.rows.predictions import predictions_path, read_predictions
-from ssl_bench.results.rows.row import Row, checksum_of, migrated
-from ssl_bench.results.rows.schema import missing_headline, violations
+from ssl_bench.results.rows.row import Row, checksum_of, read_stored
+from ssl_bench.results.rows.schema import violations
 from ssl_bench.results.text import plain
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import parse_json
 
 
 def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str]:
@@ -61,13 +60,10 @@ def check(folder: str | Path, *, show: Callable[[str], Any] = print) -> list[str
 def _read(path: Path) -> tuple[Row | None, list[str]]:
     """A row and what is wrong with it; None where the rest can't be looked at."""
     try:
-        stored = parse_json(path.read_text())
-        values = migrated(stored) if isinstance(stored, dict) and "schema" in stored else stored
+        stored, values = read_stored(path)
     except UserError as error:
-        return None, [str(error)]
-    except (OSError, ValueError, RecursionError) as error:
-        return None, [f"not JSON: {error}"]
-    found = list(violations(values))
+        return None, [str(error).removeprefix(f"{path}: ").removeprefix(f"{path} is not a row: ")]
+    found = violations(values)
     if found:
         return None, found
     row = Row(path, values)
@@ -82,7 +78,6 @@ def _read(path: Path) -> tuple[Row | None, list[str]]:
 
 
 def _metrics(row: Row) -> Iterator[str]:
-    yield from missing_headline(row)
     for name, metric in row["metrics"].items():
         if not metric["low"] <= metric["value"] <= metric["high"]:
             yield f"{name} = {metric['value']} lies outside its interval, {metric['low']} to {metric['high']}"

@@ -14,7 +14,6 @@ from ssl_bench.results.leaderboard.significance import draws_variance, interval_
 from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.rows.predictions import Predictions, correctness
 from ssl_bench.results.rows.row import Row, read_rows
-from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import plain, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 
@@ -45,17 +44,16 @@ def compare(
     Raises:
         UserError: No such row or method, nothing in common, or other test images than those of ``data``.
     """
-    with explained(_read(a, b, rows)) as found:
-        _show(a, b, found, data, show)
+    _show(a, b, _read(a, b, rows, show), data, show)
 
 
-def _read(a: str, b: str, folder: str | Path | None) -> list[Row]:
+def _read(a: str, b: str, folder: str | Path | None, show: Callable[[str], Any]) -> list[Row]:
     """The two rows, or all of the folder."""
     if _are_files(a, b):
         return [Row.read(Path(a)), Row.read(Path(b))]
     if folder is None:
         raise UserError(f"{a} and {b}: give two row files (.json), or two methods and their folder with --rows DIR")
-    return read_rows(folder)
+    return read_rows(folder, lambda line: show(plain(f"WARNING: {line}")))
 
 
 def _are_files(a: str, b: str) -> bool:

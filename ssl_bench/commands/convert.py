@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from ssl_bench.backbones import build_backbone, family_of, options_for
 from ssl_bench.backbones.backbone import RGB, Backbone
-from ssl_bench.checkpoints.encoder_file import FORMAT, code_version, load_encoder, save_encoder
+from ssl_bench.checkpoints.encoder_file import code_version, is_encoder_file, load_encoder, save_encoder
 from ssl_bench.checkpoints.official import Released, branches, choose, read, translate
 from ssl_bench.checkpoints.variants import BLOCK_TABLE, SHARED_TABLE, position_kind, variant_of
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import load_recipe, resolve_method
 from ssl_bench.methods import TEACHERS
-from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.errors import UserError, first_line, unknown
 from ssl_bench.utils.files import file_hash, write_atomic
 from ssl_bench.utils.shipped import recipe_names
 
@@ -103,7 +104,7 @@ def convert(
     if out.is_dir() or out.resolve() == source.resolve():
         raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'the checkpoint itself'}; name a new file")
     content = read(source)
-    if content.get("format") == FORMAT and "encoder" in content:
+    if is_encoder_file(content):
         if format != "timm":
             raise UserError(f"{source} is an encoder file already; use it as it is, or convert it with --format timm")
         return write_timm(timm_state_dict(source, backbone), out)
@@ -111,17 +112,19 @@ def convert(
     if not cls.trains or name in TEACHERS:
         raise UserError(f"method {name!r} has no pre-trained backbone to convert")
     layout = method_facts(name).checkpoint
-    named, shown = family_of(backbone).read_released(content)
-    found = branches(named, layout.rename)
+    with _as_release(source, name, backbone):
+        named, shown = family_of(backbone).read_released(content)
+        found = branches(named, layout.rename)
     chosen = choose(found, layout, name, branch, source)
     paper = f"{backbone.partition('_patch')[0]}_in1k"  # the paper's recipe of this size knows its heads
     given = {"backbone": backbone} | ({} if num_heads is None else {"num_heads": num_heads})
     recipe = load_recipe(method, paper if paper in recipe_names(name) else None, given, origin="convert")
     with torch.device("meta"):
         grid = build_backbone(**recipe.backbone).grid
-    weights = family_of(backbone).from_official(found[chosen])
-    variant = variant_of(layout, weights, recipe.backbone, grid)
-    released = translate(weights, layout.not_encoder + variant.not_encoder)
+    with _as_release(source, name, backbone):
+        weights = family_of(backbone).from_official(found[chosen])
+        variant = variant_of(layout, weights, recipe.backbone, grid)
+        released = translate(weights, layout.not_encoder + variant.not_encoder)
     spec = recipe.backbone | variant.backbone | options_for(family_of(backbone), {"mask_token": False})
     spec |= seen_positions(released, spec, name, grid) | shown
     with torch.random.fork_rng(devices=[]):
@@ -159,6 +162,15 @@ def convert(
     return out
 
 
+@contextlib.contextmanager
+def _as_release(source: Path, method: str, backbone: str) -> Iterator[None]:
+    """Code that takes a file for a release: what it stumbles over becomes one line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source} is no release of {method} for {backbone}: {first_line(error)}") from error
+
+
 def seen_positions(
     released: Released, options: Mapping[str, Any], method: str, grid: tuple[int, int]
 ) -> dict[str, str]:
@@ -188,7 +200,7 @@ def fill(encoder: Backbone, released: Released) -> Report:
         if name not in own:
             report.unexpected.append(name)
             continue
-        fitting = encoder.fit_weight(name, value)
+        fitting = encoder.fit_weight(name, value) if value.numel() else value
         if fitting.shape != own[name].shape:
             report.misshaped.append(name)
             continue

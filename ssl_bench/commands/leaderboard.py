@@ -12,7 +12,6 @@ from ssl_bench.results.leaderboard import legends
 from ssl_bench.results.leaderboard.selection import Selection
 from ssl_bench.results.leaderboard.table import Table, build, to_csv
 from ssl_bench.results.rows.row import read_rows
-from ssl_bench.results.rows.schema import explained
 from ssl_bench.results.text import escape, plain, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import write_atomic
@@ -45,6 +44,8 @@ def leaderboard(
 ) -> list[Path]:
     """Rank the rows of a folder: the Python form of ``ssl-bench leaderboard``.
 
+    A file that is no row is left out, with a line that says why.
+
     Args:
         folder: Has ``rows/``; the files are written beside it.
         formats: Any of md, csv, html, latex.
@@ -58,36 +59,36 @@ def leaderboard(
         The files written.
 
     Raises:
-        UserError: No rows, one that breaks the schema, or an unknown format, evaluation or name.
+        UserError: No rows, or an unknown format, evaluation or name.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    with explained(read_rows(folder)) as rows:
-        tables = build(selection.rows(rows), sort)
-        tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
-        if not tables:
-            raise UserError(f"no rows in {folder}")
-        for table in tables:
-            show(table.terminal())
-            show(terminal_table("Ranks", *table.ranks(seeds=False)))
-            for text in [*table.teachers, *(f"WARNING: {text}" for text in table.warnings)]:
-                show(plain(text))
-        show(f"{legends.TABLE}\n{legends.RANKS}")
-        if selection.text():
-            show(f"Only {plain(selection.text())}.")
-        files = []
-        prefix = "" if selection.everything else "selected-"
-        for kind in formats:
-            path = Path(folder) / f"{prefix}{FORMATS[kind]}"
-            files.append(write_atomic(path, render(kind, tables, selection.text())))
-        if figures:
-            from ssl_bench.results.leaderboard.figures import draw  # matplotlib takes a second
+    rows = read_rows(folder, lambda line: show(plain(f"WARNING: {line}")))
+    tables = build(selection.rows(rows), sort)
+    tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
+    if not tables:
+        raise UserError(f"no rows in {folder}")
+    for table in tables:
+        show(table.terminal())
+        show(terminal_table("Ranks", *table.ranks(seeds=False)))
+        for text in [*table.teachers, *(f"WARNING: {text}" for text in table.warnings)]:
+            show(plain(text))
+    show(f"{legends.TABLE}\n{legends.RANKS}")
+    if selection.text():
+        show(f"Only {plain(selection.text())}.")
+    files = []
+    prefix = "" if selection.everything else "selected-"
+    for kind in formats:
+        path = Path(folder) / f"{prefix}{FORMATS[kind]}"
+        files.append(write_atomic(path, render(kind, tables, selection.text())))
+    if figures:
+        from ssl_bench.results.leaderboard.figures import draw  # matplotlib takes a second
 
-            files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
-        for file in files:
-            show(f"wrote {file}")
-        return files
+        files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
+    for file in files:
+        show(f"wrote {file}")
+    return files
 
 
 def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:

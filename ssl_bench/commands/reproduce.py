@@ -33,6 +33,7 @@ from ssl_bench.results.papers.matching import (
 from ssl_bench.results.papers.published import Number, published
 from ssl_bench.results.papers.table_spec import Definition, read_definition
 from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.results.text import plain
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.shipped import shipped
 
@@ -136,7 +137,7 @@ def reproduce(
     if tflops is not None and tflops <= 0:
         raise UserError(f"--tflops {tflops:g}: it must be above 0")
     speed = DEVICES[device] if tflops is None else tflops
-    rows = read_rows(out) if (Path(out) / "rows").is_dir() else []
+    rows = read_rows(out, lambda line: show(plain(f"WARNING: {line}"))) if (Path(out) / "rows").is_dir() else []
     steps = make_plan(read_definition(name), published(), rows, Path(checkpoints))
     where = "as given" if tflops is not None else f"assumed for {device}"
     show(f"{name}: {len(steps)} encoders; hours at {speed:g} TFLOPS sustained ({where})")

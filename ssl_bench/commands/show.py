@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ from ssl_bench.commands.show_dense import dense_panels
 from ssl_bench.config.build import set_teachers
 from ssl_bench.config.recipe import FROM_DATA, resolve_method
 from ssl_bench.data.datasets import Splits, load
-from ssl_bench.data.images import decode, reason
+from ssl_bench.data.images import LARGEST, decode, reason
 from ssl_bench.methods.method import Method
-from ssl_bench.utils.errors import RunError, UserError
-from ssl_bench.utils.files import write_atomic
+from ssl_bench.results.text import plain
+from ssl_bench.training.without_data import built_without_data
+from ssl_bench.utils.bounds import check_keywords
+from ssl_bench.utils.errors import RunError, UserError, first_line
+from ssl_bench.utils.files import open_regular, write_atomic
+from ssl_bench.utils.references import is_reference
+from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.views.evaluation import eval_images, resize_crop
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
@@ -31,7 +37,15 @@ HEADS = 6  # attention maps drawn
 NEIGHBOURS = 5
 
 
-def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6, backbone: str | None = None) -> Path:
+def show(
+    checkpoint: str | Path,
+    *,
+    images: str,
+    out: str | Path,
+    count: int = 6,
+    backbone: str | None = None,
+    allow_code: bool = False,
+) -> Path:
     """Draw the picture of an encoder: the Python form of ``ssl-bench show``.
 
     Each row is an image: the crop the encoder sees; the attention of the cls token, where there is one, to the patches
@@ -46,9 +60,10 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
         out: The picture: .png, .pdf, .svg or .jpg.
         count: Rows.
         backbone: Which backbone plain timm weights are for.
+        allow_code: Let the encoder file's recipe name a Python file with its method, which runs.
 
     Raises:
-        UserError: No such file, no images in the folder, or a picture format that is not known.
+        UserError: No such file, a damaged one, no images in the folder, or a picture format that is not known.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
@@ -65,7 +80,7 @@ def show(checkpoint: str | Path, *, images: str, out: str | Path, count: int = 6
     if getattr(encoder, "has_attention", False):
         maps = encoder.attention(eval_images(rows, encoder.image_size, encoder.mean, encoder.std))
         columns += [(f"attention, head {i + 1}", maps[:, i]) for i in range(min(HEADS, maps.shape[1]))]
-    method = load_method(loaded, Path(checkpoint))
+    method = load_method(loaded, Path(checkpoint), allow_code)
     if method is not None:
         torch.manual_seed(0)  # the masks
         with torch.no_grad():
@@ -112,17 +127,30 @@ def read_images(source: str | Splits, size: tuple[int, int]) -> Tensor:
     crops = []
     for path in (files[int(i)] for i in np.unique(np.linspace(0, len(files) - 1, min(BANK, len(files))).astype(int))):
         try:
-            with path.open("rb") as file:
+            with open_regular(path, LARGEST) as file:
                 crops.append(resize_crop(decode(file), size))
         except Exception as error:  # Pillow raises many kinds
             raise UserError(f"{path}: {reason(error)}") from error
     return torch.stack(crops)
 
 
-def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
-    """The whole method behind an encoder file of a run, in eval mode; None when it can't be rebuilt from its files."""
+def load_method(loaded: Checkpoint, checkpoint: Path, allow_code: bool = False) -> Method | None:
+    """The whole method behind an encoder file of a run, in eval mode; None when it can't be rebuilt from its files.
+
+    Args:
+        loaded: The encoder file.
+        checkpoint: Where it lies, beside ``method.pt``.
+        allow_code: Run the Python file that its recipe names, if it does.
+
+    Raises:
+        UserError: ``method.pt`` is damaged, or not of the method that the encoder file names.
+    """
     weights, recipe = checkpoint.with_name("method.pt"), loaded.about.get("recipe")
     if not weights.is_file() or not recipe:
+        return None
+    if is_reference(recipe["method"]) and not allow_code:
+        code = plain(recipe["method"])
+        print(f"{checkpoint} names Python code, {code}, which is not run without --allow-code", file=sys.stderr)
         return None
     try:
         cls = resolve_method(recipe["method"])[1]
@@ -130,18 +158,35 @@ def load_method(loaded: Checkpoint, checkpoint: Path) -> Method | None:
         return None
     if cls.show is Method.show:
         return None
-    method = cls(
-        build_backbone(**recipe["backbone"]), **{k: v for k, v in recipe["settings"].items() if k not in FROM_DATA}
-    )
     trained = {}
-    for keyword, teacher in loaded.about["pretraining"]["teachers"].items():
+    for keyword, teacher in ((loaded.about.get("pretraining") or {}).get("teachers") or {}).items():
         path = checkpoint.parent.parent / teacher["run"] / "encoder.pt"
         if not path.is_file():
             return None
         trained[keyword] = load_encoder(path)
+    try:
+        return _load_method(cls, recipe, weights, trained)
+    except (UserError, RunError) as error:
+        raise UserError(f"{weights} is not of the method that {checkpoint} names: {error}") from error
+    except Exception as error:  # torch raises many kinds, and a method that gets wrong settings any
+        raise UserError(f"{weights} is damaged, or of another method: {first_line(error)}") from error
+
+
+def _load_method(
+    cls: type[Method], recipe: Mapping[str, Any], weights: Path, trained: Mapping[str, Checkpoint]
+) -> Method:
+    settings = {key: value for key, value in recipe["settings"].items() if key not in FROM_DATA}
+    check_keywords(cls, settings, recipe["method"])
+    content = read_tensors(weights)
+    with built_without_data():
+        shapes = cls(build_backbone(**recipe["backbone"]), **settings).state_dict()
+    size = sum(value.nbytes for value in shapes.values())
+    if size > 2 * weights.stat().st_size + 2**26:  # before memory is taken for it
+        raise UserError(f"its weights take {size:,} bytes, and the file has {weights.stat().st_size:,}")
+    method = cls(build_backbone(**recipe["backbone"]), **settings)
     files = {keyword: file for keyword in cls.teachers if (file := named_encoder(recipe["settings"][keyword]))}
     set_teachers(method, trained, files)
-    method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    method.load_state_dict(content)
     return method.eval()
 
 

@@ -11,7 +11,7 @@ from ssl_bench.results.papers.published import published
 from ssl_bench.results.papers.table import fill
 from ssl_bench.results.papers.table_spec import read_definition
 from ssl_bench.results.rows.row import Row, read_rows
-from ssl_bench.results.rows.schema import explained
+from ssl_bench.results.text import plain
 from ssl_bench.utils.errors import unknown
 from ssl_bench.utils.files import write_atomic
 
@@ -46,16 +46,19 @@ def table(
             raise unknown("format", kind, FORMATS)
     folders = list(rows) if rows is not None else [ROWS] * (ROWS / "rows").is_dir()
     found: dict[str, Row] = {}
-    for row in (row for folder in folders for row in read_rows(folder)):
+
+    def left_out(line: str) -> None:
+        show(plain(f"WARNING: {line}"))
+
+    for row in (row for folder in folders for row in read_rows(folder, left_out)):
         found.setdefault(row["id"], row)
-    with explained(list(found.values())) as measured:
-        filled = fill(read_definition(name), published(), measured)
-        files = []
-        for kind in formats:
-            text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
-            if out is not None and kind != "terminal":
-                files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
-                show(f"wrote {files[-1]}")
-            else:
-                show(text)
-        return files
+    filled = fill(read_definition(name), published(), list(found.values()))
+    files = []
+    for kind in formats:
+        text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
+        if out is not None and kind != "terminal":
+            files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
+            show(f"wrote {files[-1]}")
+        else:
+            show(text)
+    return files

@@ -14,7 +14,10 @@ from ssl_bench.checkpoints.encoder_file import Checkpoint, named_encoder
 from ssl_bench.config.recipe import FROM_DATA, Recipe
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.methods.method import Method
-from ssl_bench.utils.errors import UserError
+from ssl_bench.training.without_data import built_without_data
+from ssl_bench.utils.errors import UserError, first_line
+from ssl_bench.utils.identity import is_external
+from ssl_bench.utils.memory import free_memory
 
 
 def build(recipe: Recipe, classes: Sequence[str], images: ImageSet | None = None) -> Method:
@@ -27,19 +30,44 @@ def build(recipe: Recipe, classes: Sequence[str], images: ImageSet | None = None
             where weights are loaded afterwards, or none are needed.
 
     Raises:
-        UserError: The method learns from labels, which the images don't have.
+        UserError: The method learns from labels, which the images don't have; or of a method of ours, values that don't
+            go together, or weights that are larger than the memory.
     """
-    seed_everything(recipe.seed, verbose=False)
     known = {"num_classes": len(classes), "class_names": tuple(classes)}
-    wanted = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
-    if wanted and not classes:
+    settings = {key: known[key] for key in FROM_DATA if key in inspect.signature(recipe.cls).parameters}
+    if settings and not classes:
         raise UserError(f"{recipe.method} learns from labels, which these images don't have")
+    settings |= recipe.settings
+    if not is_external(recipe.cls):
+        check_buildable(recipe, settings)
+    seed_everything(recipe.seed, verbose=False)
     backbone = build_backbone(**recipe.backbone)
     if images is not None:
         backbone.prepare(cast("Sequence[Tensor]", images.images), recipe.seed)
-    method = recipe.cls(backbone, **wanted, **recipe.settings)
+    method = recipe.cls(backbone, **settings)
     method.training_config, method.seed = recipe.training, recipe.seed
     return method
+
+
+def check_buildable(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Build a method without data, so that what can't be built is said in one line before memory is taken for it.
+
+    Args:
+        recipe: Resolved.
+        settings: All keywords of its method.
+
+    Raises:
+        UserError: See ``build``.
+    """
+    what = f"method {recipe.method!r} on {recipe.backbone['name']}"
+    try:
+        with built_without_data():
+            method = recipe.cls(build_backbone(**recipe.backbone), **settings)
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{what} can't be built with these keys: {first_line(error)}") from error
+    size = sum(tensor.nbytes for tensor in (*method.parameters(), *method.buffers()))
+    if size > (free := free_memory()):
+        raise UserError(f"{what} has weights of {size / 1e9:,.0f} GB; {free / 1e9:,.0f} GB of memory are free")
 
 
 def build_with_teachers(recipe: Recipe, classes: Sequence[str]) -> Method:

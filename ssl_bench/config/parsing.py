@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from ssl_bench.utils.bounds import misfit, types_of, unbound
 from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.files import read_regular
 
 LARGEST = 2**20  # bytes of a YAML file
 
@@ -48,12 +50,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: No regular file of at most 1 MB, not readable, not YAML, of other values, or not a mapping.
     """
     try:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise UserError(f"{path} has {size:,} bytes; a YAML file has at most {LARGEST:,}")
-        content = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.load(read_regular(path, LARGEST).decode(), _Loader)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: it is not a file") from error
+    except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -92,37 +92,30 @@ def _parser(cls: type) -> ArgumentParser:
     return parser
 
 
-def types_of(*classes: type) -> dict[str, Any]:
-    """The annotated types of constructors' keywords.
-
-    Example:
-        >>> from ssl_bench.nn.optimizers import Training
-        >>> types_of(Training)["clip_grad"]
-        float | None
-    """
-    return {key: hint for cls in classes for key, hint in get_type_hints(cls.__init__).items() if key != "return"}  # type: ignore[misc]
-
-
 def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]], types: Mapping[str, Any]) -> Namespace:
     """Type values with a parser.
 
     Args:
         parser: Knows the keys and their types.
         values: key -> (value, where it was written).
-        types: The types of the keys, for errors.
+        types: The types of the keys, with their bounds (``utils.bounds``).
 
     Raises:
-        UserError: An unknown key or a value of the wrong type, with where it was written and what is valid.
+        UserError: An unknown key, or a value of the wrong type or out of bounds, with where it was written and what is
+            valid.
     """
     valid = [key for key, _ in parser.get_defaults().items() if "." not in key]
     for key, (value, origin) in values.items():
         if key not in valid:
             raise UserError(f"{origin}: {unknown('key', key, valid)}")
         text = value if isinstance(value, str) else json.dumps(value)
+        hint = types.get(key, Any)
         try:
-            parser.parse_args([f"--{key}={text}"])
-        except (ArgumentError, ValueError, TypeError) as error:
-            raise UserError(f"{origin}: {key} is {text}; it must be {_expected(types[key])}") from error
+            parsed = parser.parse_args([f"--{key}={text}"])[key]
+        except (ArgumentError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{origin}: {key} is {shortened(text)}; it must be {_expected(unbound(hint))}") from error
+        if wrong := misfit(hint, parsed):
+            raise UserError(f"{origin}: {key} is {shortened(text)}; it must be {wrong}")
     return parser.parse_args(
         [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, (value, _) in values.items()]
     )
@@ -138,6 +131,17 @@ def _expected(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     return f"of type {hint.__name__ if inspect.isclass(hint) else hint}"
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """A text of others for an error: one line, not longer than a screen's.
+
+    Example:
+        >>> shortened("9" * 5000, most=5)
+        '99999...'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:

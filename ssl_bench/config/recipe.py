@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.checkpoints.encoder_file import load_encoder
-from ssl_bench.config.parsing import parse_values, read_yaml, types_of
+from ssl_bench.config.parsing import parse_values, read_yaml
 from ssl_bench.data import VERSIONS as DATA_VERSIONS
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.methods import METHODS, TEACHERS
@@ -24,6 +24,7 @@ from ssl_bench.nn.optimizers import Training
 from ssl_bench.teachers import NETWORKS
 from ssl_bench.teachers import VERSIONS as TEACHER_VERSIONS
 from ssl_bench.training import VERSION as TRAINING_VERSION
+from ssl_bench.utils.bounds import Seed, types_of
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import file_hash
 from ssl_bench.utils.identity import defaults_of, differing, source_of
@@ -154,8 +155,8 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
         origin: What to call the layers in an error.
 
     Raises:
-        UserError: An unknown key, a value of the wrong type, a backbone that can't be built or can't do what the method
-            needs.
+        UserError: An unknown key, a value of the wrong type or out of bounds, a backbone that can't be built or can't
+            do what the method needs.
     """
     name, cls = resolve_method(method)
     values: dict[str, tuple[Any, str]] = {}
@@ -170,7 +171,7 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     if "backbone" not in values:
         raise UserError(f"method {name!r}: no backbone given; use --backbone, for example {EXAMPLE}")
     family = family_of(str(values["backbone"][0]))
-    types = types_of(Training, cls, family) | {"backbone": str, "data": str, "seed": int}
+    types = {**types_of(Training), **types_of(cls), **types_of(family), "backbone": str, "data": str, "seed": Seed}
     parsed = parse_values(recipe_parser(cls, family), values, types)
     training = Training(**{f.name: parsed[f.name] for f in dataclasses.fields(Training)})
     settings = {key: parsed[key] for key in _keywords(cls) if key not in ("backbone", *FROM_DATA)}

@@ -12,6 +12,7 @@ from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, resolve_method
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
+from ssl_bench.utils.bounds import Flops, Pixels, Seed
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.references import is_reference
@@ -48,15 +49,15 @@ class Suite:
     backbone: str = ""
     methods: list[str] = field(default_factory=list)
     recipe: str = ""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    seeds_of: dict[str, list[int]] = field(default_factory=dict)
+    seeds: list[Seed] = field(default_factory=lambda: [0])
+    seeds_of: dict[str, list[Seed]] = field(default_factory=dict)
     evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
     transfer: list[str] = field(default_factory=list)
     transfer_evaluations: list[str] = field(default_factory=lambda: ["knn", "linear"])
     training: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    flops: float | None = None
+    image_size: Pixels | None = None
+    flops: Flops | None = None
 
 
 def load_suite(name: str, allow_code: bool = False) -> Suite:

@@ -20,7 +20,7 @@ from ssl_bench.data.names import DATASETS
 from ssl_bench.data.own import DataPair, read_own
 from ssl_bench.data.parquet import read_hf, read_parquet
 from ssl_bench.data.reading import decoded_bytes, memory_budget, read, read_with_targets
-from ssl_bench.data.sources import TORCHVISION, Raw, read_folder, read_torchvision
+from ssl_bench.data.sources import TORCHVISION, Raw, check_names, read_folder, read_torchvision
 from ssl_bench.data.targets import Targets, taken
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
@@ -161,6 +161,7 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
     if kind in ("folder", "parquet") and place:
         path = os.path.expanduser(place)
         name = os.path.basename(os.path.abspath(path)).removesuffix(".parquet") or kind
+        check_names([name], "folder")
         return name, read_folder(path) if kind == "folder" else read_parquet(path)
     if kind == "hf" and place:
         return place.rstrip("/").rpartition("/")[2], read_hf(place)

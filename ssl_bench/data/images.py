@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,13 +17,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ssl_bench.utils.errors import RunError
+from ssl_bench.utils.files import open_regular
+
+# What Pillow decodes by itself: for EPS and others it starts programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+MOST_PIXELS = 2**26  # of an image, which takes 0.7 GB to decode
+WIDEST = 100  # a side against the other: the shorter one is resized to that of a crop
+LARGE = 2**23  # pixels of an image that is decoded while no other large one is
+LARGEST = 2**29  # bytes of an image file
+_one_large = threading.Lock()
 
 
 def decode(file: BinaryIO) -> Tensor:
     """Decode an image file to RGB, upright as its EXIF orientation says.
 
     Args:
-        file: An open JPEG, PNG, WebP, BMP, PPM or TIFF file.
+        file: An open file of one of ``FORMATS``.
 
     Returns:
         uint8 (3, H, W).
@@ -28,12 +40,27 @@ def decode(file: BinaryIO) -> Tensor:
     Raises:
         Exception: Whatever Pillow raises for bytes it can't decode (OSError, SyntaxError, ValueError, ...).
     """
-    with Image.open(file) as image:
+    with open_image(file) as image, _one_large if image.width * image.height > LARGE else nullcontext():
         ImageOps.exif_transpose(image, in_place=True)
         # Pillow would clip 16-bit grey at 255: keep the upper 8 bits instead.
         grey16 = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else None
-        pixels = np.asarray((grey16 or image).convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        pixels = np.asarray(image if image.mode == "RGB" else (grey16 or image).convert("RGB"))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """An image whose header has been read: of one of ``FORMATS``, and of a size that can be worked with.
+
+    Raises:
+        Exception: As of ``decode``.
+    """
+    image = Image.open(file, formats=FORMATS)
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width:,} x {height:,} pixels; at most {MOST_PIXELS:,} are taken")
+    if max(width, height) > WIDEST * min(width, height):
+        raise ValueError(f"{width:,} x {height:,} pixels; one side is more than {WIDEST} times the other")
+    return image
 
 
 def reason(error: Exception) -> str:
@@ -93,7 +120,7 @@ class Files(Encoded):
         self.root, self.paths, self.sizes = root, paths, sizes
 
     def open(self, index: int) -> BinaryIO:
-        return open(self.where(index), "rb")
+        return open_regular(self.where(index), LARGEST)
 
     def key(self, index: int) -> str:
         return os.fsdecode(self.paths[index].item())
@@ -106,18 +133,37 @@ class Files(Encoded):
 
 
 class Cells(Encoded):
-    """Image bytes in an Arrow column, kept encoded in memory."""
+    """Image bytes in an Arrow column, kept encoded in memory.
 
-    def __init__(self, column: Any, name: str, rows: np.ndarray, sizes: np.ndarray) -> None:
-        self.column, self.name, self.rows, self.sizes = column, name, rows, sizes
+    Args:
+        column: The column.
+        name: What to call the table in messages.
+        rows: int64 (N,) which of its rows these are.
+        sizes: int64 (N,) bytes of each image.
+        folder: Where files must lie that cells may name instead of bytes; anywhere if left out.
+    """
+
+    def __init__(self, column: Any, name: str, rows: np.ndarray, sizes: np.ndarray, folder: str | None = None) -> None:
+        self.column, self.name, self.rows, self.sizes, self.folder = column, name, rows, sizes, folder
 
     def open(self, index: int) -> BinaryIO:
         cell = self.column[int(self.rows[index])].as_py()
         if isinstance(cell, dict):  # Hugging Face keeps the bytes, or only the path of a file it has downloaded
             if cell["bytes"] is None and cell.get("path"):
-                return open(cell["path"], "rb")
+                return open_regular(self._inside(str(cell["path"])), LARGEST)
             cell = cell["bytes"]
         return io.BytesIO(cell or b"")
+
+    def _inside(self, path: str) -> str:
+        """The path of a cell, which a file of others may lead anywhere."""
+        if self.folder is None:
+            return path
+        found = os.path.realpath(os.path.join(self.folder, path))
+        if not found.startswith(os.path.join(os.path.realpath(self.folder), "")):
+            raise OSError(
+                errno.EACCES, "its bytes are not in the table, but in a file outside its folder, which is not read"
+            )
+        return found
 
     def key(self, index: int) -> str:
         return str(self.rows[index])
@@ -126,7 +172,7 @@ class Cells(Encoded):
         return f"{self.name} row {self.rows[index]}"
 
     def take(self, indices: np.ndarray) -> Cells:
-        return Cells(self.column, self.name, self.rows[indices], self.sizes[indices])
+        return Cells(self.column, self.name, self.rows[indices], self.sizes[indices], self.folder)
 
 
 class Ragged(Sequence[Tensor]):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded
-from ssl_bench.data.sources import Raw
+from ssl_bench.data.sources import MOST_CLASSES, Raw
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import look_up
@@ -71,6 +71,8 @@ def _raw(
     labels = np.asarray(found)
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise UserError(f"the labels of {where} must be whole numbers from 0, one an image")
+    if labels.max() >= MOST_CLASSES:
+        raise UserError(f"{where} have labels up to {labels.max():,}: at most {MOST_CLASSES:,} classes are taken")
     names: Any = getattr(images, "classes", None) or classes or range(int(labels.max()) + 1)
     named = tuple(map(str, names))
     if labels.max() >= len(named) or (classes and named != classes):

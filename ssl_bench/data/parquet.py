@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.data.images import Cells, reason
-from ssl_bench.data.sources import TEST_NAMES, Raw, some
-from ssl_bench.utils.errors import UserError
+from ssl_bench.data.sources import MOST_CLASSES, TEST_NAMES, Raw, some
+from ssl_bench.utils.errors import UserError, first_line
+from ssl_bench.utils.memory import free_memory
 from ssl_bench.utils.progress import progress
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+COLUMNS = (IMAGE_COLUMNS, LABEL_COLUMNS)
 
 
 def read_parquet(path: str) -> tuple[Raw, Raw | None]:
@@ -32,6 +34,8 @@ def read_parquet(path: str) -> tuple[Raw, Raw | None]:
     if os.path.isfile(path):
         return _parquet([path], None), None
     found = sorted(str(file) for file in Path(path).rglob("*.parquet"))
+    if others := [file for file in found if not os.path.isfile(file)]:
+        raise UserError(f"{others[0]} is not a file")
     if not found:
         raise UserError(
             f"no Parquet file at {path} (expected a file, or a folder with *train*.parquet and *test*.parquet)"
@@ -62,19 +66,23 @@ def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
         raise UserError("reading Parquet needs pyarrow: pip install pyarrow") from error
     import pyarrow as pa
 
-    tables = []
+    tables, size = [], 0
     for file in progress(files, "reading Parquet"):
         try:
-            names = pq.read_schema(file).names
-            columns = [_column(file, names, IMAGE_COLUMNS), _column(file, names, LABEL_COLUMNS)]
+            about = pq.read_metadata(file)
+            columns = [_column(file, about.schema.to_arrow_schema().names, names) for names in COLUMNS]
+            size += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            if size > (free := free_memory()):
+                raise UserError(f"{file} takes {size:,} bytes in memory, where {free:,} are free")
             tables.append(pq.read_table(file, columns=columns))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {file}: {reason(error)}") from error
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise UserError(f"the columns of {files[0]} and the files beside it differ: {reason(error)}") from error
-    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]))
+    folder = os.path.dirname(os.path.abspath(files[0]))
+    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]), folder)
 
 
 def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
@@ -84,7 +92,9 @@ def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
     raise UserError(f"no column {' or '.join(wanted)} in {file} (its columns: {', '.join(names)})")
 
 
-def from_arrow(table: Any, image: str, label: str, classes: tuple[str, ...] | None, name: str) -> Raw:
+def from_arrow(
+    table: Any, image: str, label: str, classes: tuple[str, ...] | None, name: str, folder: str | None = None
+) -> Raw:
     """Images and labels of an Arrow table.
 
     Args:
@@ -93,23 +103,44 @@ def from_arrow(table: Any, image: str, label: str, classes: tuple[str, ...] | No
         label: Name of that column.
         classes: Class names of the training images; None when these are the training images.
         name: What to call the table in messages.
+        folder: As of ``Cells``.
+
+    Raises:
+        UserError: Columns of other types, labels that are missing, negative or not of the training images.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     column = table[image]
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UserError(
+            f"{image} of {name} is of type {column.type}; it must hold bytes, or a struct of bytes and path"
+        )
     data = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
     sizes = pc.fill_null(pc.binary_length(data), 0).to_numpy().astype(np.int64)
     values = table[label]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if not any(fits(values.type) for fits in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)):
+        raise UserError(f"{label} of {name} is of type {values.type}; it must hold whole numbers or texts")
     if values.null_count or not len(values):
         raise UserError(f"{values.null_count} of {len(values)} rows of {name} have no {label}: expected one on each")
     if pa.types.is_integer(values.type):
+        most = pc.max(values).as_py()
+        if most >= MOST_CLASSES:
+            raise UserError(f"{label} of {name} goes up to {most:,}: at most {MOST_CLASSES:,} classes are taken")
         labels = values.to_numpy().astype(np.int64)
-        names = _names(table.schema, label) or tuple(str(i) for i in range(int(labels.max()) + 1))
+        names = _names(table.schema, label, name) or tuple(str(i) for i in range(int(labels.max()) + 1))
         if classes is None and labels.min() < 0:
             raise UserError(f"{int((labels < 0).sum())} training rows of {name} have a negative {label}")
     else:
-        texts = [str(value) for value in values.to_pylist()]
+        try:
+            texts = values.to_pylist()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{label} of {name} holds a text that is not UTF-8") from error
         names = tuple(sorted(set(texts)))
         index = {text: i for i, text in enumerate(classes or names)}
         missing = sorted(set(texts) - set(index))
@@ -121,13 +152,21 @@ def from_arrow(table: Any, image: str, label: str, classes: tuple[str, ...] | No
     classes = classes or names
     if labels.max() >= len(classes):
         raise UserError(f"{label} {labels.max()} in {name} is not one of the {len(classes)} training classes")
-    return Raw(Cells(column, name, np.arange(len(labels)), sizes), labels, classes)
+    return Raw(Cells(column, name, np.arange(len(labels)), sizes, folder), labels, classes)
 
 
-def _names(schema: Any, label: str) -> tuple[str, ...]:
+def _names(schema: Any, label: str, name: str) -> tuple[str, ...]:
     """Class names from the Hugging Face metadata of a schema; empty when it has none."""
-    information = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return tuple(information.get("info", {}).get("features", {}).get(label, {}).get("names") or ())
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", label):
+            found = found.get(key, {})
+        names = found.get("names") or ()
+        if not all(isinstance(each, str) for each in names):
+            raise ValueError("a class name is no text")
+        return tuple(names)
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"the Hugging Face metadata of {name} is damaged: {first_line(error)}") from error
 
 
 def read_hf(name: str) -> tuple[Raw, Raw | None]:

@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from ssl_bench.data.images import Encoded, Ragged, decode, pack, reason
+from ssl_bench.data.images import Encoded, Ragged, decode, open_image, pack, reason
 from ssl_bench.data.sources import Raw
 from ssl_bench.data.targets import Targets, taken
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.memory import free_memory
 from ssl_bench.utils.progress import progress
 
 T = TypeVar("T")
@@ -129,7 +128,7 @@ def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
 
 def _check(file: BinaryIO) -> None:
     """Raise what Pillow raises if an image can't be decoded, without decoding it where that is possible."""
-    with Image.open(file) as image:
+    with open_image(file) as image:
         ending = ENDINGS.get(image.format or "")
         file.seek(-len(ending) if ending else 0, os.SEEK_END)
         complete = ending is None or file.read() == ending
@@ -152,7 +151,7 @@ def decoded_bytes(images: Encoded | Tensor) -> int:
     sizes = []
     for index in np.random.default_rng(0).permutation(len(images))[:SIZE_SAMPLE].tolist():
         try:
-            with images.open(index) as file, Image.open(file) as image:
+            with images.open(index) as file, open_image(file) as image:
                 sizes.append(3 * image.width * image.height)
         except Exception:  # unreadable: reported when all images are read
             continue
@@ -175,17 +174,7 @@ def memory_budget() -> int:
         if not given.isdecimal():
             raise UserError(f"SSL_BENCH_MEMORY is {given!r}: expected a number of bytes, such as 8000000000")
         return int(given)
-    free = 4 * 2**30  # where the system does not say
-    if hasattr(os, "sysconf"):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    information = Path("/proc/meminfo")
-    if information.exists():
-        fields = dict(line.split(":") for line in information.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's own limit
-    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-        free = min(free, int(text))
-    return free // 2
+    return free_memory() // 2
 
 
 def _parallel(function: Callable[[int], T], count: int, chunk: int = 64) -> Iterator[T]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.progress import progress
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+MOST_CLASSES = 100_000
 TEST_NAMES = ("test", "val", "validation")  # the first that exists is the test split
 
 # Torchvision class, arguments of the splits that make up the training images, arguments of the test split (None: it has
@@ -44,12 +45,33 @@ class Raw:
     """One split as it was found: ``labels`` int64 (N,); a tensor of ``images`` is uint8 (N, 3, H, W).
 
     Images without labels have no ``classes``, and 0 for each label.
+
+    Raises:
+        UserError: More than ``MOST_CLASSES`` classes, or a name that is not UTF-8.
     """
 
     images: Encoded | Tensor
     labels: np.ndarray
     classes: tuple[str, ...]
     targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        check_names(self.classes, "class")
+        if len(self.classes) > MOST_CLASSES:
+            raise UserError(f"labels up to {len(self.classes) - 1:,}: at most {MOST_CLASSES:,} classes are taken")
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Refuse names that no file of ours could hold.
+
+    Raises:
+        UserError: One isn't UTF-8.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the {what} {name!r} has a name that is not UTF-8; rename it") from error
 
 
 def read_folder(folder: str) -> tuple[Raw, Raw | None]:
@@ -98,12 +120,17 @@ def _class_folders(folder: str, classes: tuple[str, ...] | None) -> Raw:
     paths: list[bytes] = []
     sizes: list[int] = []
     labels: list[int] = []
+    walked: dict[tuple[int, int], str] = {}
+    for place in (folder, *(os.path.join(folder, name) for name in found)):
+        _once(place, walked)
     for name in progress(found, f"listing {folder}"):
         if name not in classes:
             raise UserError(f"class {name!r} of {folder} has no training images (training classes: {some(classes)})")
         before, label = len(paths), classes.index(name)
-        for parent, folders, files in os.walk(os.path.join(folder, name), followlinks=True):
+        for parent, folders, files in os.walk(os.path.join(folder, name), followlinks=True, onerror=_cannot_list):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
+            for place in (os.path.join(parent, f) for f in folders):
+                _once(place, walked)
             inside = os.path.relpath(parent, folder).replace(os.sep, "/")
             for file in sorted(files):
                 if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
@@ -116,6 +143,21 @@ def _class_folders(folder: str, classes: tuple[str, ...] | None) -> Raw:
                 f"no images in class folder {os.path.join(folder, name)} (expected {', '.join(EXTENSIONS)})"
             )
     return Raw(Files(folder, np.array(paths), np.array(sizes)), np.array(labels), classes)
+
+
+def _once(place: str, walked: dict[tuple[int, int], str]) -> None:
+    """Note a folder; one that was there before, under another name, would count its images again, or without end."""
+    try:
+        about = os.stat(place)
+    except OSError as error:
+        raise UserError(f"cannot list {place}: {error.strerror}") from error
+    before = walked.setdefault((about.st_dev, about.st_ino), place)
+    if before != place:
+        raise UserError(f"{place} is a link to {before}, whose images are in the data set already")
+
+
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UserError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

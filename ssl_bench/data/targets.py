@@ -8,11 +8,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from ssl_bench.data.images import Files
+from ssl_bench.data.images import Files, open_image
 
 IGNORE = 255  # in a mask: a pixel that has no class and counts nowhere
 
@@ -103,7 +102,7 @@ class MaskFiles(Files):
 
     def decode(self, file: BinaryIO) -> Tensor:
         """uint8 (1, H, W)."""
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"not a mask of one channel, but {image.mode}")
             values = np.asarray(image)

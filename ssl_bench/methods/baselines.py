@@ -9,6 +9,7 @@ from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.bounds import Area, Share, Width
 from ssl_bench.views.view import View, random_resized_crop
 
 
@@ -61,7 +62,7 @@ class Supervised(Method):
     )
 
     def __init__(
-        self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.1, crop_min: float = 0.2
+        self, backbone: Backbone, *, num_classes: Width, label_smoothing: Share = 0.1, crop_min: Area = 0.2
     ) -> None:
         super().__init__(backbone)
         self.label_smoothing, self.crop_min = label_smoothing, crop_min

@@ -15,6 +15,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import block_masking, masked_mean
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.teachers.dalle import Tokenizer, load_dalle
+from ssl_bench.utils.bounds import Area, Count, OpenShare, Pixels, Width
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.view import View, random_resized_crop
@@ -72,11 +73,11 @@ class BEiT(Method):
         backbone: Backbone,
         *,
         tokenizer: str = "dvae",
-        codebook_size: int = 8192,
-        stride: int = 8,
-        mask_ratio: float = 75 / 196,
-        min_block: int = 16,
-        crop_min: float = 0.08,
+        codebook_size: Width = 8192,
+        stride: Pixels = 8,
+        mask_ratio: OpenShare = 75 / 196,
+        min_block: Count = 16,
+        crop_min: Area = 0.08,
     ) -> None:
         super().__init__(backbone)
         rows, columns = backbone.mask_grid

@@ -17,6 +17,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import block_masking, fill_masks, masked_by_blocks
 from ssl_bench.nn.optimizers import no_decay_on_vectors
 from ssl_bench.teachers.vqkd import VQKDTokenizer
+from ssl_bench.utils.bounds import Area, Count, Depth, OpenShare, Width
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.view import View, random_resized_crop
@@ -61,12 +62,12 @@ class BEiTv2(Method):
         backbone: Backbone,
         *,
         tokenizer: str = "vqkd",
-        codebook_size: int = 8192,
-        early_layer: int | None = None,
-        head_layers: int = 2,
-        mask_ratio: float = 75 / 196,
-        min_block: int = 16,
-        crop_min: float = 0.2,
+        codebook_size: Width = 8192,
+        early_layer: Depth | None = None,
+        head_layers: Depth = 2,
+        mask_ratio: OpenShare = 75 / 196,
+        min_block: Count = 16,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
         self.n_masked = masked_by_blocks(mask_ratio, min_block, backbone.mask_grid)

@@ -12,6 +12,7 @@ from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.bounds import Area, Share, Sigma, Width
 from ssl_bench.views.view import PIL_DIFFERENCES, View, byol_pair, random_resized_crop
 
 
@@ -51,12 +52,12 @@ class BYOL(Method):
         self,
         backbone: Backbone,
         *,
-        hidden_dim: int = 4096,
-        out_dim: int = 256,
-        momentum: float = 0.996,
+        hidden_dim: Width = 4096,
+        out_dim: Width = 256,
+        momentum: Share = 0.996,
         freeze_patch_embed: bool = True,
-        crop_min: float = 0.08,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        crop_min: Area = 0.08,
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         self.momentum, self.crop_min, self.blur_sigma = momentum, crop_min, blur_sigma

@@ -14,6 +14,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.teachers.clip_tower import CLIPTower
 from ssl_bench.teachers.text_tower import TextTower, tokenize
+from ssl_bench.utils.bounds import Area, Depth, Positive, Share, Width, check_multiple
 from ssl_bench.utils.distributed import gather, gather_with_gradient
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import eval_images, resize_crop
@@ -72,15 +73,16 @@ class CLIP(Method):
         *,
         class_names: tuple[str, ...],
         templates: tuple[str, ...] = TEMPLATES,
-        out_dim: int = 512,
-        text_dim: int = 512,
-        text_depth: int = 12,
-        text_heads: int = 8,
-        temperature: float = 0.07,
-        crop_min: float = 0.9,
-        flip: float = 0.0,
+        out_dim: Width = 512,
+        text_dim: Width = 512,
+        text_depth: Depth = 12,
+        text_heads: Depth = 8,
+        temperature: Positive = 0.07,
+        crop_min: Area = 0.9,
+        flip: Share = 0.0,
     ) -> None:
         super().__init__(backbone)
+        check_multiple("text_dim", text_dim, of=text_heads, named="text_heads")
         if not templates or not all("{}" in template for template in templates):
             raise UserError(f"templates {list(templates)}: each must have a {{}} for the class name")
         self.crop_min, self.flip = crop_min, flip

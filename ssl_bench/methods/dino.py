@@ -12,6 +12,7 @@ from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.bounds import Area, Few, Natural, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import PIL_DIFFERENCES, View
 
@@ -68,23 +69,23 @@ class DINO(Method):
         self,
         backbone: Backbone,
         *,
-        out_dim: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        out_dim: Width = 65536,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         batch_norm: bool = False,
         norm_last_layer: bool = True,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_epochs: int = 0,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: int = 1,
-        n_local: int = 8,
-        local_size: int | None = None,
-        global_scale: tuple[float, float] = (0.4, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.4),
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        student_temperature: Positive = 0.1,
+        teacher_temperature: Positive = 0.04,
+        warmup_teacher_temperature: Positive = 0.04,
+        warmup_teacher_epochs: Natural = 0,
+        center_momentum: Share = 0.9,
+        momentum: Share = 0.996,
+        freeze_last_layer: Natural = 1,
+        n_local: Few = 8,
+        local_size: Pixels | None = None,
+        global_scale: tuple[Area, Area] = (0.4, 1.0),
+        local_scale: tuple[Area, Area] = (0.05, 0.4),
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature

@@ -15,6 +15,7 @@ from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
 from ssl_bench.teachers.codes import codebook_usage
 from ssl_bench.teachers.dalle import Tokenizer, map_pixels, perplexity
+from ssl_bench.utils.bounds import Area, Depth, Epochs, NonNegative, Pixels, Positive, Share, Width
 from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
@@ -60,18 +61,18 @@ class DVAE(Method):
         self,
         backbone: Backbone,
         *,
-        codebook_size: int = 8192,
-        width: int = 256,
-        blocks: int = 2,
-        stride: int = 8,
+        codebook_size: Width = 8192,
+        width: Width = 256,
+        blocks: Depth = 2,
+        stride: Pixels = 8,
         likelihood: Literal["logit_laplace", "l2"] = "logit_laplace",
-        temperature: float = 1.0,
-        final_temperature: float = 1 / 16,
-        temperature_epochs: float = 60,
-        kl_weight: float = 6.6,
-        kl_epochs: float = 2,
-        momentum: float = 0.999,
-        crop_min: float = 0.79,
+        temperature: Positive = 1.0,
+        final_temperature: Positive = 1 / 16,
+        temperature_epochs: Epochs = 60,
+        kl_weight: NonNegative = 6.6,
+        kl_epochs: Epochs = 2,
+        momentum: Share = 0.999,
+        crop_min: Area = 0.79,
     ) -> None:
         super().__init__(backbone)
         del self.backbone  # never used, so neither trained nor saved

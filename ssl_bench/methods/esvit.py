@@ -18,6 +18,7 @@ from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.patches import patchify, unpatchify
+from ssl_bench.utils.bounds import Area, Few, Natural, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View
@@ -29,7 +30,6 @@ class EsViT(Method):
     """DINO on whole views; and each region of a view predicts what the teacher says of the most similar of another.
 
     loss = mean over pairs of views u != v, u global, of (CE(P_u, P_v) + mean over i of CE(P_u[match(i)], P_v[i])) / 2
-
     match(i) = argmax over j of cos(f_v[i], f_u[j]) of the backbones' features, without gradient.
 
     Args:
@@ -67,23 +67,23 @@ class EsViT(Method):
         self,
         backbone: Backbone,
         *,
-        out_dim: int = 65536,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        out_dim: Width = 65536,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         batch_norm: bool = False,
         norm_last_layer: bool = False,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_epochs: int = 30,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: int = 1,
-        n_local: int = 8,
-        local_size: int | None = None,
-        global_scale: tuple[float, float] = (0.4, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.4),
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        student_temperature: Positive = 0.1,
+        teacher_temperature: Positive = 0.07,
+        warmup_teacher_temperature: Positive = 0.04,
+        warmup_teacher_epochs: Natural = 30,
+        center_momentum: Share = 0.9,
+        momentum: Share = 0.996,
+        freeze_last_layer: Natural = 1,
+        n_local: Few = 8,
+        local_size: Pixels | None = None,
+        global_scale: tuple[Area, Area] = (0.4, 1.0),
+        local_scale: tuple[Area, Area] = (0.05, 0.4),
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature

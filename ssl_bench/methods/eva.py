@@ -15,6 +15,7 @@ from ssl_bench.nn.losses import cosine_loss
 from ssl_bench.nn.masking import block_masking, masked_by_blocks
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.teachers.teacher import Teacher, make_teacher
+from ssl_bench.utils.bounds import Area, Count, OpenShare
 from ssl_bench.views.view import View, random_resized_crop
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class EVA(Method):
         backbone: Backbone,
         *,
         teacher: str = "clip",
-        mask_ratio: float = 0.41,
-        min_block: int = 16,
-        crop_min: float = 0.2,
+        mask_ratio: OpenShare = 0.41,
+        min_block: Count = 16,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
         self.teacher_name, self.min_block, self.crop_min = teacher, min_block, crop_min

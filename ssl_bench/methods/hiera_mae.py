@@ -17,6 +17,7 @@ from ssl_bench.nn.attention import fused_attention
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
+from ssl_bench.utils.bounds import Area, Depth, OpenShare, Width, check_multiple
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
 
@@ -53,13 +54,14 @@ class HieraMAE(Method):
         self,
         backbone: Backbone,
         *,
-        mask_ratio: float = 0.6,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
-        crop_min: float = 0.2,
+        mask_ratio: OpenShare = 0.6,
+        decoder_dim: Width = 512,
+        decoder_depth: Depth = 8,
+        decoder_heads: Depth = 16,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
+        check_multiple("decoder_dim", decoder_dim, of=decoder_heads, named="decoder_heads")
         self.mask_ratio, self.crop_min = mask_ratio, crop_min
         self.patch_size = backbone.cell // SIDE
         rows, columns = backbone.mask_grid

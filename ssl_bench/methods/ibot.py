@@ -16,6 +16,7 @@ from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.nn.masking import block_masking
+from ssl_bench.utils.bounds import Area, Few, Natural, NonNegative, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View
@@ -72,32 +73,32 @@ class IBOT(Method):
         self,
         backbone: Backbone,
         *,
-        out_dim: int = 8192,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
+        out_dim: Width = 8192,
+        hidden_dim: Width = 2048,
+        bottleneck_dim: Width = 256,
         batch_norm: bool = False,
         norm_last_layer: bool = False,
         shared_head: bool = True,
         shared_head_teacher: bool = True,
-        lambda1: float = 1.0,
-        lambda2: float = 1.0,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.07,
-        teacher_patch_temperature: float = 0.07,
-        warmup_teacher_temperature: float = 0.04,
-        warmup_teacher_epochs: int = 30,
-        center_momentum: float = 0.9,
-        momentum: float = 0.996,
-        freeze_last_layer: int = 1,
-        pred_ratio: tuple[float, ...] = (0.0, 0.3),
-        pred_ratio_var: tuple[float, ...] = (0.0, 0.2),
+        lambda1: NonNegative = 1.0,
+        lambda2: NonNegative = 1.0,
+        student_temperature: Positive = 0.1,
+        teacher_temperature: Positive = 0.07,
+        teacher_patch_temperature: Positive = 0.07,
+        warmup_teacher_temperature: Positive = 0.04,
+        warmup_teacher_epochs: Natural = 30,
+        center_momentum: Share = 0.9,
+        momentum: Share = 0.996,
+        freeze_last_layer: Natural = 1,
+        pred_ratio: tuple[Share, ...] = (0.0, 0.3),
+        pred_ratio_var: tuple[Share, ...] = (0.0, 0.2),
         pred_shape: Literal["block", "rand"] = "block",
-        pred_start_epoch: int = 0,
-        n_local: int = 10,
-        local_size: int | None = None,
-        global_scale: tuple[float, float] = (0.25, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.25),
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        pred_start_epoch: Natural = 0,
+        n_local: Few = 10,
+        local_size: Pixels | None = None,
+        global_scale: tuple[Area, Area] = (0.25, 1.0),
+        local_scale: tuple[Area, Area] = (0.05, 0.25),
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         if shared_head and not shared_head_teacher:

@@ -12,6 +12,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.palette import COLORS
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.bounds import Area, OpenShare
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.view import View
 
@@ -44,7 +45,7 @@ class IGPT(Method):
     )
 
     def __init__(
-        self, backbone: Backbone, *, mask_ratio: float = 0.15, crop_min: float = 0.34, crop_max: float = 0.77
+        self, backbone: Backbone, *, mask_ratio: OpenShare = 0.15, crop_min: Area = 0.34, crop_max: Area = 0.77
     ) -> None:
         super().__init__(backbone)
         self.mask_ratio, self.crop_min, self.crop_max = mask_ratio, crop_min, crop_max

@@ -16,6 +16,7 @@ from ssl_bench.nn.attention import fused_attention
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
+from ssl_bench.utils.bounds import Area, Depth, OpenShare, Width, check_multiple
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
 
@@ -48,14 +49,16 @@ class MAE(Method):
         self,
         backbone: Backbone,
         *,
-        mask_ratio: float = 0.75,
+        mask_ratio: OpenShare = 0.75,
         norm_pix: bool = True,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
-        crop_min: float = 0.2,
+        decoder_dim: Width = 512,
+        decoder_depth: Depth = 8,
+        decoder_heads: Depth = 16,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
+        check_multiple("decoder_dim", decoder_dim, of=4)  # of its positions: sine and cosine, of columns and rows
+        check_multiple("decoder_dim", decoder_dim, of=decoder_heads, named="decoder_heads")
         self.mask_ratio, self.norm_pix, self.crop_min = mask_ratio, norm_pix, crop_min
         self.patch_size = backbone.cell
         self.decoder_embed = nn.Linear(backbone.embed_dim, decoder_dim)

@@ -14,6 +14,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.hog import BINS, by_patch, draw, from_patches, histograms
 from ssl_bench.nn.masking import block_masking, masked_mean
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
+from ssl_bench.utils.bounds import Area, Count, OpenShare, Pixels
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.view import View, random_resized_crop
@@ -54,10 +55,10 @@ class MaskFeat(Method):
         self,
         backbone: Backbone,
         *,
-        mask_ratio: float = 0.4,
-        min_block: int = 15,
-        cell: int = 8,
-        crop_min: float = 0.5,
+        mask_ratio: OpenShare = 0.4,
+        min_block: Count = 15,
+        cell: Pixels = 8,
+        crop_min: Area = 0.5,
     ) -> None:
         super().__init__(backbone)
         rows, columns = backbone.mask_grid

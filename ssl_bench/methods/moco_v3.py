@@ -15,6 +15,7 @@ from ssl_bench.nn.ema import ema_update
 from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
+from ssl_bench.utils.bounds import Area, Positive, Share, Sigma, Width
 from ssl_bench.utils.distributed import gather, process
 from ssl_bench.views.view import PIL_DIFFERENCES, View, byol_pair, random_resized_crop
 
@@ -51,13 +52,13 @@ class MoCoV3(Method):
         self,
         backbone: Backbone,
         *,
-        hidden_dim: int = 4096,
-        out_dim: int = 256,
-        temperature: float = 0.2,
-        momentum: float = 0.99,
+        hidden_dim: Width = 4096,
+        out_dim: Width = 256,
+        temperature: Positive = 0.2,
+        momentum: Share = 0.99,
         freeze_patch_embed: bool = True,
-        crop_min: float = 0.08,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        crop_min: Area = 0.08,
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         self.temperature, self.momentum, self.crop_min = temperature, momentum, crop_min

@@ -14,6 +14,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.patches import patchify, unpatchify
+from ssl_bench.utils.bounds import Area, OpenShare, Share
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
@@ -60,10 +61,10 @@ class MPP(Method):
         backbone: Backbone,
         *,
         target: Literal["mean_color", "color_grid", "pixels"] = "mean_color",
-        mask_ratio: float = 0.5,
-        mask_share: float = 0.8,
-        swap_share: float = 0.1,
-        crop_min: float = 0.2,
+        mask_ratio: OpenShare = 0.5,
+        mask_share: Share = 0.8,
+        swap_share: Share = 0.1,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
         patch = backbone.cell

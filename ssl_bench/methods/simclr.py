@@ -10,6 +10,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.bounds import Area, NonNegative, Positive, Sigma, Width
 from ssl_bench.utils.distributed import gather_with_gradient, process
 from ssl_bench.views.view import PIL_DIFFERENCES, View, random_resized_crop
 
@@ -50,13 +51,13 @@ class SimCLR(Method):
         self,
         backbone: Backbone,
         *,
-        hidden_dim: int = 4096,
-        out_dim: int = 256,
-        temperature: float = 0.1,
+        hidden_dim: Width = 4096,
+        out_dim: Width = 256,
+        temperature: Positive = 0.1,
         freeze_patch_embed: bool = True,
-        crop_min: float = 0.08,
-        color_strength: float = 1.0,
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        crop_min: Area = 0.08,
+        color_strength: NonNegative = 1.0,
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         self.temperature, self.crop_min, self.color_strength = temperature, crop_min, color_strength

@@ -13,6 +13,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
+from ssl_bench.utils.bounds import Area, OpenShare, Pixels, Share
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import denormalize, normalize
 from ssl_bench.views.view import View, random_resized_crop
@@ -67,10 +68,10 @@ class SimMIM(Method):
         self,
         backbone: Backbone,
         *,
-        mask_patch: int = 32,
-        mask_ratio: float = 0.6,
-        lr_drops: tuple[float, ...] = (0.875,),
-        crop_min: float = 0.67,
+        mask_patch: Pixels = 32,
+        mask_ratio: OpenShare = 0.6,
+        lr_drops: tuple[Share, ...] = (0.875,),
+        crop_min: Area = 0.67,
     ) -> None:
         super().__init__(backbone)
         self.mask_ratio, self.lr_drops, self.crop_min = mask_ratio, lr_drops, crop_min

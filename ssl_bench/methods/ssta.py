@@ -12,6 +12,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.teachers.importance import affine, by_loss, by_removal, fit_classifier
+from ssl_bench.utils.bounds import Area, Count, NonNegative, Share, Width
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.weights import weights_hash
 from ssl_bench.views.evaluation import eval_images, resize_crop
@@ -20,8 +21,7 @@ from ssl_bench.views.view import View, random_resized_crop
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
 
-GUIDES = ("teacher", "assistant")
-BATCH = 64  # images on which heads are judged at a time
+GUIDES, BATCH = ("teacher", "assistant"), 64  # heads are judged on so many images at a time
 
 
 class SSTA(Method):
@@ -66,15 +66,15 @@ class SSTA(Method):
         self,
         backbone: Backbone,
         *,
-        num_classes: int,
+        num_classes: Width,
         teacher: str = "supervised",
         assistant: str = "dino",
-        distillation: float = 0.5,
-        teacher_weight: float = 1.0,
-        assistant_weight: float = 1.0,
-        judged: int = 2048,
-        label_smoothing: float = 0.1,
-        crop_min: float = 0.2,
+        distillation: Share = 0.5,
+        teacher_weight: NonNegative = 1.0,
+        assistant_weight: NonNegative = 1.0,
+        judged: Count = 2048,
+        label_smoothing: Share = 0.1,
+        crop_min: Area = 0.2,
     ) -> None:
         super().__init__(backbone)
         if (backbone.num_heads or 0) < 2:

@@ -11,6 +11,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.centering import dino_loss
 from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
+from ssl_bench.utils.bounds import Area, Depth, Few, Natural, Pixels, Positive, Sigma, Width
 from ssl_bench.utils.distributed import all_mean, gather, process
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.multicrop import local_crops
@@ -63,21 +64,21 @@ class SwAV(Method):
         self,
         backbone: Backbone,
         *,
-        hidden_dim: int = 2048,
-        out_dim: int = 128,
-        n_prototypes: int = 3000,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn_iterations: int = 3,
-        queue_length: int = 0,
-        queue_epochs: int = 15,
-        freeze_prototypes: int = 1,
+        hidden_dim: Width = 2048,
+        out_dim: Width = 128,
+        n_prototypes: Width = 3000,
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        sinkhorn_iterations: Depth = 3,
+        queue_length: Natural = 0,
+        queue_epochs: Natural = 15,
+        freeze_prototypes: Natural = 1,
         freeze_patch_embed: bool = True,
-        n_local: int = 6,
-        local_size: int | None = None,
-        global_scale: tuple[float, float] = (0.14, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.14),
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        n_local: Few = 6,
+        local_size: Pixels | None = None,
+        global_scale: tuple[Area, Area] = (0.14, 1.0),
+        local_scale: tuple[Area, Area] = (0.05, 0.14),
+        blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0),
     ) -> None:
         super().__init__(backbone)
         if epsilon < 0.02:  # far below, exp(1 / epsilon) is not a float32

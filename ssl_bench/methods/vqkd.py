@@ -16,6 +16,7 @@ from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.teachers.codes import codebook_usage
 from ssl_bench.teachers.teacher import Teacher, make_teacher
 from ssl_bench.teachers.vqkd import VQKDTokenizer, task_layer
+from ssl_bench.utils.bounds import Area, Depth, Share, Width
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import View, random_resized_crop
 
@@ -69,11 +70,11 @@ class VQKD(Method):
         backbone: Backbone,
         *,
         teacher: str = "clip",
-        codebook_size: int = 8192,
-        code_dim: int = 32,
-        decoder_depth: int = 3,
-        decay: float = 0.99,
-        crop_min: float = 0.08,
+        codebook_size: Width = 8192,
+        code_dim: Width = 32,
+        decoder_depth: Depth = 3,
+        decay: Share = 0.99,
+        crop_min: Area = 0.08,
     ) -> None:
         super().__init__(backbone)
         if backbone.num_heads is None:

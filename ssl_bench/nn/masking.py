@@ -37,6 +37,8 @@ def random_masking(noise: Tensor, mask_ratio: float) -> Shuffle:
         ([[1, 5]], [[7, 0, 4, 2, 5, 1, 6, 3]], [[1, 0, 1, 1, 1, 0, 1, 1]])
     """
     n_keep = int(noise.shape[1] * (1 - mask_ratio))
+    if not 0 < n_keep < noise.shape[1]:
+        raise UserError(f"mask_ratio {mask_ratio:g} keeps {n_keep} of {noise.shape[1]} patches; some must be masked")
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
     return Shuffle(ids_shuffle[:, :n_keep], ids_restore, ids_restore >= n_keep)

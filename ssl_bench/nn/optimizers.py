@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,10 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_bench.nn.schedules import Schedule, cosine, learning_rate
-from ssl_bench.utils.errors import UserError
-
-_OPTIONAL = ("final_weight_decay", "clip_grad")
-_AT_LEAST_0 = ("epochs", "warmup_epochs", "warmup_lr", "base_lr", "min_lr", "weight_decay", *_OPTIONAL)
+from ssl_bench.utils.bounds import Count, Epochs, NonNegative, Positive, Rate, check_fields
 
 
 @dataclass(frozen=True)
@@ -42,31 +38,24 @@ class Training:
             SSL_BENCH_PRECISION overrides the hardware), bf16-mixed, 16-mixed or 32.
     """
 
-    epochs: float = 100
-    batch_size: int = 1024
+    epochs: Epochs = 100
+    batch_size: Count = 1024
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    base_lr: float = 1.5e-4
-    min_lr: float = 0.0
-    warmup_epochs: float = 10
-    warmup_lr: float = 0.0
+    base_lr: NonNegative = 1.5e-4
+    min_lr: NonNegative = 0.0
+    warmup_epochs: Epochs = 10
+    warmup_lr: NonNegative = 0.0
     schedule: Schedule = "step"
-    weight_decay: float = 0.05
-    final_weight_decay: float | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_grad: float | None = None
+    weight_decay: NonNegative = 0.05
+    final_weight_decay: NonNegative | None = None
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    clip_grad: NonNegative | None = None
     clip_per_tensor: bool = False
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_0:
-            value = getattr(self, name)
-            if name in _OPTIONAL and value is None:
-                continue
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_fields(self)
 
     @property
     def lr(self) -> float:

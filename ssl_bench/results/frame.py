@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench.results.rows.row import Row, read_rows
-from ssl_bench.results.rows.schema import explained, require_valid, schema
 from ssl_bench.utils.files import content_hash
 
 COLUMNS: dict[str, Any] = {
@@ -62,24 +61,17 @@ def load(folder: str | Path, *, every_metric: bool = False) -> pd.DataFrame:
         One line for each row, in the order of the file names.
 
     Raises:
-        UserError: No such folder, a file in it is not a row, or a row breaks the schema.
+        UserError: No such folder, or a file in it is not a row.
     """
-    with explained(read_rows(folder)) as rows:
-        return to_frame(rows, every_metric=every_metric).reset_index(drop=True)
+    return to_frame(read_rows(folder), every_metric=every_metric).reset_index(drop=True)
 
 
 def to_frame(rows: Sequence[Row], *, every_metric: bool = False) -> pd.DataFrame:
-    """Rows as `load` gives them; the index is the position of the row in ``rows``.
-
-    Raises:
-        UserError: A number of a row is missing or out of the schema's range.
-    """
+    """Rows as `load` gives them; the index is the position of the row in ``rows``."""
     lines = [(at, *line) for at, row in enumerate(rows) for line in _lines(row, every_metric)]
     index, *columns = zip(*lines, strict=True) if lines else [()] * (1 + len(COLUMNS))
     values = zip(COLUMNS.items(), columns, strict=True)
-    frame = pd.DataFrame({name: pd.Series(value, index, dtype=kind) for (name, kind), value in values})
-    require_valid([rows[at] for at in frame.index[_doubtful(frame)].unique()])
-    return frame
+    return pd.DataFrame({name: pd.Series(value, index, dtype=kind) for (name, kind), value in values})
 
 
 def _lines(row: Row, every_metric: bool) -> Iterator[list[Any]]:
@@ -101,19 +93,6 @@ def _lines(row: Row, every_metric: bool) -> Iterator[list[Any]]:
         metric = values["metrics"][name]
         numbers = [metric[key] for key in ("value", "low", "high", "n")]
         yield [*about, name, name == headline, *numbers, *marks]
-
-
-def _doubtful(frame: pd.DataFrame) -> pd.Series:
-    """Lines with a number that the schema may not allow: only their rows are validated."""
-    parts = schema()["properties"]
-    wrong = pd.Series(False, index=frame.index)
-    for name in ("images_seen", "epochs", "flops", "wall_seconds", "peak_memory_bytes"):
-        limits = parts["pretraining"]["properties"][name]
-        wrong |= ~frame[name].between(limits["minimum"], limits["maximum"]).fillna(True) & frame[name].notna()
-    for name in ("value", "low", "high", "n"):
-        limits = parts["metrics"]["additionalProperties"]["properties"][name]
-        wrong |= ~frame[name].between(limits["minimum"], limits["maximum"]).fillna(False)
-    return wrong.astype(bool)
 
 
 # Of one row -----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 CONTROL = r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+MOST_LINES = 300  # of a table in a terminal
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the wide ones too: Excel in some locales
 
 
@@ -113,14 +114,16 @@ def markdown_table(
 def terminal_table(
     title: str, header: Sequence[str], body: Sequence[Sequence[str]], left: int, width: int | None = None
 ) -> str:
-    """A table for a terminal; at least 150 characters wide when ``width`` is left out."""
+    """A table for a terminal; at least 150 characters wide when ``width`` is left out, at most ``MOST_LINES`` long."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(header):
         longest = max(map(len, name.split()), default=1)
         table.add_column(Text(plain(name)), justify="left" if at < left else "right", no_wrap=at < 2, min_width=longest)
-    for line in body:
+    for line in body[:MOST_LINES]:
         table.add_row(*(Text(plain(cell)) for cell in line))
     console = Console(width=width or max(Console().width, 150), file=io.StringIO(), force_terminal=False)
     console.print(Text(plain(title), style="italic"))  # not the table's own title, which wraps at its width
     console.print(table)
+    if len(body) > MOST_LINES:
+        console.print(Text(f"... and {len(body) - MOST_LINES:,} more lines"))
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

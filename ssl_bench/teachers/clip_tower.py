@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.utils.bounds import Width
 
 
 class CLIPTower(nn.Module):
@@ -40,7 +41,7 @@ class CLIPTower(nn.Module):
         return self.backbone.features(images, poolings)
 
 
-def build_clip_tower(name: str, out_dim: int, **backbone_options: Any) -> CLIPTower:
+def build_clip_tower(name: str, *, out_dim: Width, **backbone_options: Any) -> CLIPTower:
     """The tower that an encoder file describes: ``clip_BACKBONE``, its joint space, and the backbone's options."""
     backbone = build_backbone(name.removeprefix("clip_"), **backbone_options)
     return CLIPTower(backbone, nn.Linear(backbone.embed_dim, out_dim, bias=False))

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssl_bench.utils.bounds import Depth, Few, Pixels, Width
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.tensor_files import read_tensors
 
 EPS = 0.1  # pixels are mapped to [EPS, 1 - EPS], where their logit is finite (appendix A.3; ``dall_e/utils.py``)
 
@@ -42,11 +44,11 @@ class Tokenizer(nn.Module):
     def __init__(
         self,
         *,
-        codebook_size: int = 8192,
-        width: int = 256,
-        blocks: int = 2,
-        stride: int = 8,
-        channels: int = 6,
+        codebook_size: Width = 8192,
+        width: Width = 256,
+        blocks: Depth = 2,
+        stride: Pixels = 8,
+        channels: Few = 6,
         name: str = "dvae",
     ) -> None:
         super().__init__()
@@ -228,7 +230,7 @@ def load_dalle(path: str | Path) -> Tokenizer:
     if not Path(path).is_file():
         raise UserError(f"no such tokenizer file: {path}")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
     except Exception as error:  # torch raises many kinds for files it refuses
         raise UserError(
             f"{path} is not a plain state dict. The released encoder.pkl is a pickled module, which runs code when "
@@ -240,9 +242,11 @@ def load_dalle(path: str | Path) -> Tokenizer:
         groups = len({key.split(".")[1] for key in weights if key.startswith("blocks.group_")})
         codes, width = len(weights["blocks.output.conv.w"]), len(weights["blocks.input.w"])
         sizes = {"codebook_size": codes, "width": width, "blocks": count, "stride": 2 ** (groups - 1)}
+        with torch.device("meta"):  # so that no memory is taken for what doesn't fit
+            Tokenizer(**sizes, channels=0, name="dalle").encoder.load_state_dict(weights)
         tokenizer = Tokenizer(**sizes, channels=0, name="dalle")
         tokenizer.encoder.load_state_dict(weights)
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is not DALL-E's encoder; expected keys such as blocks.input.w ({reason})") from error
     return tokenizer.eval().requires_grad_(False)

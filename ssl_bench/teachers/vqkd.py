@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.utils.bounds import Share, Width
 from ssl_bench.utils.distributed import all_mean, gather, process
 
 KMEANS_ITERATIONS = 10  # ``norm_ema_quantizer.py``
@@ -29,7 +30,7 @@ class VQKDTokenizer(nn.Module):
         stride: Pixels of a token's side.
     """
 
-    def __init__(self, encoder: Backbone, *, codebook_size: int = 8192, code_dim: int = 32, decay: float = 0.99):
+    def __init__(self, encoder: Backbone, *, codebook_size: Width = 8192, code_dim: Width = 32, decay: Share = 0.99):
         super().__init__()
         dim = encoder.embed_dim
         self.encoder = encoder
@@ -181,7 +182,7 @@ def members(z: Tensor, ids: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     return counts, z.new_zeros(codes, z.shape[1]).index_add_(0, ids, z)
 
 
-def build_vqkd(name: str, codebook_size: int, code_dim: int, **backbone_options: Any) -> VQKDTokenizer:
+def build_vqkd(name: str, *, codebook_size: Width, code_dim: Width, **backbone_options: Any) -> VQKDTokenizer:
     """The tokenizer that an encoder file describes: ``vqkd_BACKBONE``, its codebook, and the backbone's options."""
     backbone = build_backbone(name.removeprefix("vqkd_"), **backbone_options)
     return VQKDTokenizer(backbone, codebook_size=codebook_size, code_dim=code_dim)

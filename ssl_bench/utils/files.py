@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn
 
 from filelock import FileLock
 
-from ssl_bench.utils.errors import RunError
+from ssl_bench.utils.errors import RunError, UserError
 
 try:
     import fcntl
@@ -100,6 +102,42 @@ def is_whole(path: Path) -> bool:
             return file.testzip() is None
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, RuntimeError, zlib.error):
         return False
+
+
+def open_regular(path: str | Path, largest: int) -> BinaryIO:
+    """Open a file that may come from anyone: a regular one, not larger than it should be.
+
+    Args:
+        path: The file; a link to one will do.
+        largest: Bytes.
+
+    Raises:
+        OSError: There is none, it is a folder, a pipe or a device, it is larger, or it can't be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # to open a pipe must not wait
+    about = os.fstat(handle)
+    if stat.S_ISREG(about.st_mode) and about.st_size <= largest:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
+    raise OSError(errno.EFBIG, f"it has {about.st_size:,} bytes, and such a file has at most {largest:,}")
+
+
+def read_regular(path: str | Path, largest: int) -> bytes:
+    """The content of a file as of ``open_regular``.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UserError: Any other error of ``open_regular``.
+    """
+    try:
+        with open_regular(path, largest) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _umask() -> int:

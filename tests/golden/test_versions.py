@@ -73,7 +73,9 @@ def test_the_syntax_tree_is_what_counts(tmp_path: Path) -> None:
     source = Path(mae.__file__).read_text()
     commented = source.replace("def loss(", "# a comment\n    def loss(").replace('"""', "'''")
     assert commented != source and syntax_hash(commented) == syntax_hash(source)
-    assert syntax_hash(source.replace("mask_ratio: float = 0.75", "mask_ratio: float = 0.8")) != syntax_hash(source)
+    assert syntax_hash(source.replace("mask_ratio: OpenShare = 0.75", "mask_ratio: OpenShare = 0.8")) != syntax_hash(
+        source
+    )
     assert syntax_hash("async def f():\n    'text'") == syntax_hash("async def f():\n    ''")
     assert syntax_hash("x = None") != syntax_hash("x = []") != syntax_hash("x = ...")
 

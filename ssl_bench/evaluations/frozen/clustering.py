@@ -17,6 +17,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.solvers.neighbours import normalize, search
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric
+from ssl_bench.utils.bounds import Count, Seed
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 FIT_ON = ("train", "test")
@@ -53,13 +54,13 @@ class Clustering(Evaluator):
 
     def __init__(
         self,
-        clusters: int | None = None,
+        clusters: Count | None = None,
         fit_on: str = "train",
-        restarts: int = 10,
-        dev_restarts: int = 3,
-        iterations: int = 25,
+        restarts: Count = 10,
+        dev_restarts: Count = 3,
+        iterations: Count = 25,
         poolings: tuple[str, ...] = ("cls", "mean"),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.clusters, self.fit_on, self.iterations = clusters, fit_on, iterations
         self.restarts, self.dev_restarts = restarts, dev_restarts

@@ -21,6 +21,7 @@ from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.training.health import collapse
+from ssl_bench.utils.bounds import Area, Natural, Seed
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.evaluation import resize_crop
 from ssl_bench.views.make import make_views
@@ -64,10 +65,10 @@ class Diagnostics(Evaluator):
 
     def __init__(
         self,
-        images: int = 1000,
-        scale: tuple[float, float] = (0.4, 1.0),
+        images: Natural = 1000,
+        scale: tuple[Area, Area] = (0.4, 1.0),
         poolings: tuple[str, ...] = ("cls", "mean"),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.images, self.scale, self.poolings, self.seed = images, scale, tuple(poolings), seed
         if images < 0 or seed < 0:

@@ -18,6 +18,7 @@ from ssl_bench.evaluations.frozen.logistic import Logistic, check_grid
 from ssl_bench.evaluations.heads import standardisation
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric
+from ssl_bench.utils.bounds import Positive
 from ssl_bench.utils.errors import RunError, UserError
 
 TURN = {"hue": 360.0, "background_hue": 360.0}  # factors that return to their start, with their period
@@ -50,8 +51,8 @@ class Factors(Evaluator):
 
     def __init__(
         self,
-        ridge: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        C: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        ridge: tuple[Positive, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        C: tuple[Positive, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         poolings: tuple[str, ...] = ("cls", "mean"),
     ) -> None:
         self.ridge, self.C, self.poolings = tuple(ridge), tuple(C), tuple(poolings)

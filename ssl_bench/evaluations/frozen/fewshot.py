@@ -21,6 +21,7 @@ from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.evaluations.solvers.newton import logistic_regression
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric
+from ssl_bench.utils.bounds import Count, Positive, Seed
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 HEADS = ("centroid", "ridge", "logistic")
@@ -62,17 +63,17 @@ class FewShot(Evaluator):
 
     def __init__(
         self,
-        shots: tuple[int, ...] = (1, 5, 10, 25),
+        shots: tuple[Count, ...] = (1, 5, 10, 25),
         heads: tuple[str, ...] = HEADS,
-        headline_shots: int = 5,
+        headline_shots: Count = 5,
         headline_head: str = "ridge",
-        episodes: int = 100,
-        dev_episodes: int = 20,
-        ways: int | None = None,
-        ridge: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0),
-        C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0),
+        episodes: Count = 100,
+        dev_episodes: Count = 20,
+        ways: Count | None = None,
+        ridge: tuple[Positive, ...] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0),
+        C: tuple[Positive, ...] = (0.01, 0.1, 1.0, 10.0, 100.0),
         poolings: tuple[str, ...] = ("cls", "mean"),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.shots, self.heads, self.poolings = tuple(shots), tuple(heads), tuple(poolings)
         self.headline_shots, self.headline_head = headline_shots, headline_head

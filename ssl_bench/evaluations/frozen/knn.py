@@ -16,6 +16,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.solvers.neighbours import QUERIES_PER_BLOCK, nearest
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.metrics.votes import votes
+from ssl_bench.utils.bounds import Count, Positive
 from ssl_bench.utils.errors import RunError, UserError
 
 VOTE_DOUBLES = 2**21  # bounds the memory of a vote: 16 MiB of float64
@@ -51,10 +52,10 @@ class KNN(Evaluator):
 
     def __init__(
         self,
-        k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200),
-        temperature: tuple[float, ...] = (0.07, 0.1),
-        headline_k: int = 20,
-        headline_temperature: float = 0.07,
+        k: tuple[Count, ...] = (1, 5, 10, 20, 50, 100, 200),
+        temperature: tuple[Positive, ...] = (0.07, 0.1),
+        headline_k: Count = 20,
+        headline_temperature: Positive = 0.07,
         poolings: tuple[str, ...] = ("cls", "mean"),
         half: bool = False,
     ) -> None:

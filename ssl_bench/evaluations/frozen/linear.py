@@ -19,6 +19,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at
 from ssl_bench.evaluations.heads import ROWS_PER_BLOCK, Heads, Transform, standardisation
 from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.metrics.metric import accuracies, true_class_rank
+from ssl_bench.utils.bounds import Count, Natural, NonNegative, Positive, Seed
 from ssl_bench.utils.errors import RunError, UserError, unknown
 
 INPUTS = ("standardised", "whitened")
@@ -58,14 +59,14 @@ class Linear(Evaluator):
 
     def __init__(
         self,
-        base_lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-        weight_decay: tuple[float, ...] = (0.0,),
-        epochs: int = 10,
-        min_steps: int = 1000,
-        batch_size: int = 512,
+        base_lr: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+        weight_decay: tuple[NonNegative, ...] = (0.0,),
+        epochs: Count = 10,
+        min_steps: Natural = 1000,
+        batch_size: Count = 512,
         poolings: tuple[str, ...] = ("cls", "mean"),
         inputs: tuple[str, ...] = INPUTS,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.base_lr = tuple(base_lr)
         self.weight_decay = tuple(weight_decay)

@@ -20,6 +20,7 @@ from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.solvers.newton import logistic_regression
 from ssl_bench.metrics.metric import Metric, accuracies, true_class_rank
 from ssl_bench.metrics.quantiles import Z
+from ssl_bench.utils.bounds import Count, Positive
 from ssl_bench.utils.errors import UserError, unknown
 
 INPUTS = ("standardised", "normalised", "raw")
@@ -54,12 +55,12 @@ class Logistic(Evaluator):
 
     def __init__(
         self,
-        C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+        C: tuple[Positive, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
         inputs: str = "standardised",
         intercept: bool = True,
         poolings: tuple[str, ...] = ("cls", "mean"),
-        tol: float = 1e-5,
-        max_steps: int = 100,
+        tol: Positive = 1e-5,
+        max_steps: Count = 100,
     ) -> None:
         self.C, self.inputs, self.intercept = tuple(C), inputs, intercept
         self.poolings, self.tol, self.max_steps = tuple(poolings), tol, max_steps

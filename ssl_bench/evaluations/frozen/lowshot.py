@@ -22,6 +22,7 @@ from ssl_bench.evaluations.selection import choose_head
 from ssl_bench.evaluations.subsets import balanced_subset, listed
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, true_class_rank
+from ssl_bench.utils.bounds import Area, Count, Positive, Seed
 from ssl_bench.utils.errors import UserError
 
 
@@ -57,14 +58,14 @@ class LowShot(Evaluator):
 
     def __init__(
         self,
-        fractions: tuple[float, ...] = (0.01, 0.1),
-        draws: int = 3,
+        fractions: tuple[Area, ...] = (0.01, 0.1),
+        draws: Count = 3,
         lists: tuple[str, ...] = (),
-        C: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+        C: tuple[Positive, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
         inputs: str = "standardised",
         intercept: bool = True,
         poolings: tuple[str, ...] = ("cls", "mean"),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.fractions, self.draws, self.lists, self.C = tuple(fractions), draws, tuple(lists), tuple(C)
         self.inputs, self.intercept, self.poolings, self.seed = inputs, intercept, tuple(poolings), seed

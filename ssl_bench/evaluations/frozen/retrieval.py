@@ -18,6 +18,7 @@ from ssl_bench.evaluations.frozen.logistic import check_grid
 from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.metrics.intervals import mean_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric
+from ssl_bench.utils.bounds import Count
 from ssl_bench.utils.errors import RunError, unknown
 
 GALLERIES = ("test", "train")
@@ -51,7 +52,7 @@ class Retrieval(Evaluator):
     def __init__(
         self,
         gallery: str = "test",
-        k: tuple[int, ...] = (1, 5, 10),
+        k: tuple[Count, ...] = (1, 5, 10),
         rule: str = "step",
         poolings: tuple[str, ...] = ("cls", "mean"),
     ) -> None:

@@ -23,6 +23,7 @@ from ssl_bench.evaluations.frozen.logistic import Logistic
 from ssl_bench.evaluations.heads import Heads
 from ssl_bench.metrics.intervals import jackknife_groups, jackknife_metric, mean_metric
 from ssl_bench.metrics.metric import Metric
+from ssl_bench.utils.bounds import Count, Positive, Seed
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
 from ssl_bench.views.evaluation import resize_crop
@@ -62,11 +63,11 @@ class Robustness(Evaluator):
     def __init__(
         self,
         corruptions: tuple[str, ...] = MAIN,
-        severities: tuple[int, ...] = (1, 3, 5),
-        images: int = 2000,
-        C: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+        severities: tuple[Count, ...] = (1, 3, 5),
+        images: Count = 2000,
+        C: tuple[Positive, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
         poolings: tuple[str, ...] = ("cls", "mean"),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.corruptions, self.severities, self.images = tuple(corruptions), tuple(severities), images
         self.C, self.poolings, self.seed = tuple(C), tuple(poolings), seed

@@ -31,6 +31,7 @@ from ssl_bench.nn.schedules import Schedule
 from ssl_bench.training.health import Diverged
 from ssl_bench.training.resume import remove_checkpoints
 from ssl_bench.training.trainer import train
+from ssl_bench.utils.bounds import Area, Count, Epochs, Few, NonNegative, Positive, Rate, Seed, Share
 from ssl_bench.utils.distributed import first_says, is_first
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, is_whole, write_atomic
@@ -99,38 +100,38 @@ class FineTune(Evaluator):
 
     def __init__(
         self,
-        epochs: float = 100,
-        batch_size: int = 1024,
-        base_lr: float | tuple[float, ...] = 5e-4,
-        min_lr: float = 1e-6,
-        warmup_epochs: float = 5,
-        warmup_lr: float = 0.0,
+        epochs: Epochs = 100,
+        batch_size: Count = 1024,
+        base_lr: Positive | tuple[Positive, ...] = 5e-4,
+        min_lr: NonNegative = 1e-6,
+        warmup_epochs: Epochs = 5,
+        warmup_lr: NonNegative = 0.0,
         schedule: Schedule = "step",
-        weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
-        clip_grad: float | None = None,
-        layer_decay: float = 0.65,
-        drop_path: float = 0.1,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        mixup_p: float = 1.0,
-        switch_p: float = 0.5,
-        smoothing: float = 0.1,
+        weight_decay: NonNegative = 0.05,
+        betas: tuple[Rate, Rate] = (0.9, 0.999),
+        clip_grad: NonNegative | None = None,
+        layer_decay: Area = 0.65,
+        drop_path: Rate = 0.1,
+        mixup: NonNegative = 0.8,
+        cutmix: NonNegative = 1.0,
+        mixup_p: Share = 1.0,
+        switch_p: Share = 0.5,
+        smoothing: Share = 0.1,
         randaugment: str = "rand-m9-mstd0.5-inc1",
-        color_jitter: float = 0.0,
-        erasing: float = 0.25,
+        color_jitter: NonNegative = 0.0,
+        erasing: Share = 0.25,
         erasing_mode: str = "pixel",
-        crop_min: float = 0.08,
+        crop_min: Area = 0.08,
         interpolation: str = "bicubic",
-        repeated_augmentation: int = 1,
-        ema: float | None = None,
+        repeated_augmentation: Count = 1,
+        ema: Rate | None = None,
         pooling: str = "mean",
-        blocks: int | None = None,
-        head_init: float = 2e-5,
-        fraction: float = 1.0,
-        draws: int = 1,
+        blocks: Few | None = None,
+        head_init: NonNegative = 2e-5,
+        fraction: Area = 1.0,
+        draws: Count = 1,
         lists: tuple[str, ...] = (),
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.epochs, self.batch_size, self.min_lr, self.warmup_epochs = epochs, batch_size, min_lr, warmup_epochs
         self.base_lr = (base_lr,) if isinstance(base_lr, int | float) else tuple(base_lr)

@@ -22,6 +22,7 @@ from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, join, neede
 from ssl_bench.metrics.metric import accuracies, true_class_rank
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.training.trainer import train
+from ssl_bench.utils.bounds import Area, Count, Natural, NonNegative, Positive, Rate, Seed, Share
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.views.view import View
 
@@ -71,22 +72,22 @@ class Probe(Evaluator):
 
     def __init__(
         self,
-        base_lr: tuple[float, ...] = (0.001,),
-        weight_decay: tuple[float, ...] = (0.0,),
+        base_lr: tuple[Positive, ...] = (0.001,),
+        weight_decay: tuple[NonNegative, ...] = (0.0,),
         poolings: tuple[str, ...] = ("cls",),
         optimizer: str = "sgd",
-        momentum: float = 0.9,
-        epochs: int = 100,
-        warmup_epochs: int = 0,
+        momentum: Rate = 0.9,
+        epochs: Count = 100,
+        warmup_epochs: Natural = 0,
         schedule: str = "epoch",
-        batch_size: int = 1024,
+        batch_size: Count = 1024,
         drop_last: bool = False,
         batch_norm: bool = False,
-        init_std: float = 0.01,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
+        init_std: NonNegative = 0.01,
+        crop_scale: tuple[Area, Area] = (0.08, 1.0),
         interpolation: str = "bilinear",
-        flip: float = 0.5,
-        seed: int = 0,
+        flip: Share = 0.5,
+        seed: Seed = 0,
     ) -> None:
         self.base_lr = tuple(base_lr)
         self.weight_decay = tuple(weight_decay)

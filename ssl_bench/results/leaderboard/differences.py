@@ -80,8 +80,12 @@ def warning_texts(aggregates: Sequence[Aggregate], found: Mapping[tuple[int, str
         found: Their `differences`.
     """
     said = []
+    by_aggregate: dict[int, dict[str, Difference]] = {}
+    for (at, name), each in sorted(found.items()):
+        if each.arrow in ("▼", "▽"):
+            by_aggregate.setdefault(at, {})[name] = each
     for index, aggregate in enumerate(aggregates):
-        below = {name: each for (at, name), each in sorted(found.items()) if at == index and each.arrow in ("▼", "▽")}
+        below = by_aggregate.get(index, {})
         if below and aggregate.method not in NEVER_TRAINED:
             parts = []
             for name, each in below.items():

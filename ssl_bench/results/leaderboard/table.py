@@ -49,7 +49,7 @@ class Table:
         several = len(set(self.tasks.values())) > 1
         return [f"{task}: {name}" if several else name for name, task in self.tasks.items()]
 
-    @property
+    @cached_property
     def backbones(self) -> list[str]:
         """The backbone of each aggregate where they differ; else nothing."""
         names = [each.backbone for each in self.aggregates]

@@ -10,8 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_bench.results.rows.contradiction import contradiction
 from ssl_bench.results.rows.predictions import Predictions, encode
 from ssl_bench.results.rows.row import SCHEMA, checksum_of, row_path
+from ssl_bench.results.rows.schema import LARGEST, violations
+from ssl_bench.utils.errors import RunError
 from ssl_bench.utils.files import write_atomic
 from ssl_bench.utils.identity import identify, merged_versions, source_hash
 
@@ -115,10 +118,19 @@ def _npy(method: str, evaluation: str, identifier: str) -> str:
 
 
 def write_row(path: Path, row: dict[str, Any], correct: Predictions) -> None:
-    """Write a row after its predictions, so that a row is never without them."""
+    """Write a row after its predictions, so that a row is never without them.
+
+    Raises:
+        RunError: It is none that could be read again: an encoder file or an evaluator said something that no row holds.
+    """
+    text = json.dumps(row, indent=1) + "\n"
+    if wrong := [*violations(row), *filter(None, [contradiction(row)])]:
+        raise RunError(f"{path.name} is not written, it would be no row: {wrong[0]}")
+    if len(text) > LARGEST:
+        raise RunError(f"{path.name} is not written: it has {len(text):,} bytes, and a row at most {LARGEST:,}")
     if correct.size:
         write_atomic(path.with_suffix(".npy"), encode(correct))
-    write_atomic(path, json.dumps(row, indent=1) + "\n")
+    write_atomic(path, text)
 
 
 def _rounded(value: float) -> float:

@@ -13,12 +13,14 @@ import numpy as np
 
 from ssl_bench.metrics.ratios import contributions
 from ssl_bench.results.rows.row import Row
+from ssl_bench.results.rows.schema import LARGEST
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import parse_json
+from ssl_bench.utils.files import parse_json, read_regular
 
 # (n,) bool, or float: the share of an image that is right, in [0, 1]; or (n, C, 2), what it adds to C ratios, of which
 # the headline is the mean (`metrics.ratios`).
 Predictions = np.ndarray[Any, np.dtype[Any]]
+MOST_RATIOS = 4096  # classes; two float16 each
 HEADER = 128  # bytes that ``np.save`` writes before the numbers of an array of few dimensions
 
 
@@ -97,7 +99,7 @@ def read_predictions(row: Row) -> Predictions | None:
         return None
     path, n = predictions_path(row), row["metrics"][row["headline"]]["n"]
     try:
-        found = decode(path.read_bytes(), n)
+        found = decode(read_regular(path, HEADER + 4 * MOST_RATIOS * int(n)), n)
     except FileNotFoundError:
         return None
     if found is None:
@@ -115,9 +117,9 @@ def is_measured(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        parse_json(path.read_text())
+        parse_json(read_regular(path, LARGEST))
         whole = _has_predictions(path)
-    except (OSError, ValueError):
+    except (OSError, UserError, ValueError):
         whole = False
     if not whole:
         print(f"{path} or its predictions are damaged: it is measured again", file=sys.stderr, flush=True)

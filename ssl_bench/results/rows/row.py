@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.results.rows.contradiction import contradiction
+from ssl_bench.results.rows.schema import LARGEST, ROW, missing_headline, violations
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import content_hash, parse_json
+from ssl_bench.utils.files import content_hash, parse_json, read_regular
 from ssl_bench.utils.identity import identify
 from ssl_bench.utils.versions import outdated
 
@@ -36,20 +37,15 @@ class Row:
         Raises:
             UserError: Not a row, changed since it was written, or of a newer schema.
         """
-        try:
-            stored = parse_json(path.read_text())
-            values = migrated(stored)
-            ok = stored["checksum"] == checksum_of(stored)
-            wrong = contradiction(values)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{path} is not a row: {what}") from error
-        if not ok:
+        stored, values = read_stored(path)
+        if not ROW.accepts(values):
+            raise UserError(f"{path} is not a row: {violations(values)[0]}")
+        if stored["checksum"] != checksum_of(stored):
             raise UserError(f"{path} was edited after it was written; measure it again")
-        if wrong:
-            raise UserError(f"{path}: {wrong}")
+        if wrong := missing_headline(values):
+            raise UserError(f"{path} is not a row: {wrong[0]}")
+        if said := contradiction(values):
+            raise UserError(f"{path}: {said}")
         return cls(path, values)
 
     @property
@@ -63,6 +59,21 @@ class Row:
         return bool(self.outdated)
 
 
+def read_stored(path: Path) -> tuple[Any, Any]:
+    """What a file holds, and the same in the present schema; neither has been checked against it.
+
+    Raises:
+        UserError: No regular file of a row's size, no JSON, or a newer schema.
+    """
+    try:
+        stored = parse_json(read_regular(path, LARGEST))
+        return stored, migrated(stored) if isinstance(stored, dict) and "schema" in stored else stored
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a row: not JSON: {error}") from error
+
+
 def expected_id(row: Mapping[str, Any]) -> str:
     """The id that follows from the identity in a row (``identity.number_identity``)."""
     return identify(row["identity"])
@@ -74,20 +85,36 @@ def row_path(folder: Path, method: str, evaluation: str, identifier: str) -> Pat
     return folder / "rows" / f"{safe[0]}-{safe[1]}-{identifier}.json"
 
 
-def read_rows(folder: str | Path) -> list[Row]:
+def read_rows(folder: str | Path, left_out: Callable[[str], Any] | None = None) -> list[Row]:
     """All rows below ``FOLDER/rows``, in the order of their file names.
 
+    Args:
+        folder: Has ``rows/``.
+        left_out: Called with a line about each file that can't be used; if left out, the first is an error.
+
     Raises:
-        UserError: No such folder, a file in it is not a row, or a row is there twice, which would count as two seeds.
+        UserError: No such folder, or none of its files can be used: each is no row, or one that is there twice, which
+            would count as two seeds.
     """
     rows = Path(folder) / "rows"
     if not rows.is_dir():
         raise UserError(f"no rows in {folder}: expected {rows}/*.json, written by `ssl-bench bench` or `evaluate`")
     found: dict[str, Row] = {}
+    bad: list[str] = []
     for path in sorted(rows.glob("*.json")):
-        row = Row.read(path)
-        if found.setdefault(row["id"], row) is not row:
-            raise UserError(f"{path}: has the id of {found[row['id']].path.name}; keep one of the two")
+        try:
+            row = Row.read(path)
+            if found.setdefault(row["id"], row) is not row:
+                raise UserError(f"{path}: has the id of {found[row['id']].path.name}; keep one of the two")
+        except UserError as error:
+            if left_out is None:
+                raise
+            bad.append(str(error))
+    if bad and not found:
+        raise UserError(bad[0])
+    if left_out is not None:
+        for line in bad:
+            left_out(f"left out: {line}")
     return list(found.values())
 
 
@@ -98,7 +125,7 @@ def migrated(stored: dict[str, Any]) -> dict[str, Any]:
         UserError: A newer schema than this version knows, or one that no migration leads on from.
     """
     values = stored
-    while (version := values["schema"]) != SCHEMA:
+    while (version := values.get("schema")) != SCHEMA:
         if not isinstance(version, int) or version > SCHEMA:
             raise UserError(f"written in row schema {version!r}; this ssl-bench reads up to {SCHEMA}: upgrade it")
         if version not in MIGRATIONS:
