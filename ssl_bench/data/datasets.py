@@ -123,7 +123,7 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
         return spec
     whole: str | DataPair = spec
     count: int | None = None
-    if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d+)", spec)):
+    if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d{1,9})", spec)):
         whole, count = part[1], int(part[2])
     if isinstance(whole, str) and whole.partition("@")[0] in DRAWN:
         return _drawn(whole, count)
@@ -186,7 +186,7 @@ def _drawn(spec: str, count: int | None) -> Splits:
     kind, given, text = spec.partition("@")
     usual, *counts = DRAWN[kind]
     size = text if given else str(usual)
-    if not size.isdecimal() or not 32 <= int(size) <= 512:
+    if not re.fullmatch(r"\d{1,4}", size) or not 32 <= int(size) <= 512:
         raise UserError(f"cannot draw {spec!r}: the size is a whole number of pixels from 32 to 512, as in {kind}@64")
     sets = []
     name = spec if count is None else f"{spec}-{count}"

@@ -230,7 +230,7 @@ def load_dalle(path: str | Path) -> Tokenizer:
     if not Path(path).is_file():
         raise UserError(f"no such tokenizer file: {path}")
     try:
-        weights = read_tensors(path)
+        weights = read_tensors(Path(path))
     except Exception as error:  # torch raises many kinds for files it refuses
         raise UserError(
             f"{path} is not a plain state dict. The released encoder.pkl is a pickled module, which runs code when "

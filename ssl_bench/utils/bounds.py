@@ -162,8 +162,7 @@ def check_multiple(key: str, value: int, *, of: int, named: str = "") -> None:
         raise UserError(f"{key} is {value}; it must be a multiple of {of}{named and f', the {named}'}")
 
 
-@cache
-def types_of(called: Callable[..., Any]) -> Mapping[str, Any]:
+def types_of(called: Any) -> Mapping[str, Any]:
     """The types of the keywords of a class's constructor or of a function, with their bounds.
 
     Example:
@@ -171,7 +170,12 @@ def types_of(called: Callable[..., Any]) -> Mapping[str, Any]:
         >>> misfit(types_of(Training)["betas"], (0.9, 1.0))
         'each in [0, 1)'
     """
-    function: Any = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
+    return _types_of(called)
+
+
+@cache
+def _types_of(called: Any) -> Mapping[str, Any]:
+    function = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
     hints = get_type_hints(function, include_extras=True)
     return {key: hint for key, hint in hints.items() if key != "return"}
 
@@ -182,8 +186,7 @@ def check_fields(made: Any) -> None:
     Raises:
         UserError: One that is out of bounds; it names the field, the value and what is valid.
     """
-    cls: Any = type(made)
-    hints = types_of(cls)
+    hints = types_of(type(made))
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
         if wrong := misfit(hints[field.name], value):

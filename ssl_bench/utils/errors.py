@@ -57,7 +57,8 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
         >>> str(unknown("method", "may", ["moco_v3", "mae"]))
         "unknown method 'may': did you mean 'mae'? Choose from: mae, moco_v3"
     """
-    names = sorted(choices)
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    names, text = sorted(choices), str(value)
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"unknown {what} {str(value)!r}: {hint}Choose from: {', '.join(names) or '(none)'}")
+    return UserError(f"unknown {what} {text!r}: {hint}Choose from: {', '.join(names) or '(none)'}")

@@ -81,7 +81,7 @@ def test_every_number_has_bounds_which_its_default_keeps(name: str) -> None:
         ("mae", "mask_ratio", 1.5, "mask_ratio is 1.5; it must be in (0, 1)"),
         ("mae", "mask_ratio", 1.0, "mask_ratio is 1.0; it must be in (0, 1)"),
         ("mae", "base_lr", "nan", "base_lr is nan; it must be"),
-        ("mae", "base_lr", "1e999", "base_lr is 1e999; it must be in [0, 1000000000]"),
+        ("mae", "base_lr", "1e999", "base_lr is 1e999; it must be a finite number"),
         ("mae", "backbone", "vit_huge_patch1_4096", "16,777,216 patches; at most 4,096 pixels a side and 16,384"),
         ("mae", "backbone", "vit_micro_patch8_" + "9" * 5000, "unknown backbone"),
         ("mae", "decoder_depth", 10**9, "decoder_depth is 1000000000; it must be in [1, 256]"),
