@@ -19,6 +19,7 @@ from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, score
 from ssl_bench.evaluations.heads import Heads
 from ssl_bench.metrics.intervals import ratio_metric
 from ssl_bench.metrics.segmentation import iou_parts, segmentation_metrics
+from ssl_bench.utils.bounds import Count, Positive, Seed
 from ssl_bench.utils.errors import RunError, UserError
 
 MAJORITY = 0.5  # of the pixels of a patch that must be of one class for the patch to be learnt from
@@ -46,7 +47,7 @@ class PatchLinear(Evaluator):
     metric_help: ClassVar[dict[str, str]] = SegmentationKNN.metric_help
     poolings = ()
 
-    def __init__(self, C: tuple[float, ...] = (1e-3, 1e-1, 10.0), patches: int = 50_000, seed: int = 0) -> None:
+    def __init__(self, C: tuple[Positive, ...] = (1e-3, 1e-1, 10.0), patches: Count = 50_000, seed: Seed = 0) -> None:
         self.C, self.patches, self.seed = tuple(C), patches, seed
         self.head = Logistic(self.C)
         if patches < 1 or seed < 0:

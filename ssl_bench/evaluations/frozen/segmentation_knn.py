@@ -18,6 +18,7 @@ from ssl_bench.evaluations.dense import common_size, in_threads, maps_of, patch_
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.solvers.neighbours import normalize, search
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
+from ssl_bench.utils.bounds import Count, Positive, Seed
 from ssl_bench.utils.errors import UserError
 
 GATHERED = 2**21  # shares of classes of neighbours that are looked up at once: 8 MiB
@@ -54,7 +55,7 @@ class SegmentationKNN(Evaluator):
     }
     poolings = ()
 
-    def __init__(self, memory: int = 102_400, k: int = 30, temperature: float = 0.02, seed: int = 0) -> None:
+    def __init__(self, memory: Count = 102_400, k: Count = 30, temperature: Positive = 0.02, seed: Seed = 0) -> None:
         self.memory, self.k, self.temperature, self.seed = memory, k, temperature, seed
         if memory < 1 or k < 1 or temperature <= 0 or seed < 0:
             raise UserError(

@@ -24,6 +24,7 @@ from ssl_bench.evaluations.dense import in_threads, resized, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
+from ssl_bench.utils.bounds import Count, Few, Natural, NonNegative, Pixels, Positive, Seed
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
@@ -65,17 +66,17 @@ class SegmentationLinear(Evaluator):
 
     def __init__(
         self,
-        blocks: tuple[int, ...] = (),
+        blocks: tuple[Few, ...] = (),
         norm: bool = True,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        steps: int = 40_000,
-        warmup: int = 1500,
-        batch_size: int = 16,
-        crop: int = 512,
-        stride: int = 341,
-        scale: tuple[float, float] = (0.5, 2.0),
-        seed: int = 0,
+        lr: Positive = 1e-3,
+        weight_decay: NonNegative = 1e-4,
+        steps: Count = 40_000,
+        warmup: Natural = 1500,
+        batch_size: Count = 16,
+        crop: Pixels = 512,
+        stride: Pixels = 341,
+        scale: tuple[Positive, Positive] = (0.5, 2.0),
+        seed: Seed = 0,
     ) -> None:
         self.blocks, self.norm, self.lr, self.weight_decay = tuple(blocks), norm, lr, weight_decay
         self.steps, self.warmup, self.batch_size, self.crop, self.stride = steps, warmup, batch_size, crop, stride

@@ -21,6 +21,7 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.metrics.intervals import ratio_metric
 from ssl_bench.metrics.objects import boundary, region
+from ssl_bench.utils.bounds import Count, Natural, Pixels, Positive
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
@@ -59,7 +60,12 @@ class VOS(Evaluator):
     poolings = ()
 
     def __init__(
-        self, frames: int = 7, radius: int = 12, topk: int = 5, temperature: float = 0.1, short_side: int = 480
+        self,
+        frames: Natural = 7,
+        radius: Natural = 12,
+        topk: Count = 5,
+        temperature: Positive = 0.1,
+        short_side: Pixels = 480,
     ) -> None:
         self.frames, self.radius, self.topk = frames, radius, topk
         self.temperature, self.short_side = temperature, short_side
