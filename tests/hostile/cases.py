@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ssl_bench.utils.errors import RunError, UserError
 
-SOME, MANY = 6, 120  # cases of each kind, in `make test` and in `make test-all`
+SOME, MANY = 4, 120  # cases of each kind, in `make test` and in `make test-all`
 HOW_MANY = pytest.mark.parametrize("examples", [SOME, pytest.param(MANY, marks=pytest.mark.slow)])
 
 NUMBERS: list[Any] = [0, -1, 1, 2, 7, 2**31, -(2**63), 2**64, 10**400, 0.0, -0.5, 1.5, 1e-300, 1e39, 1e308]
