@@ -186,7 +186,7 @@ def named_encoder(value: str) -> Checkpoint | None:
 
 def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     """The network that an encoder file describes: ``{"name": ..., **keywords}``."""
-    kind = spec["name"].split("_")[0]
+    kind, own = spec["name"].split("_")[0], {key: value for key, value in spec.items() if key != "name"}
     if kind == "dvae":
         from ssl_bench.teachers.dalle import Tokenizer
 
@@ -195,10 +195,12 @@ def build_encoder(spec: Mapping[str, Any]) -> nn.Module:
     if kind == "vqkd":
         from ssl_bench.teachers.vqkd import build_vqkd
 
+        check_keywords(build_vqkd, own, spec["name"])
         return build_vqkd(**spec)
     if kind == "clip":
         from ssl_bench.teachers.clip_tower import build_clip_tower
 
+        check_keywords(build_clip_tower, own, spec["name"])
         return build_clip_tower(**spec)
     return build_backbone(**spec)
 

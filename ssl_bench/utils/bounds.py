@@ -135,12 +135,14 @@ def check_keywords(called: Callable[..., Any], values: Mapping[str, Any], what: 
         what: For errors: "vit_micro_patch8_32".
 
     Raises:
-        UserError: An unknown keyword, or a value of another type or out of bounds.
+        UserError: An unknown keyword (where it doesn't hand on others), or a value of another type or out of bounds.
     """
     hints = types_of(called)
-    known = [p.name for p in inspect.signature(called).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(called).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    others = any(p.kind is p.VAR_KEYWORD for p in parameters)
     for key, value in values.items():
-        if key not in known:
+        if key not in known and not others:
             raise unknown(f"option of {what}", key, known)
         if wrong := misfit(hints.get(key, Any), tuple(value) if isinstance(value, list) else value):
             raise UserError(f"{key} of {what} is {str(value)[:100]!r}; it must be {wrong}")
