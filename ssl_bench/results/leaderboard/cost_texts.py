@@ -41,7 +41,11 @@ def teacher_texts(aggregate: Aggregate) -> list[str]:
     spent = aggregate.first["pretraining"] or {}
     said = []
     for keyword, teacher in spent.get("teachers", {}).items():
-        facts = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in teacher["facts"].items())
+        numbers = {key: value for key, value in teacher["facts"].items() if key != "teacher"}
+        texts = [f"{key.replace('_', ' ')} {value:g}" for key, value in numbers.items()]
+        if "teacher" in teacher["facts"]:  # a tokenizer that has a teacher itself
+            texts.append(f"its teacher {teacher['facts']['teacher']['name']}")
+        facts = ", ".join(texts)
         said.append(
             f"{aggregate.label}: {keyword} {teacher['method']}, trained on the same images in "
             f"{teacher['wall_seconds']:.0f} s and {teacher['flops']:.1e} FLOPs, which come on top; {facts}"

@@ -22,6 +22,7 @@ from ssl_bench.data import datasets as data_module
 from ssl_bench.data.datasets import Splits
 from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.rows.row import read_rows
+from ssl_bench.results.rows.schema import violations
 from ssl_bench.results.rows.warnings import count_duplicates
 
 DATA = {"images": {"test": 400}}
@@ -157,3 +158,15 @@ def test_images_that_are_not_in_memory_are_not_all_decoded(here: Path, monkeypat
             Image.new("RGB", (8, 8)).save(here / "set" / split / name / "x.png")
     assert count_duplicates(data_module.load("folder:set")) == 2
     assert count_duplicates(data_module.load("folder:set", memory=0)) is None
+
+
+def test_a_tokenizer_that_has_a_teacher_is_described(add_row: Any) -> None:
+    """BEiT v2's VQ-KD rebuilds what a CLIP sees."""
+    facts = {"codebook_size": 16, "code_perplexity": 7.5, "teacher": {"name": "clip:quick", "source": "trained here"}}
+    tokenizer = {"method": "vqkd", "facts": facts, "images_seen": 40, "wall_seconds": 3.0, "flops": 1e9}
+    row = add_row("beit_v2", 0, [True, False], pretraining={"teachers": {"tokenizer": tokenizer}})
+    assert list(violations(row.values)) == []
+    (table,) = build([row])
+    (text,) = table.teachers
+    assert text.startswith("beit_v2: tokenizer vqkd, trained on the same images in 3 s and 1.0e+09 FLOPs")
+    assert text.endswith("codebook size 16, code perplexity 7.5, its teacher clip:quick")
