@@ -22,7 +22,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.dense import feature_map
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
-from ssl_bench.utils.distributed import process, share
+from ssl_bench.utils.distributed import one_process, process, share
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.identity import source_of
 from ssl_bench.utils.progress import progress
@@ -146,7 +146,8 @@ class FrozenEncoder:
             return self._extract(images, poolings)
         found = {p: rows for p in poolings if (rows := cache.read(p)) is not None}
         deleted = [p for p in poolings if p not in found]  # by someone, just now
-        return found | (self._extract(images, deleted) if deleted else {})
+        with one_process():  # the others may have seen the file
+            return found | (self._extract(images, deleted) if deleted else {})
 
     @cached_property
     def _key(self) -> dict[str, Any]:
