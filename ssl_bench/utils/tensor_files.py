@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssl_bench.utils.errors import UserError
 
-MOST = 500_000  # steps of a pickle: those of a ViT-H with its optimiser are 50,000
+MOST = 500_000  # steps of a pickle; a tensor takes about 30, and a network with its optimiser has some thousand
+MOST_VALUES = 50_000  # dicts, lists and what is in them
 DEEPEST = 64  # values within values
 COPIES = 4  # tensors may share memory (a teacher with its student): how often, at most
 SLACK = 2**20  # bytes
@@ -101,7 +102,7 @@ def _tensors(content: Any, path: Path) -> Iterator[tuple[str, Tensor]]:
     while left:
         name, value, depth = left.pop()
         seen += 1
-        if depth > DEEPEST or seen > MOST:
+        if depth > DEEPEST or seen > MOST_VALUES:
             raise UserError(f"{path}: {name[:60] or 'its content'} holds itself, or too many values")
         if isinstance(value, Tensor):
             yield name, value
