@@ -60,6 +60,10 @@ def everything(folder: Path) -> list[str]:
         (("evaluation", "chosen"), {"a": json.loads("[" * 200 + "]" * 200)}, "nested too deeply"),
         (("headline",), "top5", "no metric 'top5'"),
         (("identity",), [], "identity is []"),
+        (("identity", "encoder", "teachers"), 3, "identity"),
+        (("identity", "encoder"), {"backbone": {}, "versions": {}}, "id should be"),
+        (("recipe", "teachers"), {"t": {"method": "m"}}, "its identity doesn't say 't'"),
+        (("recipe", "teachers"), {"t": 3}, "its identity doesn't say 't'"),
     ],
     ids=str,
 )

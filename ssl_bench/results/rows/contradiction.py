@@ -16,7 +16,12 @@ def contradiction(row: Mapping[str, Any]) -> str:
     identifier = identify(row["identity"])
     if identifier != row["id"]:
         return f"its id should be {identifier}: it doesn't follow from its identity"
-    return next(_contradictions(row), "")
+    try:
+        return next(_contradictions(row), "")
+    except KeyError as error:  # what is missing of an identity is no field that every row has
+        return f"its identity doesn't say {error}"
+    except (AttributeError, TypeError) as error:
+        return f"its identity and its recipe are of other types: {error}"
 
 
 def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
