@@ -58,9 +58,9 @@ Share = Annotated[float, Between(0, 1)]
 OpenShare = Annotated[float, Between(0, 1, open="both")]
 Area = Annotated[float, Between(0, 1, open="low")]  # of a crop
 Rate = Annotated[float, Between(0, 1, open="high")]
-# Quantities. The largest are far above any use, and far below where arithmetic overflows.
-Positive = Annotated[float, Between(0, 1e9, open="low")]
-NonNegative = Annotated[float, Between(0, 1e9)]
+# Quantities. The largest is what float32 holds, far below where arithmetic in 64 bits overflows.
+Positive = Annotated[float, Between(0, 1e38, open="low")]
+NonNegative = Annotated[float, Between(0, 1e38)]
 Epochs = Annotated[float, Between(0, 1e6)]
 Flops = Annotated[float, Between(0, 1e30, open="low")]
 Sigma = Annotated[float, Between(0, 1000, open="low")]  # of a blur, pixels
