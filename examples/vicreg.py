@@ -21,7 +21,6 @@ class VICReg(Method):
     """Equal features for two views of an image, each dimension spread out and none correlated with another.
 
     Args:
-        backbone: The encoder.
         weights: Of invariance, variance and covariance; the paper's.
         hidden_dim: Width of the three layers of the expander; 8192 in the paper.
         blur_sigma: Range of the blur, pixels of the view; the paper's (0.1, 2.0) is for 224 pixels.
@@ -30,6 +29,7 @@ class VICReg(Method):
     paper = "Bardes, Ponce, LeCun 2022, arXiv 2105.04906"
     category = "contrastive"
     deviations = ("an expander of width 512 instead of 8192", "AdamW instead of LARS")
+    recipes = {"short": {"epochs": 1, "warmup_epochs": 0, "batch_size": 64}}  # examples/vicreg.py:VICReg:short
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_bench.backbones.backbone import Backbone as Backbone
+    from ssl_bench.backbones.backbone import Stage as Stage
     from ssl_bench.backbones.backbone import Tokens as Tokens
     from ssl_bench.commands.bench import bench as bench
     from ssl_bench.commands.compare import compare as compare
@@ -48,6 +49,7 @@ _PLACES = {
     "Result": ("ssl_bench.evaluations.evaluator", "Result"),
     "RunError": ("ssl_bench.utils.errors", "RunError"),
     "Splits": ("ssl_bench.data.datasets", "Splits"),
+    "Stage": ("ssl_bench.backbones.backbone", "Stage"),
     "Tokens": ("ssl_bench.backbones.backbone", "Tokens"),
     "Training": ("ssl_bench.nn.optimizers", "Training"),
     "UserError": ("ssl_bench.utils.errors", "UserError"),
@@ -75,6 +77,7 @@ __all__ = [
     "Result",
     "RunError",
     "Splits",
+    "Stage",
     "Tokens",
     "Training",
     "UserError",

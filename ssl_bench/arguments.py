@@ -48,6 +48,7 @@ def make_parser() -> Parser:
     data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
     logger_help = "learning curves: csv, tensorboard, wandb (default: csv,tensorboard)"
     evaluation_help = "a name of `ssl-bench list evaluations`, a YAML file, or path/to/file.py:Class"
+    backbone_help = "a name of `ssl-bench list backbones`, such as vit_small_patch16_224, or path/to/file.py:Class"
     method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
 
     sub = command("list", "Name what can be asked for.")
@@ -58,7 +59,7 @@ def make_parser() -> Parser:
     sub.add_argument("method", metavar="METHOD", help=method_help)
     sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
     sub.add_argument("--data", metavar="DATA", help=data_help)
-    sub.add_argument("--backbone", metavar="B", help="e.g. vit_small_patch16_224; all: ssl-bench list backbones")
+    sub.add_argument("--backbone", metavar="B", help=backbone_help)
     sub.add_argument("--epochs", type=_number(Epochs), metavar="N", help="epochs of pre-training")
     sub.add_argument("--seed", type=_number(Seed), metavar="S", help="seed of weights, order, views and masks")
     sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
@@ -69,13 +70,15 @@ def make_parser() -> Parser:
 
     sub = command("evaluate", "Evaluate an encoder and write rows.")
     text = (
-        "encoder.pt of a run, timm weights with --backbone, timm:NAME[@FILE], torchvision:NAME[@FILE] or file.py:NAME"
+        "encoder.pt of a run, timm weights with --backbone, timm:NAME[@FILE], torchvision:NAME[@FILE], "
+        "hub:ORG/MODEL (timm's models there) or file.py:NAME"
     )
     sub.add_argument("checkpoint", metavar="MODEL", help=text)
     text = f"each {evaluation_help} (default: knn,linear)"
     sub.add_argument("--evaluations", type=_names, default=["knn", "linear"], metavar="A,B", help=text)
     sub.add_argument("--data", metavar="DATA", default="shapes", help=data_help)
-    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    text = "which backbone plain timm weights are for, or the code of an encoder's: path/to/file.py:Class"
+    sub.add_argument("--backbone", metavar="B", help=text)
     sub.add_argument("--name", metavar="NAME", help="of a model, in tables, if not its own")
     sub.add_argument("--image-size", type=_number(Pixels), metavar="N", help="of a model's images, if not its own")
     for key in ("mean", "std"):
@@ -91,7 +94,8 @@ def make_parser() -> Parser:
     sub.add_argument(
         "--evaluations", type=_names, metavar="A,B", help=f"instead of the suite's; each {evaluation_help}"
     )
-    sub.add_argument("--backbone", metavar="B", help="of all methods, instead of the suite's or each recipe's own")
+    text = f"of all methods, instead of the suite's or each recipe's own: {backbone_help}"
+    sub.add_argument("--backbone", metavar="B", help=text)
     sub.add_argument(
         "--image-size", type=_number(Pixels), metavar="N", help="instead of the size in the names of the backbones"
     )
@@ -118,8 +122,10 @@ def make_parser() -> Parser:
     sub = command("table", "A paper's table: reported, measured, difference.")
     sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
     sub.add_argument("--rows", type=_names, metavar="DIR,DIR", help="folders with rows/ (default: results/reproduce)")
-    sub.add_argument("--format", type=_names, default=["terminal"], metavar="md,csv,terminal", help="what to show")
-    sub.add_argument("--out", metavar="DIR", help="folder to write NAME.md and NAME.csv to")
+    sub.add_argument(
+        "--format", type=_names, default=["terminal"], metavar="A,B", help="any of md, csv, latex, terminal"
+    )
+    sub.add_argument("--out", metavar="DIR", help="folder to write NAME.md, NAME.csv and NAME.tex to")
 
     sub = command("reproduce", "Run what a table still misses: plan and cost first.")
     sub.add_argument("name", metavar="NAME", help="a name of `ssl-bench list tables`, or a YAML file")
@@ -167,8 +173,10 @@ def make_parser() -> Parser:
     sub.add_argument(
         "--max-images", type=_number(float), metavar="N", help="best of each method at N images seen or fewer"
     )
-    sub.add_argument("--figures", action="store_true", help="draw figures into DIR/figures")
+    sub.add_argument("--out", metavar="DIR", help="folder for the files (default: that of the rows)")
+    sub.add_argument("--figures", action="store_true", help="draw figures into figures/ there")
     sub.add_argument("--runs", metavar="DIR", help="folder of runs, for the training curves")
+    sub.add_argument("--explain", action="store_true", help="say how each number is made")
 
     sub = command("compare", "Two rows, or two methods of a folder, side by side.")
     sub.add_argument("a", metavar="A", help="a row file (.json), or a method of --rows")

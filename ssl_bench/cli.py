@@ -63,10 +63,10 @@ def run_list(a: argparse.Namespace) -> None:
 def run_pretrain(a: argparse.Namespace) -> None:
     """``ssl-bench pretrain``."""
     if a.keys:
-        from ssl_bench.backbones import EXAMPLE, family_of
+        from ssl_bench.backbones import EXAMPLE, family_of, named_backbone
         from ssl_bench.config.recipe import recipe_parser, resolve_method
 
-        parser = recipe_parser(resolve_method(a.method)[1], family_of(a.backbone or EXAMPLE))
+        parser = recipe_parser(resolve_method(a.method)[1], family_of(named_backbone(a.backbone or EXAMPLE)))
         print(parser.format_help().split("\n\n", 1)[1])
         return
     from ssl_bench.commands.pretrain import pretrain
@@ -138,7 +138,10 @@ def run_leaderboard(a: argparse.Namespace) -> None:
     from ssl_bench.results.leaderboard.selection import Selection
 
     selection = Selection(tuple(a.methods), tuple(a.evaluations), tuple(a.categories), a.max_flops, a.max_images)
-    leaderboard(a.folder, formats=a.format, sort=a.sort, selection=selection, figures=a.figures, runs=a.runs)
+    leaderboard(
+        a.folder, formats=a.format, sort=a.sort, selection=selection, out=a.out, figures=a.figures, runs=a.runs,
+        explain=a.explain,
+    )  # fmt: skip
 
 
 def run_compare(a: argparse.Namespace) -> None:

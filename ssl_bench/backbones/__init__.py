@@ -18,6 +18,7 @@ from ssl_bench.backbones.timm_model import TimmModel
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.utils.bounds import check_keywords
 from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.references import is_reference, look_up
 
 # The beginning of the names that a family builds -> its class.
 BACKBONES: dict[str, type[Backbone]] = {
@@ -42,6 +43,29 @@ ABILITIES = {
     "palette": "reads pixels as colours of a palette",
 }
 EXAMPLE = "vit_small_patch16_224"  # for errors and help
+_EXTERNAL: dict[str, type[Backbone]] = {}  # classes of users' files that this process was told of, by their name
+
+
+def named_backbone(text: str) -> str:
+    """The name of a backbone in recipes, files and rows: the text itself, or of ``file.py:Class`` the class's name.
+
+    The class is then known in this process alone: files and rows never name code.
+
+    Raises:
+        UserError: The file has no such class, or the class has a name of this package's backbones.
+    """
+    if not is_reference(text):
+        return text
+    name, cls = look_up(text, "backbone class", _is_backbone)
+    if re.split(r"[_:]", name, maxsplit=1)[0] in BACKBONES:
+        raise UserError(f"backbone {text!r}: the class name {name!r} is taken by a family of this package; rename it")
+    cls.family = name
+    _EXTERNAL[name] = cls
+    return name
+
+
+def _is_backbone(it: Any) -> bool:
+    return inspect.isclass(it) and issubclass(it, Backbone) and it is not Backbone
 
 
 def family_of(name: str) -> type[Backbone]:
@@ -54,6 +78,8 @@ def family_of(name: str) -> type[Backbone]:
         >>> family_of("vit_micro_patch8_32").family
         'vit'
     """
+    if name in _EXTERNAL:
+        return _EXTERNAL[name]
     prefix = re.split(r"[_:]", name, maxsplit=1)[0]
     if prefix not in BACKBONES:
         raise unknown("backbone", name, patterns())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_bench.backbones.pooling import Pooled
 from ssl_bench.backbones.pooling import Stage as Stage
 from ssl_bench.backbones.pooling import Tokens as Tokens
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import UserError, unknown
 
 RGB = tuple[float, float, float]
 
@@ -90,18 +90,19 @@ class Backbone(Pooled, ABC):
     # What a family says of itself, without building it ---------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def check_name(cls, name: str) -> None:
-        """Refuse a name that this family cannot build.
+        """Refuse a name that this family cannot build; of a class of a user's file, any but its own.
 
         Raises:
             UserError: Unknown size, or an image size that the patches don't divide.
         """
+        if name not in cls.patterns():
+            raise unknown("backbone", name, cls.patterns())
 
     @classmethod
-    @abstractmethod
     def patterns(cls) -> dict[str, dict[str, Any]]:
         """The names that this family builds, as ``vit_small_patch{P}_{IMAGE}``, each with facts worth listing."""
+        return {cls.__name__: {}}
 
     @classmethod
     def abilities(cls, name: str, **options: Any) -> frozenset[str]:

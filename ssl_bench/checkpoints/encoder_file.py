@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, options_for
+from ssl_bench.backbones import EXAMPLE, build_backbone, family_of, named_backbone, options_for
 from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.bounds import check_keywords
 from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.files import PACKAGE, write_atomic
+from ssl_bench.utils.identity import source_hash
 from ssl_bench.utils.schemas import Schema
 from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.utils.weights import weights_hash
@@ -89,10 +90,13 @@ def save_weights(path: Path, method: nn.Module) -> None:
 def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
 
+    An encoder whose backbone is a class of a user's file is read when ``backbone`` names that class.
+
     Raises:
-        UserError: No such file, not a checkpoint, one that breaks the schema, or weights of another backbone.
+        UserError: No such file, not a checkpoint, one that breaks the schema, weights of another backbone, or of one
+            whose code isn't named or has been edited since.
     """
-    path = Path(path)
+    path, backbone = Path(path), backbone and named_backbone(backbone)
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
     try:
@@ -112,6 +116,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
         spec, method, about = plain["encoder"], plain["method"], plain["about"]
         if backbone is not None and backbone != spec["name"]:
             raise UserError(f"{path} holds a {spec['name']}, not a {backbone}")
+        _check_code(spec["name"], about, path)
     else:
         if backbone is None:
             raise UserError(f"{path} does not say which backbone it is for; add --backbone, e.g. {EXAMPLE}")
@@ -159,6 +164,21 @@ def check_buildable(spec: Mapping[str, Any], weights: Mapping[str, Tensor], path
     beside = sum(buffer.nbytes for buffer in network.buffers())
     if beside > LARGEST_TABLES:
         raise UserError(f"{path} describes an encoder whose tables take {beside / 1e9:.0f} GB")
+
+
+def _check_code(backbone: str, about: Mapping[str, Any], path: Path) -> None:
+    """See that a backbone from outside the package is known to this process, as it was when it was trained."""
+    trained = about.get("identity", {}).get("backbone_source")
+    if trained is None or backbone != about["recipe"]["backbone"]["name"]:  # raw pixels are ours on any backbone
+        return
+    try:
+        family = family_of(backbone)
+    except UserError as error:
+        raise UserError(
+            f"{path} holds a {backbone}, which is not ours: add --backbone path/to/file.py:{backbone}"
+        ) from error
+    if source_hash(family) != trained:
+        raise UserError(f"the file of {backbone} has been edited since {path} was trained: pre-train it again")
 
 
 def set_input(encoder: Any, given: Any, path: Path) -> None:

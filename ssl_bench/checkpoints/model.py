@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class FeatureModel(nn.Module):
 
 def is_model(text: str) -> bool:
     """Whether a text names a model, as ``load_model`` takes it, instead of an encoder file."""
-    return text.startswith(("timm:", "torchvision:")) or is_reference(text)
+    return text.startswith(("timm:", "torchvision:", "hub:")) or is_reference(text)
 
 
 def load_model(
@@ -91,7 +92,8 @@ def load_model(
 
     Args:
         reference: ``timm:NAME[@FILE]``, with timm's weights, which are downloaded, or those of a file;
-            ``torchvision:NAME[@FILE]``, likewise; ``file.py:NAME``, a network or a function that builds one.
+            ``torchvision:NAME[@FILE]``, likewise; ``hub:ORG/MODEL``, a model of timm on the Hugging Face hub;
+            ``file.py:NAME``, a network or a function that builds one.
         name: Name in tables; its own when left out.
         image_size: Pixels of the side of its images, if not its own.
         mean: Of its images, if not its own; with ``std``.
@@ -106,6 +108,8 @@ def load_model(
         network = found if isinstance(found, nn.Module) else _built(found, reference)
         return as_checkpoint(network, name or (own if own != "build" else stem), image_size, mean, std)
     kind, _, rest = reference.partition(":")
+    if kind == "hub":
+        return as_checkpoint(_of_hub(rest), name or rest.rpartition("/")[2], image_size, mean, std)
     own, _, file = rest.partition("@")
     network = _of_timm(own, file) if kind == "timm" else _of_torchvision(own, file)
     return as_checkpoint(network, name or own, image_size, mean, std)
@@ -180,6 +184,20 @@ def _of_timm(name: str, file: str) -> Backbone:
             ) from error
     encoder.load_state_dict(weights)
     return encoder
+
+
+def _of_hub(name: str) -> nn.Module:
+    """A model of timm on the Hugging Face hub, without its classifier; its ``config.json`` says its images."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(f"hub:{name} needs the package huggingface_hub, which is not installed")
+    try:
+        network: Any = timm.create_model(f"hf-hub:{name}", pretrained=True, num_classes=0)
+    except Exception as error:  # no such model, none of timm, or no network
+        raise UserError(f"hub:{name}: no model of timm can be had from the hub ({first_line(error)})") from error
+    config = network.pretrained_cfg
+    network.image_size = tuple(config["input_size"][1:])
+    network.mean, network.std = config["mean"], config["std"]
+    return network
 
 
 def _of_torchvision(name: str, file: str) -> nn.Module:

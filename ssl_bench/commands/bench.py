@@ -17,6 +17,7 @@ from ssl_bench.commands.evaluate import lacking, run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.plan import plan
 from ssl_bench.commands.pretrain import run, run_folder
+from ssl_bench.config.build import check_step
 from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import Suite, load_suite, resolve
@@ -153,7 +154,9 @@ def bench(
     given |= {"evaluations": evaluations, "overrides": overrides}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     asked: Suite = replace(load_suite(suite, allow_code), **changes)
-    resolve(asked, seeds, budget)  # a wrong recipe is said before images are read
+    wanted = resolve(asked, seeds, budget)  # a wrong recipe is said before images are read
+    for recipe in {recipe.cls: recipe for recipe in wanted}.values():
+        check_step(recipe)
     sets = _load_sets(asked, skip_unreadable, show)
     if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")

@@ -125,7 +125,7 @@ def _differences(title: str, a: Mapping[str, str], b: Mapping[str, str], names: 
     if not keys:
         return f"{title}: no difference"
     lines = [[key, a.get(key, "–"), b.get(key, "–")] for key in keys]
-    return terminal_table(f"{title}: what differs (of the first seed)", ["key", *names], lines, 3)
+    return terminal_table(f"{title}: what differs (of the first seed)", ["key", *names], lines, 3, wrap=True)
 
 
 # Who is better --------------------------------------------------------------------------------------------------------
@@ -162,21 +162,29 @@ def paired_text(a: Predictions, b: Predictions, names: tuple[str, str], drawn: S
         drawn: As in `paired_p`.
     """
     p = float(paired_p([a, b], drawn)[0, 1])
+    over = "the variance over seeds" if min(len(a), len(b)) > 1 else _one_seed(a, b, names)
     difference = 100 * (a.mean() - b.mean())
     if a.dtype != bool or b.dtype != bool:
         more_a, more_b = ahead(a, b)
         return plain(
-            f"difference {difference:+.2f} points, p = {p:.2g} (paired over images, with the variance over seeds and "
+            f"difference {difference:+.2f} points, p = {p:.2g} (paired over images, with {over} and the variance over "
             f"draws; not corrected for other comparisons). Images with a larger share of right predictions: {names[0]} "
             f"{more_a:.0f}, {names[1]} {more_b:.0f}, neither {a.shape[1] - more_a - more_b:.0f}"
         )
     only_a, only_b, both, none = disagreement(a, b)
     seeds = "" if len(a) == len(b) == 1 else ", mean over pairs of seeds"
     return plain(
-        f"difference {difference:+.2f} points, p = {p:.2g} (paired, McNemar's score test with the variance over seeds; "
+        f"difference {difference:+.2f} points, p = {p:.2g} (paired, McNemar's score test with {over}; "
         f"not corrected for other comparisons). Images right{seeds}: both {both:.0f}, only {names[0]} {only_a:.0f}, "
         f"only {names[1]} {only_b:.0f}, neither {none:.0f}"
     )
+
+
+def _one_seed(a: Predictions, b: Predictions, names: tuple[str, str]) -> str:
+    """What a test with a single seed of a method leaves open."""
+    single = [name for name, rows in zip(names, (a, b), strict=True) if len(rows) == 1]
+    whom = "both" if len(single) == 2 else single[0]
+    return f"one seed of {whom}: chance over the test images alone, of these encoders and not of the methods,"
 
 
 def disagreement(a: Predictions, b: Predictions) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ from ssl_bench.results.leaderboard import legends
 from ssl_bench.results.leaderboard.selection import Selection
 from ssl_bench.results.leaderboard.table import Table, build, to_csv
 from ssl_bench.results.rows.row import read_rows
-from ssl_bench.results.text import escape, plain, terminal_table
+from ssl_bench.results.text import escape, folded, terminal_table
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import write_atomic
 
@@ -38,8 +38,10 @@ def leaderboard(
     formats: Sequence[str] = ("md",),
     sort: str | None = None,
     selection: Selection = Selection(),  # noqa: B008, it is frozen
+    out: str | Path | None = None,
     figures: bool = False,
     runs: str | Path | None = None,
+    explain: bool = False,
     show: Callable[[str], None] = print,
 ) -> list[Path]:
     """Rank the rows of a folder: the Python form of ``ssl-bench leaderboard``.
@@ -47,12 +49,14 @@ def leaderboard(
     A file that is no row is left out, with a line that says why.
 
     Args:
-        folder: Has ``rows/``; the files are written beside it.
+        folder: Has ``rows/``.
         formats: Any of md, csv, html, latex.
         sort: Evaluation to sort by; linear when left out, or the last where there is none.
         selection: Which rows; what is left of all of them is written under names that start with "selected".
+        out: Folder for the files; that of the rows when left out.
         figures: Draw the figures into ``figures/``.
         runs: Folder of runs, for the training curves.
+        explain: Say how each number is made as well.
         show: What to do with each line of the terminal table.
 
     Returns:
@@ -64,47 +68,61 @@ def leaderboard(
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    rows = read_rows(folder, lambda line: show(plain(f"WARNING: {line}")))
+    rows = read_rows(folder, lambda line: show(folded(f"WARNING: {line}")))
     tables = build(selection.rows(rows), sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:
         raise UserError(f"no rows in {folder}")
+    show(folded(" ".join([legends.SHORT, *dict.fromkeys(note for table in tables for note in table.footnotes)])))
+    if selection.text():
+        show(folded(f"Only {selection.text()}."))
     for table in tables:
+        show("")
         show(table.terminal())
         show(terminal_table("Ranks", *table.ranks(seeds=False)))
         for text in [*table.teachers, *(f"WARNING: {text}" for text in table.warnings)]:
-            show(plain(text))
-    show(f"{legends.TABLE}\n{legends.RANKS}")
-    if selection.text():
-        show(f"Only {plain(selection.text())}.")
-    files = []
+            show(folded(text))
+    if explain:
+        show("")
+        for text in legends.EXPLANATION:
+            show(folded(text))
+    files, place = [], Path(out or folder)
     prefix = "" if selection.everything else "selected-"
-    for kind in formats:
-        path = Path(folder) / f"{prefix}{FORMATS[kind]}"
-        files.append(write_atomic(path, render(kind, tables, selection.text())))
     if figures:
         from ssl_bench.results.leaderboard.figures import draw  # matplotlib takes a second
 
-        files += draw(tables, Path(folder) / f"{prefix}figures", runs, show)
+        files += draw(tables, place / f"{prefix}figures", runs, show)
+    links = [path.relative_to(place).as_posix() for path in files if path.suffix == ".svg"]
+    for kind in reversed(formats):
+        path = place / f"{prefix}{FORMATS[kind]}"
+        files.insert(0, write_atomic(path, render(kind, tables, selection.text(), runs, links)))
     for file in files:
         show(f"wrote {file}")
     return files
 
 
-def render(kind: str, tables: Sequence[Table], selected: str = "") -> str:
+def render(
+    kind: str,
+    tables: Sequence[Table],
+    selected: str = "",
+    runs: str | Path | None = None,
+    figures: Sequence[str] = (),
+) -> str:
     """A file of the leaderboard.
 
     Args:
         kind: Of ``FORMATS``.
         tables: Of ``build``.
         selected: What is shown of the rows; everything when empty.
+        runs: Folder of runs, for the learning curves of the HTML page.
+        figures: Files that it links to.
     """
     if kind == "csv":
         return to_csv(tables)
     if kind == "html":
         from ssl_bench.results.leaderboard.html import page
 
-        return page(tables, selected)
+        return page(tables, selected, runs, figures)
     if kind == "latex":
         from ssl_bench.results.leaderboard.latex import latex
 

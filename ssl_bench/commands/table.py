@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.results.papers.latex import latex
 from ssl_bench.results.papers.matching import ROWS
 from ssl_bench.results.papers.published import published
 from ssl_bench.results.papers.table import fill
@@ -15,7 +16,7 @@ from ssl_bench.results.text import plain
 from ssl_bench.utils.errors import unknown
 from ssl_bench.utils.files import write_atomic
 
-FORMATS = ("md", "csv", "terminal")
+FORMATS = {"md": "md", "csv": "csv", "latex": "tex", "terminal": ""}  # format -> how its file's name ends
 
 
 def table(
@@ -31,8 +32,8 @@ def table(
     Args:
         name: Of ``ssl-bench list tables``, or a YAML file.
         rows: Folders with ``rows/``; ``ROWS`` where it exists when left out. A row that several have counts once.
-        formats: Any of md, csv, terminal; each is shown.
-        out: Folder to write NAME.md and NAME.csv to instead of showing them.
+        formats: Any of md, csv, latex, terminal; each is shown.
+        out: Folder to write NAME.md, NAME.csv and NAME.tex to instead of showing them.
         show: What to do with the text.
 
     Returns:
@@ -55,9 +56,10 @@ def table(
     filled = fill(read_definition(name), published(), list(found.values()))
     files = []
     for kind in formats:
-        text = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}[kind]()
+        made = {"md": filled.markdown, "csv": filled.csv, "terminal": filled.terminal}
+        text = latex(filled) if kind == "latex" else made[kind]()
         if out is not None and kind != "terminal":
-            files.append(write_atomic(Path(out) / f"{filled.definition.name}.{kind}", text + "\n"))
+            files.append(write_atomic(Path(out) / f"{filled.definition.name}.{FORMATS[kind]}", text + "\n"))
             show(f"wrote {files[-1]}")
         else:
             show(text)

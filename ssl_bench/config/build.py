@@ -14,6 +14,7 @@ from ssl_bench.checkpoints.encoder_file import Checkpoint, named_encoder
 from ssl_bench.config.recipe import FROM_DATA, Recipe
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.methods.method import Method
+from ssl_bench.training.compute import step_cost
 from ssl_bench.training.without_data import built_without_data
 from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.identity import is_external
@@ -68,6 +69,26 @@ def check_buildable(recipe: Recipe, settings: Mapping[str, Any]) -> None:
     size = sum(tensor.nbytes for tensor in (*method.parameters(), *method.buffers()))
     if size > (free := free_memory()):
         raise UserError(f"{what} has weights of {size / 1e9:,.0f} GB; {free / 1e9:,.0f} GB of memory are free")
+
+
+def check_step(recipe: Recipe, count: int = 10) -> None:
+    """Take one step of a method from outside the package, without its images, to see what its ``loss`` returns.
+
+    Args:
+        recipe: Of the method.
+        count: Classes of the images, which nothing is known of yet.
+
+    Raises:
+        UserError: It returns no dict with a loss. Whatever else goes wrong is left to the run that has its images.
+    """
+    if recipe.cls.trains and is_external(recipe.cls):
+        try:
+            method = build_with_teachers(recipe, [f"class {i}" for i in range(count)])
+            step_cost(method, recipe.training.batch_size, count)
+        except UserError:
+            raise
+        except Exception:  # whatever an author's code raises
+            return
 
 
 def build_with_teachers(recipe: Recipe, classes: Sequence[str]) -> Method:

@@ -67,6 +67,8 @@ def _of_class(cls: Any, name: str) -> Evaluator:
     except TypeError as error:
         raise UserError(f"evaluator {name}: {error}; every keyword needs a default") from error
     missing = [key for key in missing if not hasattr(evaluator, key)]
+    if "metric_help" not in missing and not evaluator.metric_help:
+        raise UserError(f"evaluator {name}: its metric_help is empty; it names the metrics, one of them the headline")
     if missing:
         raise UserError(f"evaluator {name} has no {', '.join(missing)}; see Evaluator's attributes")
     return evaluator

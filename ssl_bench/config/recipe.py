@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, options_for
+from ssl_bench.backbones import EXAMPLE, check_needs, family_of, keywords, named_backbone, options_for
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.config.parsing import parse_values, read_yaml
@@ -20,18 +20,19 @@ from ssl_bench.data import VERSIONS as DATA_VERSIONS
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.optimizers import Training
+from ssl_bench.nn.optimizers import Training, external_optimizer, named_optimizer
 from ssl_bench.teachers import NETWORKS
 from ssl_bench.teachers import VERSIONS as TEACHER_VERSIONS
 from ssl_bench.training import VERSION as TRAINING_VERSION
 from ssl_bench.utils.bounds import Seed, types_of
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.files import file_hash
-from ssl_bench.utils.identity import defaults_of, differing, source_of
-from ssl_bench.utils.references import look_up
+from ssl_bench.utils.identity import defaults_of, differing, is_external, source_hash, source_of
+from ssl_bench.utils.references import is_reference, look_up
 from ssl_bench.utils.shipped import find_yaml
 from ssl_bench.views import VERSION as VIEWS_VERSION
 
+NAMED = {"backbone": named_backbone, "optimizer": named_optimizer}  # keys that may name a class of a user's file
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
 
@@ -105,6 +106,8 @@ class Recipe:
         return {
             "method": self.method,
             **source_of(self.cls),
+            **({"backbone_source": source_hash(family)} if is_external(family) else {}),
+            **({"optimizer_source": source_hash(own)} if (own := external_optimizer(self.training.optimizer)) else {}),
             "settings": differing(settings, defaults_of(self.cls)),
             "backbone": differing(made["backbone"], backbone),
             "training": differing(made["training"], dataclasses.asdict(self.cls.defaults)),
@@ -138,6 +141,10 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
     name, cls = look_up(reference, "method class", _is_method)
     if name in METHODS or name in TEACHERS:
         raise UserError(f"method {reference!r}: the class name {name!r} is the name of a registered method; rename it")
+    missing = [key for key in ("paper", "category") if not isinstance(getattr(cls, key, None), str)]
+    missing += [key for key in ("views", "loss") if cls.trains and getattr(cls, key) is getattr(Method, key)]
+    if missing:
+        raise UserError(f"method {reference!r} has no {', '.join(missing)}; see ssl_bench.Method")
     return name, cls
 
 
@@ -150,7 +157,8 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
 
     Args:
         method: A reference (see ``resolve_method``).
-        recipe: Name of a shipped recipe or a YAML file; the class's defaults alone when left out.
+        recipe: Name of a shipped recipe or of one of the class's ``recipes``, or a YAML file, which names no code; the
+            class's defaults alone when left out.
         layers: Overrides, later ones win; values may be strings as typed on a command line.
         origin: What to call the layers in an error.
 
@@ -160,11 +168,19 @@ def load_recipe(method: str, recipe: str | None, *layers: Mapping[str, Any], ori
     """
     name, cls = resolve_method(method)
     values: dict[str, tuple[Any, str]] = {}
-    if recipe is not None:
+    if recipe is not None and recipe in cls.recipes:
+        values |= {key: (value, f"recipe {recipe} of {name}") for key, value in cls.recipes[recipe].items()}
+    elif recipe is not None and cls.recipes and not recipe.endswith((".yaml", ".yml")):
+        raise unknown(f"recipe of {name}", recipe, cls.recipes)
+    elif recipe is not None:
         path = find_yaml(f"methods/{name}", recipe)
         values |= {key: (value, str(path)) for key, value in read_yaml(path).items()}
+        for key, (value, _) in values.items():
+            if key in NAMED and is_reference(str(value)):
+                raise UserError(f"{path}: {key} names Python code that would run; say it beside the file: {value}")
     for layer in layers:
         values |= {key: (value, origin) for key, value in layer.items()}
+    values |= {key: (NAMED[key](str(values[key][0])), values[key][1]) for key in NAMED.keys() & values.keys()}
     stated = str(values.pop("method", (name, ""))[0])
     if stated not in (name, method):
         raise UserError(f"the recipe is for method {stated!r}, not for {name!r}")

@@ -80,7 +80,8 @@ def load_suite(name: str, allow_code: bool = False) -> Suite:
     if not re.fullmatch(r"\w[\w.-]*", suite.name):
         raise UserError(f"{path}: name is {suite.name!r}; it names a folder: letters, digits, '_', '-' and '.' alone")
     named = [*suite.methods, *suite.evaluations, *suite.transfer_evaluations, suite.data, *suite.transfer]
-    if (code := [text for text in named if is_reference(text)]) and not allow_code:
+    named += [suite.backbone, *(str(keys[key]) for keys in (suite.training, suite.overrides) for key in keys)]
+    if (code := [text for text in named if is_reference(_split(text)[0])]) and not allow_code:
         raise UserError(f"{path} names Python code that would run: {code[0]}; if you trust it, add --allow-code")
     return suite
 
@@ -128,9 +129,9 @@ def _start(recipe: Recipe) -> dict[str, Any]:
 
 def _of_method(suite: Suite, entry: str, seeds: Sequence[int] | None, start: Mapping[str, Any]) -> list[Recipe]:
     """The recipes of one entry of the methods, one a seed; with the keys of a start."""
-    method, _, named = entry.partition(":") if entry.partition(":")[0] in METHODS else (entry, "", "")
+    method, named = _split(entry)
     name, cls = resolve_method(method)
-    recipe = named or (suite.recipe if suite.recipe in recipe_names(name) else None)
+    recipe = named or (suite.recipe if suite.recipe in (*recipe_names(name), *cls.recipes) else None)
     fallback = {} if recipe or not cls.trains else suite.training
     backbone = {"backbone": suite.backbone} if suite.backbone else {}
     overrides = suite.overrides if cls.trains else {}
@@ -138,8 +139,21 @@ def _of_method(suite: Suite, entry: str, seeds: Sequence[int] | None, start: Map
     layer = {**fallback, **backbone, **overrides, **start, "data": suite.data}
     if suite.image_size and not start:
         usual = load_recipe(method, recipe, layer, origin=f"suite {suite.name}").backbone["name"]
-        layer["backbone"] = re.sub(r"_\d+(x\d+)?$", f"_{suite.image_size}", usual)
+        layer["backbone"], found = re.subn(r"_\d+(x\d+)?$", f"_{suite.image_size}", usual)
+        if not found:
+            raise UserError(f"the name of backbone {usual!r} says no image size that {suite.image_size} could replace")
     return [load_recipe(method, recipe, {**layer, "seed": seed}, origin=f"suite {suite.name}") for seed in own]
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """A method and the name of its recipe, which may be empty.
+
+    Example:
+        >>> [_split(text) for text in ("mae:quick", "mine.py:Mine", "mine.py:Mine:short", "mae")]
+        [('mae', 'quick'), ('mine.py:Mine', ''), ('mine.py:Mine', 'short'), ('mae', '')]
+    """
+    method, _, named = entry.rpartition(":")
+    return (method, named) if method in METHODS or is_reference(method) else (entry, "")
 
 
 def scaled(recipe: Recipe, budget: float) -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_bench.metrics.metric import Metric
-from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.identity import differing
 
 if TYPE_CHECKING:
@@ -102,6 +102,10 @@ class Result:
     pooling: str
     cost: dict[str, Any] = field(default_factory=dict)
     selected: bool = True
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.metrics:
+            raise unknown("headline of an evaluation, which must be one of its metrics,", self.headline, self.metrics)
 
 
 class Evaluator(ABC):

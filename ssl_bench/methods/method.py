@@ -16,6 +16,7 @@ from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.utils.distributed import one_process, process
+from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -45,6 +46,7 @@ class Method(LightningModule):
         deviations: Every known difference from the paper, one sentence each; they travel into the rows.
         uses_labels: The loss reads ``self.labels``. Rows carry the flag, and the dev images are kept from training.
         trains: False for baselines that have nothing to train.
+        recipes: Recipes of a method from outside the package, as files are for ours: name -> keys and values.
         teachers: Keywords that name a frozen network the loss compares with: a tokenizer, a teacher. In a recipe such a
             keyword may be ``NAME`` or ``NAME:RECIPE`` of ``TEACHERS`` or ``METHODS``, which is then pre-trained first,
             on the same backbone.
@@ -63,6 +65,7 @@ class Method(LightningModule):
     deviations: ClassVar[tuple[str, ...]] = ()
     uses_labels: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     teachers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, backbone: Backbone) -> None:
@@ -251,8 +254,18 @@ class Method(LightningModule):
             with torch.autocast(images.device.type, enabled=False):
                 views = make_views(images, self.drawn_views, generator, process())
         self.labels = batch["labels"] if self.uses_labels else None
-        self.scalars = self.loss(views)
+        self.scalars = self.checked_loss(views)
         return self.scalars["loss"]
+
+    def checked_loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        """``loss``, of the kind that it must be; a ``UserError`` where it is something else."""
+        found: Any = self.loss(views)
+        loss = found.get("loss") if isinstance(found, dict) else found
+        if isinstance(found, dict) and isinstance(loss, Tensor) and loss.numel() == 1:
+            return found
+        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        said = f"a dict whose 'loss' is {kind}" if isinstance(found, dict) else kind
+        raise UserError(f"{type(self).__name__}.loss returns {said}; it must be a dict whose 'loss' is a scalar tensor")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The method's own say on the gradients."""

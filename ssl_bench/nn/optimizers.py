@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from ssl_bench.nn.schedules import Schedule, cosine, learning_rate
 from ssl_bench.utils.bounds import Count, Epochs, NonNegative, Positive, Rate, check_fields
+from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.references import is_reference, look_up
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Training:
     Args:
         epochs: Passes over the training images; a fraction is allowed.
         batch_size: Images a step over all processes.
-        optimizer: AdamW (Loshchilov and Hutter 2019), SGD with momentum, or LARS (You et al. 2017).
+        optimizer: adamw (Loshchilov and Hutter 2019), sgd with momentum, or lars (You et al. 2017); a class of
+            torch.optim (RAdam), or of a file (path/to/file.py:Class).
         base_lr: Learning rate for a batch of 256; the step uses base_lr * batch_size / 256.
         min_lr: Learning rate at the end, already scaled (absolute).
         warmup_epochs: Linear rise of the learning rate from ``warmup_lr``.
@@ -30,7 +34,7 @@ class Training:
             iBOT, BEiT, EVA), step_late (MoBY) or epoch (DeiT); ``nn.schedules.learning_rate`` has the details.
         weight_decay: Weight decay at the start.
         final_weight_decay: Weight decay at the end, reached by a cosine; constant when left out.
-        betas: Adam's; SGD and LARS take the first as momentum.
+        betas: Adam's; optimisers with a momentum take the first as that.
         clip_grad: Largest global gradient norm; no limit when left out or 0.
         clip_per_tensor: Apply ``clip_grad`` to the gradient of every tensor on its own (DINO's rule).
         eps: Adam's.
@@ -40,7 +44,7 @@ class Training:
 
     epochs: Epochs = 100
     batch_size: Count = 1024
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    optimizer: str = "adamw"
     base_lr: NonNegative = 1.5e-4
     min_lr: NonNegative = 0.0
     warmup_epochs: Epochs = 10
@@ -56,6 +60,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        optimizer_class(self.optimizer)
 
     @property
     def lr(self) -> float:
@@ -105,6 +110,50 @@ def no_decay_on_vectors(
     return [group for group in groups if group["params"]]
 
 
+_EXTERNAL: dict[str, type[Optimizer]] = {}  # classes of users' files that this process was told of, by their name
+
+
+def named_optimizer(text: str) -> str:
+    """The name of an optimiser in recipes and rows: the text itself, or of ``file.py:Class`` the class's name.
+
+    Raises:
+        UserError: The file has no such class, or the class has the name of one of torch.
+    """
+    if not is_reference(text):
+        return text
+    name, cls = look_up(text, "optimizer class", _is_optimizer)
+    if hasattr(torch.optim, name):
+        raise UserError(f"optimizer {text!r}: torch.optim has a {name} too; rename the class")
+    _EXTERNAL[name] = cls
+    return name
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class that a recipe's ``optimizer`` names.
+
+    Raises:
+        UserError: There is none.
+
+    Example:
+        >>> optimizer_class("lars").__name__, optimizer_class("RAdam").__name__
+        ('LARS', 'RAdam')
+    """
+    known: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "lars": LARS, **_EXTERNAL}
+    known |= {key: value for key, value in vars(torch.optim).items() if _is_optimizer(value)}
+    if name not in known:
+        raise unknown("optimizer", name, [*known, "path/to/file.py:Class"])
+    return known[name]
+
+
+def external_optimizer(name: str) -> type[Optimizer] | None:
+    """The class of a user's file that has this name; None where torch or this package has it."""
+    return _EXTERNAL.get(name)
+
+
+def _is_optimizer(it: Any) -> bool:
+    return inspect.isclass(it) and issubclass(it, Optimizer) and it is not Optimizer
+
+
 def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float) -> Optimizer:
     """The recipe's optimiser over a method's parameter groups.
 
@@ -119,9 +168,13 @@ def build_optimizer(groups: list[dict[str, Any]], training: Training, lr: float)
     if training.optimizer == "adamw":
         fused = training.precision != "16-mixed"  # the fused one unscales inside, after the gradients are clipped
         return torch.optim.AdamW(groups, **common, betas=training.betas, eps=training.eps, fused=fused)
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, **common, momentum=training.betas[0])
-    return LARS(groups, **common, momentum=training.betas[0])
+    cls: Any = optimizer_class(training.optimizer)
+    options = common | {"momentum": training.betas[0], "betas": training.betas, "eps": training.eps}
+    taken = inspect.signature(cls).parameters
+    try:
+        return cls(groups, **{key: value for key, value in options.items() if key in taken})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer {training.optimizer!r} can't be built: {error}") from error
 
 
 def set_weight_decay(optimizer: Optimizer, weight_decay: float) -> None:

@@ -6,6 +6,8 @@ import html
 import io
 import json
 import re
+import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,19 +113,89 @@ def markdown_table(
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def terminal_width() -> int:
+    """Characters of a line: of the terminal, or as COLUMNS says; 0, no limit, where the output goes elsewhere."""
+    return shutil.get_terminal_size((0, 0)).columns
+
+
+def folded(text: str, width: int | None = None) -> str:
+    """A paragraph in lines of the terminal's width, or of 120 characters where there is none."""
+    return textwrap.fill(plain(text), width or terminal_width() or 120, break_long_words=False, break_on_hyphens=False)
+
+
 def terminal_table(
-    title: str, header: Sequence[str], body: Sequence[Sequence[str]], left: int, width: int | None = None
+    title: str,
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    left: int,
+    width: int | None = None,
+    *,
+    spare: Sequence[str] = (),
+    keys: int = 1,
+    wrap: bool = False,
 ) -> str:
-    """A table for a terminal; at least 150 characters wide when ``width`` is left out, at most ``MOST_LINES`` long."""
+    """A table for a terminal, at most ``MOST_LINES`` long. No number is broken: columns are left out,
+    then the others stand below one another.
+
+    Only names at the left are set in several lines, where they are longer than a third of the width.
+
+    Args:
+        title: Above it.
+        header: Column names.
+        body: Cells of each line.
+        left: Columns set to the left; the others are numbers.
+        width: Characters of a line; ``terminal_width`` when left out, 0 for no limit.
+        spare: Names of the columns that are left out where the width doesn't hold them, the first one first.
+        keys: Columns at the left that are repeated where the others stand below one another.
+        wrap: Break long texts in cells instead.
+    """
+    more, body = len(body) - MOST_LINES, body[:MOST_LINES]
+    limit = terminal_width() if width is None else width
+    wide = (lambda _: 0) if wrap or not limit else (lambda shown: _width(_grid(header, body, left, shown)))
+    if limit and not wrap:
+        body = [["\n".join(textwrap.wrap(plain(line[0]), max(20, limit // 3))), *line[1:]] for line in body]
+    shown, out = list(range(len(header))), []
+    for name in spare:
+        if name in header and wide(shown) > limit:
+            shown.remove(header.index(name))
+            out.append(name)
+    while keys > 1 and any(wide([*shown[:keys], at]) > limit for at in shown[keys:]):
+        keys -= 1
+    first, rest = shown[:keys], shown[keys:]
+    blocks = []
+    while rest:
+        count = next((n for n in range(len(rest), 1, -1) if wide(first + rest[:n]) <= limit), 1)
+        blocks.append(first + rest[:count])
+        rest = rest[count:]
+    lines = [folded(title, limit or None)]
+    for block in blocks or [first]:
+        grid = _grid(header, body, left, block, wrap)
+        console = Console(width=(limit if wrap and limit else max(limit, _width(grid))), file=io.StringIO())
+        console.print(grid)
+        lines.append(console.file.getvalue().rstrip())  # type: ignore[attr-defined]
+    if more > 0:
+        lines.append(f"... and {more:,} more lines")
+    if out:
+        lines.append(folded(f"Left out for want of width: {', '.join(reversed(out))}.", limit or None))
+    return "\n".join(lines)
+
+
+def _grid(
+    header: Sequence[str], body: Sequence[Sequence[str]], left: int, shown: Sequence[int], wrap: bool = False
+) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for at, name in enumerate(header):
-        longest = max(map(len, name.split()), default=1)
-        table.add_column(Text(plain(name)), justify="left" if at < left else "right", no_wrap=at < 2, min_width=longest)
-    for line in body[:MOST_LINES]:
-        table.add_row(*(Text(plain(cell)) for cell in line))
-    console = Console(width=width or max(Console().width, 150), file=io.StringIO(), force_terminal=False)
-    console.print(Text(plain(title), style="italic"))  # not the table's own title, which wraps at its width
-    console.print(table)
-    if len(body) > MOST_LINES:
-        console.print(Text(f"... and {len(body) - MOST_LINES:,} more lines"))
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    for at in shown:
+        name = plain(header[at])
+        longest = max(
+            map(len, [*name.split(), *(plain(part) for line in body for part in line[at].split("\n"))]), default=1
+        )
+        name = "\n".join(textwrap.wrap(name, longest, break_on_hyphens=False))  # headings are broken, cells never
+        table.add_column(Text(name), justify="left" if at < left else "right", no_wrap=not wrap or at == 0)
+    for line in body:
+        table.add_row(*(Text("\n".join(map(plain, line[at].split("\n")))) for at in shown))
+    return table
+
+
+def _width(table: Table) -> int:
+    """Characters that a table takes with no cell broken."""
+    return Console(width=10_000).measure(table).maximum

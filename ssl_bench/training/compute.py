@@ -127,7 +127,7 @@ def count_step(method: Method, images: int, classes: int) -> Cost:
     def step() -> None:
         sides = [view.sides for view in method.views for _ in range(view.count)]
         method.labels = torch.arange(images, device=method.device) % max(1, classes)
-        method.loss([torch.rand(images, 3, *side, device=device) for side in sides])["loss"].backward()
+        method.checked_loss([torch.rand(images, 3, *side, device=device) for side in sides])["loss"].backward()
 
     return Cost(*(number / images for number in _count(step, device)))
 

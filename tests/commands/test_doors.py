@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ from tiny import NANO, blobs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_bench import UserError, evaluate, load_data
+from ssl_bench import UserError, backbones, evaluate, load_data
 from ssl_bench.backbones import build_backbone
 from ssl_bench.cli import main
 from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.config.recipe import load_recipe
 from ssl_bench.config.suite import load_suite
 from ssl_bench.data.datasets import Splits
+from ssl_bench.nn.optimizers import build_optimizer
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
 
@@ -66,6 +71,19 @@ from ssl_bench import Evaluator
 class Bare(Evaluator):
     def run(self, encoder, data): ...
 """
+METHOD = """
+import torch
+from ssl_bench import Method, View
+
+class Mine(Method):
+    paper, category = "mine", "contrastive"
+    recipes = {"short": {"epochs": 1, "warmup_epochs": 0, "batch_size": 16}}
+    @property
+    def views(self):
+        return [View(self.backbone.image_size)]
+    def loss(self, views):
+        return RETURNED
+"""
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NEAREST_MEAN = f"{EXAMPLES / 'evaluation.py'}:NearestMean"
 
@@ -96,6 +114,29 @@ def test_a_model_of_timm_with_the_weights_of_a_file(here: Path, tiny_data: Split
     (here / "w.pth").write_text("nothing")
     with pytest.raises(UserError, match="can be read safely"):
         evaluate(f"timm:{name}@w.pth", data=tiny_data)
+
+
+def test_a_model_of_the_hub(here: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As timm uploads one; its files are taken from a folder instead of the network."""
+    from safetensors.torch import save_file
+
+    (here / "hub").mkdir()
+    network = build_backbone("timm:test_resnet_32")
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, here / "hub/model.safetensors")
+    config = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3, "classifier": "fc", "num_classes": 0}
+    (here / "hub/config.json").write_text(json.dumps({"architecture": "test_resnet", "pretrained_cfg": config}))
+
+    def download(repo_id: str, filename: str, **others: object) -> str:
+        if repo_id != "me/mine" or not (here / "hub" / filename).exists():
+            raise OSError("no such model")
+        return str(here / "hub" / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr("timm.models._hub._get_safe_alternatives", lambda name: ["model.safetensors"])
+    (row,) = evaluate("hub:me/mine", data=tiny_data, evaluations=["knn"])
+    assert row["method"] == "mine" and row["backbone"]["input"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    with pytest.raises(UserError, match="hub:me/none: no model of timm can be had from the hub"):
+        evaluate("hub:me/none", data=tiny_data, evaluations=["knn"])
 
 
 def test_a_model_of_torchvision(here: Path, tiny_data: Splits) -> None:
@@ -180,6 +221,90 @@ def test_what_an_evaluator_lacks_is_said_before_anything_runs(here: Path, tiny_d
         evaluate("model.py:build", data=tiny_data, evaluations=["mine.py:Bare"])
 
 
+def test_an_evaluator_without_a_headline_writes_no_row(here: Path, tiny_data: Splits) -> None:
+    text = (EXAMPLES / "evaluation.py").read_text()
+    (here / "none.py").write_text(text.replace('"top1", correct, chosen', '"top5", correct, chosen'))
+    with pytest.raises(UserError, match="must be one of its metrics, 'top5': did you mean 'top1'"):
+        evaluate("model.py:build", data=tiny_data, evaluations=["none.py:NearestMean"], out="rows")
+    (here / "none.py").write_text(re.sub(r"metric_help = .*", "metric_help = {}", text))
+    with pytest.raises(UserError, match="its metric_help is empty"):
+        evaluate("model.py:build", data=tiny_data, evaluations=["none.py:NearestMean"], out="rows")
+    assert not list(here.glob("rows/rows/*"))
+
+
+# Methods, backbones, optimisers and recipes ---------------------------------------------------------------------------
+
+
+def bench(method: str, *more: str) -> int:
+    asked = ["bench", "quick", "--data", "own.py:squares", "--methods", method, "--seeds", "0", "--jobs", "1"]
+    return main([*asked, "--evaluations", "knn", "--out", "out", *more])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("paper, category = ", "category, other = ", "Mine' has no paper; see ssl_bench.Method"),
+        ("def loss", "def lose", "Mine' has no loss"),
+        ("RETURNED", "self.backbone(views[0]).cls.sum()", "Mine.loss returns a tensor of shape ()"),
+        ("RETURNED", "{'loss': 1.0}", "Mine.loss returns a dict whose 'loss' is a float"),
+        ("RETURNED", "{'lost': self.backbone(views[0]).cls.sum()}", "a dict whose 'loss' is a NoneType"),
+        ("RETURNED", "{'loss': self.backbone(views[0]).cls}", "a dict whose 'loss' is a tensor of shape (8, 24)"),
+    ],
+)
+def test_a_broken_method_is_one_line_before_anything_runs(
+    here: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str
+) -> None:
+    (here / "method.py").write_text(METHOD.replace(old, new))
+    files = {path.name for path in here.iterdir()}
+    assert bench("method.py:Mine:short", "--backbone", "vit_nano_patch4_16") == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+    assert {path.name for path in here.iterdir()} - {"__pycache__"} == files
+
+
+def test_backbone_optimizer_and_recipe_of_mine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone, lion = f"{EXAMPLES / 'backbone.py'}:SmallConv", f"{EXAMPLES / 'optimizer.py'}:Lion"
+    more = ["--backbone", backbone, "--set", "batch_size=16", "epochs=1", "warmup_epochs=0", "side=16"]
+    assert bench(f"{EXAMPLES / 'vicreg.py'}:VICReg:short", *more, f"optimizer={lion}") == 0
+    rows = {row["method"]: row for row in read_rows("out")}
+    assert set(rows) == {"VICReg", "untrained", "raw_pixels", "supervised"}
+    row = rows["VICReg"]
+    assert row["recipe"]["backbone"] == {"name": "SmallConv", "side": 16, "width": 32, "blocks": 3}
+    assert row["recipe"]["training"]["optimizer"] == "Lion" and row["recipe"]["training"]["batch_size"] == 16
+    assert {"backbone_source", "optimizer_source"} < row["identity"]["encoder"].keys()
+    assert str(EXAMPLES) not in row.path.read_text()
+    assert main(["check", "out"]) == 0
+    (encoder,) = here.glob("runs/VICReg-*/encoder.pt")
+    assert main(["evaluate", str(encoder), "--data", "own.py:squares", "--backbone", backbone, "--out", "again"]) == 0
+    (again,) = (row for row in read_rows("again") if row["evaluation"]["name"] == "knn")
+    assert again["id"] == row["id"] and again["metrics"] == row["metrics"]
+    capsys.readouterr()
+    edited = (EXAMPLES / "backbone.py").read_text().replace("nn.GELU()", "nn.ReLU()")
+    (here / "backbone.py").write_text(edited)
+    argv = ["evaluate", str(encoder), "--data", "own.py:squares", "--backbone", "backbone.py:SmallConv"]
+    assert main(argv) == 2 and "has been edited since" in capsys.readouterr().err
+    backbones._EXTERNAL.clear()
+    assert main(argv[:4]) == 2 and "add --backbone path/to/file.py:SmallConv" in capsys.readouterr().err
+
+
+def test_an_optimizer_of_torch_and_files_that_name_code(here: Path) -> None:
+    layer = {"backbone": NANO, "optimizer": "NAdam"}
+    training = load_recipe("mae", None, layer).training
+    weights = [{"params": [nn.Parameter(torch.zeros(2))]}]
+    made = build_optimizer(weights, replace(training, betas=(0.8, 0.9)), 0.1)
+    assert type(made) is torch.optim.NAdam and made.defaults["betas"] == (0.8, 0.9)
+    with pytest.raises(UserError, match="did you mean 'adamw'"):
+        load_recipe("mae", None, layer | {"optimizer": "adam_w"})
+    with pytest.raises(UserError, match="'LBFGS' can't be built"):
+        build_optimizer([*weights, {"params": [nn.Parameter(torch.zeros(2))]}], replace(training, optimizer="LBFGS"), 1)
+    (here / "r.yaml").write_text("optimizer: evil.py:Evil")
+    with pytest.raises(UserError, match=r"r\.yaml: optimizer names Python code"):
+        load_recipe("mae", "r.yaml", {"backbone": NANO})
+    (here / "method.py").write_text(METHOD)
+    with pytest.raises(UserError, match="unknown recipe of Mine 'shrt': did you mean 'short'"):
+        load_recipe("method.py:Mine", "shrt", {"backbone": NANO})
+
+
 # Data sets ------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +371,12 @@ def test_a_suite_names_code_and_places_only_when_allowed(here: Path) -> None:
     with pytest.raises(UserError, match=r"s\.yaml names Python code that would run: evil\.py:Evil.*--allow-code"):
         load_suite("s.yaml")
     assert load_suite("s.yaml", allow_code=True).methods == ["evil.py:Evil"]
+    for keys in ("backbone: evil.py:Evil", "overrides: {optimizer: evil.py:Evil}", "methods: [evil.py:Evil:quick]"):
+        (here / "s.yaml").write_text(f"name: s\ndescription: d\ndata: shapes\nmethods: [mae]\nrecipe: quick\n{keys}")
+        if keys.startswith("methods"):
+            (here / "s.yaml").write_text(suite % ("s", "evil.py:Evil:quick"))
+        with pytest.raises(UserError, match=r"names Python code that would run: evil\.py:Evil"):
+            load_suite("s.yaml")
     for name in ("..", "'../x'", "/tmp/x", "'a b'", "''"):
         (here / "s.yaml").write_text(suite % (name, "mae"))
         with pytest.raises(UserError, match="it names a folder"):

@@ -129,7 +129,7 @@ class Probe(Evaluator):
         return Training(
             epochs=self.epochs,
             batch_size=min(self.batch_size, n),
-            optimizer=self.optimizer,  # type: ignore[arg-type]
+            optimizer=self.optimizer,
             base_lr=1.0,
             warmup_epochs=self.warmup_epochs,
             betas=(self.momentum, 0.999),

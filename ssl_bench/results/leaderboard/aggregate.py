@@ -93,6 +93,11 @@ class Aggregate:
         """Whether an encoder of its rows had collapsed: such a number has no rank."""
         return any(COLLAPSED in row["flags"] for row in self.rows)
 
+    @property
+    def competes(self) -> bool:
+        """Whether its numbers stand beside those of other methods: without labels, and no encoder had collapsed."""
+        return not (self.labels or self.collapsed)
+
     @cached_property
     def _metrics(self) -> dict[tuple[str, str], Cell]:
         found = _cells(to_frame(self.rows, every_metric=True), ["evaluation", "metric"])

@@ -20,12 +20,11 @@ def cost_texts(aggregate: Aggregate) -> list[str]:
     made = [row["pretraining"] for row in aggregate.rows if trained(row)]
     if not made:
         return ["–"] * len(SPENT)
-    first = made[0]
+    first, values = made[0], cost_values(aggregate)
     patches = f"{first['patches_per_image']:g}"
     if first["patches_encoded_without_gradient"]:
         patches += f" ({first['patches_encoded_without_gradient'] / first['images_seen']:g})"
-    seconds = float(np.mean([m["wall_seconds"] for m in made]))
-    memory = max(m["peak_memory_bytes"] for m in made)
+    seconds, memory = values["time"], values["memory"]
     return [
         aggregate.first["views"] or "–",
         f"{first['epochs']:g}",
@@ -34,6 +33,21 @@ def cost_texts(aggregate: Aggregate) -> list[str]:
         f"{seconds:.0f} s" if seconds < 6000 else f"{seconds / 3600:.1f} h",
         f"{memory / 1e6:,.0f} MB",
     ]
+
+
+def cost_values(aggregate: Aggregate) -> dict[str, float]:
+    """The numbers behind ``cost_texts``: those of ``SPENT`` but the views; nothing without pre-training."""
+    made = [row["pretraining"] for row in aggregate.rows if trained(row)]
+    if not made:
+        return {}
+    first = made[0]
+    return {
+        "epochs": first["epochs"],
+        "patches": first["patches_per_image"],
+        "FLOPs": first["flops"],
+        "time": float(np.mean([m["wall_seconds"] for m in made])),
+        "memory": max(m["peak_memory_bytes"] for m in made),
+    }
 
 
 def teacher_texts(aggregate: Aggregate) -> list[str]:

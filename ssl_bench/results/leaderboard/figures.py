@@ -13,6 +13,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.curves import training_curves
+from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
 from ssl_bench.results.leaderboard.plotting import (
     STYLE,
     Drawn,
@@ -71,7 +72,7 @@ def _save(drawn: Drawn, folder: Path, name: str, show: Callable[[str], None]) ->
 
 def compute(table: Table) -> Drawn:
     """Accuracy against FLOPs of pre-training, with the Pareto front of the methods without labels."""
-    evaluation = _main(table)
+    evaluation = main_evaluation(table)
     points = [
         (index, flops, each.cells[evaluation])
         for index, each in enumerate(table.aggregates)
@@ -82,21 +83,23 @@ def compute(table: Table) -> Drawn:
     figure, axes = new_axes()
     for index, flops, cell in points:
         mark(axes, table, index, flops, cell.mean, yerr=cell.half)
-    front = pareto([(flops, cell.mean) for index, flops, cell in points if not table.aggregates[index].labels])
+    front = compute_front(table, evaluation)
     if front:
-        reach = [*front, (max(flops for _, flops, _ in points) * 1.05, front[-1][1])]
+        cheapest, dearest = min(flops for _, flops, _ in points), max(flops for _, flops, _ in points)
+        reach = [(flops or cheapest / 1.5, mean) for flops, mean in front] + [(dearest * 1.05, front[-1][1])]
         axes.step(
             *zip(*reach, strict=True),
             where="post",
             color="0.45",
             linewidth=1,
             zorder=0,
-            label="Pareto front, no labels",
+            label="Pareto front, no labels,\nfrom the free baselines",
         )
     for each in table.aggregates:
         style = {"untrained": "--", "raw_pixels": ":"}.get(each.method)
         if style and evaluation in each.cells:
-            label = f"{short_label(each)} (no training)"
+            named = axes.get_legend_handles_labels()[1]
+            label = "_" if (free := f"{each.method} (free)") in named else free
             axes.axhline(each.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
     axes.set(xscale="log", xlabel="FLOPs of pre-training, teachers included", ylabel=axis_label(table, evaluation))
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -104,9 +107,19 @@ def compute(table: Table) -> Drawn:
     return add_legend(figure, axes, table.title)
 
 
+def compute_front(table: Table, evaluation: str) -> list[tuple[float, float]]:
+    """The (FLOPs, mean) that no cheaper aggregate without labels reaches; what needs no training costs 0."""
+    shown = [each for each in table.aggregates if evaluation in each.cells and each.competes]
+    spent = [0.0 if each.method in NEVER_TRAINED else spent_on(each.first, "flops") for each in shown]
+    costs = [
+        (flops, each.cells[evaluation].mean) for each, flops in zip(shown, spent, strict=True) if flops is not None
+    ]
+    return pareto(costs) if any(flops for flops, _ in costs) else []
+
+
 def ranks(table: Table) -> Drawn:
     """The main evaluation's means with 95 % intervals; bars on the right join methods that don't differ."""
-    evaluation = _main(table)
+    evaluation = main_evaluation(table)
     standing = table.standings.get(evaluation)
     order = [i for i, each in enumerate(table.aggregates) if evaluation in each.cells and not each.collapsed]
     order.sort(key=lambda i: -table.aggregates[i].cells[evaluation].mean)
@@ -129,7 +142,7 @@ def ranks(table: Table) -> Drawn:
     axes.set_yticks(range(len(order)), names)
     axes.set(xlabel=axis_label(table, evaluation), ylim=(len(order) - 0.4, -0.6))
     how = "rank, method; ticks: seeds; bars on the right: no significant difference (Holm)"
-    figure.suptitle(f"{drawable(table.title)}\n{how}", fontsize=8, x=0.01, ha="left")
+    figure.suptitle(f"{drawable(table.title, 160)}\n{how}", fontsize=8, x=0.01, ha="left")
     return figure
 
 
@@ -159,7 +172,9 @@ def agreement(table: Table) -> Drawn:
         (axes,) = figure.axes
         ends = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
         axes.plot(ends, ends, color="0.6", linewidth=0.8, zorder=0)
-        axes.set_title("grey line: equal", fontsize=8, loc="right")
+        axes.plot([], [], color="0.6", linewidth=0.8, label="equal")
+        figure.legends[0].remove()
+        add_legend(figure, axes, table.title)
     return figure
 
 
@@ -256,5 +271,6 @@ def _made_by(table: Table, evaluators: Sequence[str]) -> list[str]:
     return [name for kind in evaluators for name in table.evaluations if made[name] == kind]
 
 
-def _main(table: Table) -> str:
+def main_evaluation(table: Table) -> str:
+    """The evaluation that figures of one alone show."""
     return next((name for name in ("linear", "knn") if name in table.evaluations), table.evaluations[0])

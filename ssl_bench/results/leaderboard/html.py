@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,32 +22,39 @@ from markupsafe import Markup
 from ssl_bench.results.frame import seed_of, spent_on
 from ssl_bench.results.leaderboard import legends
 from ssl_bench.results.leaderboard.aggregate import Aggregate
-from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, trained
+from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, cost_values
+from ssl_bench.results.leaderboard.svg import compute_picture, curve_pictures, interval_bar
 from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import plain, yaml_text
 
 HERE = Path(__file__).parent
-SORTED_BY = {  # column -> key of pretraining that it is sorted by
-    "epochs": "epochs",
-    "patches": "patches_per_image",
-    "FLOPs": "flops",
-    "time": "wall_seconds",
-    "memory": "peak_memory_bytes",
-}
 
 
-def page(tables: Sequence[Table], selected: str = "") -> str:
+BESIDE = re.compile(r'(?s)<section id="beside">.*?</section>\n')
+
+
+def page(
+    tables: Sequence[Table], selected: str = "", runs: str | Path | None = None, figures: Sequence[str] = ()
+) -> str:
     """The whole page; the same rows give the same bytes.
 
     Args:
         tables: Of ``build``.
         selected: What is shown of the rows; everything when empty.
+        runs: Folder of runs, for the learning curves; without them there are none.
+        figures: Places of figures, from the page, to link to.
+
+    Raises:
+        UserError: No such folder of runs.
     """
     script = "\n" + (HERE / "leaderboard.js").read_text()
     return _environment().get_template("leaderboard.html.jinja").render(
         tables=[_table(table) for table in tables],
         selected=selected,
+        short=legends.ON_PAGE,
+        curves=curve_pictures(runs) if runs else [],
+        figures=figures,
         legends=[
             f"{legends.INTERVALS} {legends.PAGE} {legends.ARROWS}",
             legends.RANKS,
@@ -57,6 +65,11 @@ def page(tables: Sequence[Table], selected: str = "") -> str:
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def of_rows_alone(text: str) -> str:
+    """A page without what isn't made from rows: learning curves and links to figures."""
+    return BESIDE.sub("", text)
 
 
 def _environment() -> Environment:
@@ -80,13 +93,14 @@ def _environment() -> Environment:
 def _table(table: Table) -> dict[str, Any]:
     columns = []
     backbone = ["backbone"] if table.backbones else []
-    for name in ("method", *backbone, "category", "mean rank", *table.headings, "seeds", *SPENT):
+    for name in ("method", *table.headings, "mean rank", *backbone, "category", "seeds", *SPENT):
         text = name in ("method", "backbone", "category", "views")
         first = "ascending" if text or name == "mean rank" else "descending"
         columns.append({"name": name, "text": text, "first": first})
     return {
         "title": table.title,
         "columns": columns,
+        "picture": compute_picture(table),
         "lines": [_line(table, index) for index in range(len(table.aggregates))],
         "warnings": table.warnings,
         "notes": [*table.teachers, *table.deviations],
@@ -95,13 +109,14 @@ def _table(table: Table) -> dict[str, Any]:
 
 def _line(table: Table, index: int) -> dict[str, Any]:
     aggregate = table.aggregates[index]
-    made: dict[str, Any] = next((row["pretraining"] for row in aggregate.rows if trained(row)), {})
-    costs = []
+    costs, values = [], cost_values(aggregate)
     for name, text in zip(SPENT, cost_texts(aggregate), strict=True):
-        sort = text if name == "views" else made.get(SORTED_BY[name], "")
+        sort = text if name == "views" else values.get(name, "")
         costs.append({"text": text, "sort": "" if text == "–" else sort, "text_column": name == "views"})
     return {
         "label": aggregate.label,
+        "name": aggregate.method if aggregate.label.startswith(aggregate.method) else aggregate.label,
+        "which": aggregate.label.removeprefix(aggregate.method).strip(" ,"),
         "footnotes": aggregate.footnotes,
         "texts": [*table.backbones[index : index + 1], aggregate.first["category"] or ""],
         "mean_rank": table.mean_ranks[index],
@@ -118,12 +133,19 @@ def _cell(table: Table, index: int, evaluation: str) -> dict[str, Any] | None:
         return None
     marks = [f"#{standing.text(index)}" if standing else "", table.arrow(index, evaluation)]
     return {
+        "bar": interval_bar(cell, *_scale(table, evaluation)),
         "mean": cell.mean,
         "half": cell.half,
-        "best": bool(standing and standing.ranks[index] == 1),
+        "best": table.is_best(index, evaluation),
         "marks": " ".join(filter(None, marks)),
         "name": f"{evaluation}, {aggregate.label}: {cell.mean:.1f}, open its rows",
     }
+
+
+def _scale(table: Table, evaluation: str) -> tuple[float, float]:
+    """The ends of all intervals of an evaluation."""
+    cells = [each.cells[evaluation] for each in table.aggregates if evaluation in each.cells]
+    return min(cell.mean - cell.half for cell in cells), max(cell.mean + cell.half for cell in cells)
 
 
 # What a number opens --------------------------------------------------------------------------------------------------

@@ -56,11 +56,11 @@ def escape(text: str) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """A cell with a number: its place is 1 for the best of the column, 2 for the second, otherwise 0."""
+    """A cell with a number."""
 
     mean: str
     half: str
-    place: int
+    best: bool
     arrow: str
 
 
@@ -95,39 +95,25 @@ def _environment() -> Environment:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    places = {evaluation: _places(table, evaluation) for evaluation in table.evaluations}
     about = ["Method", *(["Backbone"] if table.backbones else [])]
     lines: list[list[str | Score]] = [[*about, *table.headings, "mean rank"]]
     for index, aggregate in enumerate(table.aggregates):
         line: list[str | Score] = [aggregate.label + aggregate.footnotes, *table.backbones[index : index + 1]]
         for evaluation in table.evaluations:
-            cell, place = aggregate.cell(evaluation), places[evaluation].get(index, 0)
+            cell, best = aggregate.cell(evaluation), table.is_best(index, evaluation)
             arrow = table.arrow(index, evaluation)
-            line.append(Score(f"{cell.mean:.1f}", f"{cell.half:.1f}", place, arrow) if cell else "–")
+            line.append(Score(f"{cell.mean:.1f}", f"{cell.half:.1f}", best, arrow) if cell else "–")
         mean = table.mean_ranks[index]
         lines.append([*line, "–" if mean is None else f"{mean:.2f}"])
     if table.wide:
         lines = [list(line) for line in zip(*lines, strict=True)]
     return {
         "title": table.title,
+        "metrics": table.metrics,
+        "best": legends.BEST,
         "left": 1 if table.wide else len(about),
         "header": lines[0],
         "body": lines[1:],
         "notes": [*table.footnotes, *([legends.ARROWS] if table.differences else [])],
         "warnings": table.warnings,
     }
-
-
-def _places(table: Table, evaluation: str) -> dict[int, int]:
-    """Index of an aggregate -> 1 (best) or 2 (second) by the printed mean; equal prints share a place."""
-    if evaluation not in table.standings:  # not better the larger it is
-        return {}
-    means = {
-        index: round(aggregate.cells[evaluation].mean, 1)
-        for index, aggregate in enumerate(table.aggregates)
-        if evaluation in aggregate.cells and not (aggregate.labels or aggregate.collapsed)
-    }
-    order = sorted(set(means.values()), reverse=True)
-    places = {index: order.index(mean) + 1 for index, mean in means.items()}
-    tied = list(places.values()).count(1) > 1
-    return {index: place for index, place in places.items() if place == 1 or (place == 2 and not tied)}

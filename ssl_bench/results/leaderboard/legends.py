@@ -6,6 +6,10 @@ FOOTNOTES = {
     "³": "³ with external data, external weights or an external teacher.",
     "⁴": "⁴ with a warning, which is printed with the table.",
 }
+SHORT = """\
+Mean over seeds ± 95 % interval (difference from the untrained network that the method started from), pooling. ▲ ▼:
+significantly better or worse than that network; ▽: worse, not significantly. `ssl-bench leaderboard DIR --explain` says
+how each number is made."""
 INTERVALS = """\
 Accuracies in percent: mean over seeds ± 95 % interval. The interval combines Student's t over seeds with the interval
 over test images; with one seed it is the latter alone."""
@@ -25,5 +29,10 @@ after Holm's correction for all pairs of an evaluation. Where an image is used s
 corruptions), the share of its correct predictions counts, and the variance over draws is added. In evaluations marked ~
 some row has no predictions for each image; there the 95 % intervals are compared as independent. Diagnostics are not
 ranked. Mean rank: over all evaluations, only for methods that have every one of them."""
+EXPLANATION = (INTERVALS, DIFFERENCES, COSTS, RANKS)
 TABLE = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
-PAGE = "#: rank in that evaluation; bold where no method is significantly better. A number opens the rows behind it."
+BEST = "bold: no method without labels is significantly better"
+ON_PAGE = f"""\
+Mean over seeds; small: ± 95 % interval, #rank. ▲ ▼: significantly better or worse than the untrained network that the
+method started from; {BEST}. Bars: means and intervals on one scale a column. A number opens its rows."""
+PAGE = f"#: rank in that evaluation; {BEST}. A number opens the rows behind it."

@@ -1,13 +1,10 @@
-"""What the figures share: colours, points with intervals, curves with bands, fronts and groups.
-
-Colours are those of Okabe and Ito (Color Universal Design, 2008), which colour-blind readers tell apart, with grey
-instead of yellow, which paper swallows; line styles and markers say the same in grey.
-"""
+"""What the figures share: points with intervals, curves with bands, fronts and groups."""
 
 from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +12,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ssl_bench.results.leaderboard.aggregate import Aggregate
-from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of, variants
+from ssl_bench.results.leaderboard.table import Table, metric_text
 from ssl_bench.results.text import plain
 
 Drawn = Figure | str  # a figure, or why there is none
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+FILLS = ("full", "left", "top", "right", "bottom")  # of the markers of several aggregates of one method
+LETTER = 0.065  # inches, about, of a title's
 DASHES = ("-", "--", "-.", ":")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ssl-bench",  # element names; without it they are random
@@ -75,7 +73,7 @@ def new_axes(height: float = 3.4) -> tuple[Figure, Any]:
 def mark(axes: Any, table: Table, index: int, x: Any, y: Any, **errors: Any) -> None:
     """A point with its interval, in the colour and marker of an aggregate; hollow when labels went into it."""
     aggregate = table.aggregates[index]
-    style = look(index) | {"linestyle": "none", "markersize": 6, "capsize": 2.5, "elinewidth": 1}
+    style = look(table, index) | {"linestyle": "none", "markersize": 6, "capsize": 2.5, "elinewidth": 1}
     hollow = {"markerfacecolor": "white"} if aggregate.labels else {}
     axes.errorbar(x, y, **errors, **style, **hollow, label=short_label(aggregate))
 
@@ -85,7 +83,7 @@ def draw_curves(table: Table, curves: dict[int, list[tuple[float, float, float]]
     figure, axes = new_axes()
     for index, curve in curves.items():
         x, mean, half = np.array(sorted(curve)).T
-        style = look(index)
+        style = look(table, index)
         axes.plot(x, mean, **style, markersize=4, label=short_label(table.aggregates[index]))
         axes.fill_between(x, mean - half, mean + half, color=style["color"], alpha=0.12, linewidth=0)
     return figure, axes
@@ -99,27 +97,39 @@ def interval(aggregate: Aggregate, evaluation: str, metric: str) -> tuple[float,
 
 def add_legend(figure: Figure, axes: Any, title: str) -> Figure:
     """Every label once, outside on the right; the figure grows until they fit."""
-    figure.suptitle(drawable(title), fontsize=8, x=0.01, ha="left")
     handles, labels = axes.get_legend_handles_labels()
-    figure.set_figheight(max(figure.get_figheight(), 0.4 + 0.18 * len(labels)))
+    lines = sum(1 + label.count("\n") for label in labels)
+    figure.set_figheight(max(figure.get_figheight(), 0.4 + 0.18 * lines))
     figure.legend(handles, labels, loc="outside right upper")
+    figure.draw_without_rendering()  # the axes get their width, and the title lines that end where they do
+    letters = int(axes.get_window_extent().width / figure.dpi / LETTER)
+    axes.set_title("\n".join(textwrap.wrap(drawable(title, 160), letters)), fontsize=8, loc="left")
     return figure
 
 
 def axis_label(table: Table, evaluation: str) -> str:
-    row = next(each.by_evaluation[evaluation][0] for each in table.aggregates if evaluation in each.cells)
-    return drawable(f"{evaluation} {row['headline']}" + ("" if row["headline"] == "rankme" else ", %"))
+    """The evaluation, its metric with its unit, and what a point and its bar are."""
+    rows = [each.by_evaluation[evaluation] for each in table.aggregates if evaluation in each.cells]
+    few, many = min(map(len, rows)), max(map(len, rows))
+    seeds = f"{many} seed{'s' * (many > 1)}" if few == many else f"{few} to {many} seeds"
+    return drawable(f"{evaluation} {metric_text(rows[0][0]['headline'])}") + f"\nmean over {seeds} ± 95 % interval"
 
 
-def look(index: int) -> dict[str, Any]:
-    """Colour, marker and line style of an aggregate: two of the three tell any 32 apart."""
-    dash = DASHES[(index + index // len(COLOURS)) % len(DASHES)]
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
+def look(table: Table, index: int) -> dict[str, Any]:
+    """Colour and marker of a method, and what tells several aggregates of one apart: line style and filling."""
+    colour, marker = colour_and_marker(place_of(table.aggregates[index].method))
+    variant = variants(table.aggregates)[index]
+    return {"color": colour, "marker": marker} | variant_look(variant)
+
+
+def variant_look(variant: int) -> dict[str, Any]:
+    """Line style and filling of the markers."""
+    return {"linestyle": DASHES[variant % len(DASHES)], "fillstyle": FILLS[variant % len(FILLS)]}
 
 
 def short_label(aggregate: Aggregate) -> str:
-    """An aggregate's name in a legend."""
-    return drawable(aggregate.label, 28) + aggregate.footnotes
+    """An aggregate's name in a legend, in lines of 30 characters."""
+    return "\n".join(textwrap.wrap(drawable(aggregate.label, 88) + aggregate.footnotes, 30))
 
 
 def drawable(text: str, longest: int = 80) -> str:

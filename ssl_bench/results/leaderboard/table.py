@@ -15,12 +15,13 @@ from ssl_bench.results.leaderboard.aggregate import Aggregate, Cell, aggregate_r
 from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, teacher_texts, trained
 from ssl_bench.results.leaderboard.differences import Difference, differences, warning_texts
 from ssl_bench.results.leaderboard.legends import FOOTNOTES
-from ssl_bench.results.leaderboard.significance import Standing, mean_ranks, standings
+from ssl_bench.results.leaderboard.significance import ALPHA, Standing, mean_ranks, standings
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import escape, markdown_table, plain, spreadsheet, terminal_table, transposed
 from ssl_bench.utils.errors import UserError, unknown
 
 WIDEST = 6  # evaluations that stand side by side
+SPARE = (*reversed(SPENT), "seeds", "category")  # what a narrow terminal leaves out, the first one first
 TextTable = tuple[list[str], list[list[str]], int]  # header, body, and how many columns are set to the left
 
 
@@ -54,6 +55,15 @@ class Table:
         """The backbone of each aggregate where they differ; else nothing."""
         names = [each.backbone for each in self.aggregates]
         return names if len(set(names) - {"–"}) > 1 else []
+
+    @property
+    def metrics(self) -> str:
+        """The metric of each evaluation, in words: "linear, knn: top1, percent"."""
+        found: dict[str, list[str]] = {}
+        for name, heading in zip(self.evaluations, self.headings, strict=True):
+            row = next(each.by_evaluation[name][0] for each in self.aggregates if name in each.cells)
+            found.setdefault(metric_text(row["headline"]), []).append(heading)
+        return "; ".join(f"{', '.join(names)}: {metric}" for metric, names in found.items())
 
     @property
     def wide(self) -> bool:
@@ -96,6 +106,18 @@ class Table:
         """One sentence for each deviation of a method from its paper."""
         return [f"{each.label}: {text}" for each in self.aggregates for text in each.first["deviations"]]
 
+    def is_best(self, index: int, evaluation: str) -> bool:
+        """Whether an aggregate without labels isn't significantly worse than any other without."""
+        standing = self.standings.get(evaluation)
+        if standing is None or evaluation not in self.aggregates[index].cells or not self.aggregates[index].competes:
+            return False
+        mine = self.aggregates[index].cells[evaluation].mean
+        return not any(
+            each.cells[evaluation].mean > mine and standing.p[index, other] < ALPHA
+            for other, each in enumerate(self.aggregates)
+            if evaluation in each.cells and each.competes
+        )
+
     def arrow(self, index: int, evaluation: str) -> str:
         """How an aggregate stands to its untrained network: a mark of ``legends.ARROWS``, or nothing."""
         found = self.differences.get((index, evaluation))
@@ -133,7 +155,7 @@ class Table:
 
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
-        return terminal_table(self.title, *self.numbers(), width)
+        return terminal_table(self.title, *self.numbers(), width, spare=SPARE, keys=2 if self.backbones else 1)
 
     def markdown(self) -> str:
         """For a Markdown page, with the warnings and deviations below."""
@@ -234,6 +256,16 @@ def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
     if len(sources) == 1 and sources != [data]:
         title += f", pre-trained on {sources[0]}"
     return Table(title, tasks, aggregates)
+
+
+def metric_text(metric: str) -> str:
+    """A metric with its unit; RankMe counts dimensions, every other one is in percent.
+
+    Example:
+        >>> metric_text("top1"), metric_text("rankme")
+        ('top1, percent', 'rankme')
+    """
+    return metric if metric == "rankme" else f"{metric}, percent"
 
 
 def _score(cell: Cell | None, difference: Difference | None) -> str:

@@ -12,14 +12,14 @@ import pandas as pd
 
 from ssl_bench.results.leaderboard.aggregate import Cell, summarise
 from ssl_bench.results.leaderboard.legends import FOOTNOTES
-from ssl_bench.results.leaderboard.table import Table, build
+from ssl_bench.results.leaderboard.table import SPARE, Table, build
 from ssl_bench.results.papers.matching import how_to_fill, matching, measurement
 from ssl_bench.results.papers.other_data import LEGEND as OWN_LEGEND
 from ssl_bench.results.papers.other_data import OwnColumn, own_columns
 from ssl_bench.results.papers.published import Number, conflicts
 from ssl_bench.results.papers.table_spec import Column, Definition, RowOf
 from ssl_bench.results.rows.row import Row
-from ssl_bench.results.text import escape, markdown_table, note_markdown, plain, spreadsheet, terminal_table
+from ssl_bench.results.text import escape, folded, markdown_table, note_markdown, plain, spreadsheet, terminal_table
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.versions import registered, stated
 
@@ -149,10 +149,15 @@ class Filled:
     def terminal(self, width: int | None = None) -> str:
         """For a terminal."""
         body, notes = self.body()
-        blocks = [terminal_table(self.definition.title, self.header(), body, 2 + len(self.definition.facts), width)]
-        blocks += [*(f"[{i}] {note}" for i, note in enumerate(notes, start=1)), "", *self.about()]
+        facts = self.definition.facts
+        blocks = [folded("Accuracies in percent; [1]: a note below; °: not like for like; –: not measured.", width), ""]
+        blocks += [
+            terminal_table(self.definition.title, self.header(), body, 2 + len(facts), width, spare=facts, keys=2)
+        ]
+        blocks += [folded(f"[{i}] {note}", width) for i, note in enumerate(notes, start=1)]
+        blocks += ["", *(folded(text, width) for text in self.about())]
         for title, table in self.others():
-            blocks += ["", terminal_table(title, *table.numbers(), width)]
+            blocks += ["", terminal_table(title, *table.numbers(), width, spare=SPARE)]
         return "\n".join(plain(line) if "\n" not in line else line for line in blocks)
 
     def csv(self) -> str:

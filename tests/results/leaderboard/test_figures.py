@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.results.leaderboard import figures
+from ssl_bench.results.leaderboard import figures, looks
 from ssl_bench.results.leaderboard.curves import training_curves
-from ssl_bench.results.leaderboard.plotting import COLOURS, STYLE, cliques, look, pareto
+from ssl_bench.results.leaderboard.looks import COLOURS
+from ssl_bench.results.leaderboard.plotting import STYLE, cliques, look, pareto
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.versions import registered
 
 
 def right(percent: int) -> np.ndarray[Any, Any]:
@@ -116,7 +118,9 @@ def test_fine_tuning_against_the_linear_probe(everything: Path) -> None:
     """Under the protocols that most methods share: not those that only one has."""
     figure = figures.finetuning(build(read_rows(everything))[0])
     assert not isinstance(figure, str)
-    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("linear top1, %", "finetune-mae top1, %")
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == tuple(
+        f"{name} top1, percent\nmean over 1 seed ± 95 % interval" for name in ("linear", "finetune-mae")
+    )
     assert len(figure.axes[0].containers) == 3
 
 
@@ -153,8 +157,33 @@ def test_a_legend_covers_nothing_and_no_two_entries_look_alike(tmp_path: Path, a
     assert figure.axes[0].get_window_extent().width > page.width / 3
     texts = [text.get_window_extent() for text in legend.get_texts()]
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(texts))
-    looks = [(look(at)["color"], look(at)["marker"]) for at in range(32)]
-    assert len(set(looks)) == 32 == len({(look(at)["color"], look(at)["linestyle"]) for at in range(32)})
+    title = figure.axes[0].title if figure.axes[0].title.get_text() else figure.axes[0]._left_title
+    assert title.get_text() and not title.get_window_extent().overlaps(box)
+
+
+def test_a_method_looks_the_same_in_every_figure(tmp_path: Path, add_row: Any) -> None:
+    assert set(registered("method")) <= set(looks.METHODS) and len(looks.METHODS) <= looks.OWN
+    for name in ("mae", "dino"):
+        add_row(name, 0, right(40), recipe={"settings": {"one": 1}})
+    add_row("mae", 0, right(50), recipe={"settings": {"one": 2}})
+    (table,) = build(read_rows(tmp_path))
+    found = {each.label: look(table, index) for index, each in enumerate(table.aggregates)}
+    both = [each for label, each in found.items() if label.startswith("mae")]
+    assert {(each["color"], each["marker"]) for each in both} == {looks.colour_and_marker(0)}
+    assert both[0]["linestyle"] != both[1]["linestyle"] and both[0]["fillstyle"] != both[1]["fillstyle"]
+    assert (found["dino"]["color"], found["dino"]["marker"]) == looks.colour_and_marker(2)
+
+
+def test_the_front_starts_at_the_free_baselines(everything: Path, add_row: Any) -> None:
+    """A method below raw pixels is on no front, however cheap."""
+    add_row("raw_pixels", 0, right(45), pretraining={"flops": 0})
+    (table,) = build(read_rows(everything))
+    assert figures.compute_front(table, "linear") == [(0.0, 45), (2e9, 60)]
+    figure = figures.compute(table)
+    assert not isinstance(figure, str)
+    (front,) = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("Pareto")]
+    assert list(front.get_ydata())[:2] == [45, 60] and front.get_xdata()[0] < 1e9
+    assert "mean over 1 seed ± 95 % interval" in figure.axes[0].get_ylabel()
 
 
 def test_losses_are_drawn_over_their_own_range(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.arguments import make_parser
+from ssl_bench.commands.check import check
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.results.leaderboard.html import page, rerun
+from ssl_bench.results.leaderboard.html import of_rows_alone, page, rerun
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
 
@@ -118,3 +119,24 @@ def test_external_weights_have_no_recipe(tmp_path: Path, add_row: Any) -> None:
     (command,) = rerun(row)
     assert command.startswith("ssl-bench evaluate CHECKPOINT --backbone vit_micro_patch8_32")
     assert "external weights" in made(tmp_path)
+
+
+def test_intervals_are_bars_and_costs_are_sorted_by_what_is_shown(tmp_path: Path, add_row: Any) -> None:
+    for seed, seconds in enumerate((10.0, 30.0)):
+        add_row("m", seed, RIGHT, pretraining={"wall_seconds": seconds, "flops": 1e12})
+    text = made(tmp_path)
+    assert 'class="bar"' in text and 'data-sort="20.0">20 s</td>' in text
+    assert '<svg class="plot"' in text and "m: 40.0 ± " in text and "at 1.0e+12 FLOPs" in text
+    heads = [values["data-name"] for tag, values in Page(text).tags if tag == "th" and "data-name" in values]
+    assert heads[:4] == ["method", "linear", "mean rank", "category"]  # numbers first
+
+
+def test_learning_curves_and_figures_stand_beside_the_rows(tmp_path: Path, add_row: Any) -> None:
+    add_row("m", 0, RIGHT, pretraining={"flops": 1e12})
+    (tmp_path / "runs" / "mae-shapes-0-abc").mkdir(parents=True)
+    (tmp_path / "runs" / "mae-shapes-0-abc" / "metrics.csv").write_text("loss,knn,step\n2.0,20,1\n1.0,30,2\n")
+    (file, *_) = leaderboard(tmp_path, formats=["html"], figures=True, runs=tmp_path / "runs", show=lambda _: None)
+    text = file.read_text()
+    assert "Learning curves" in text and '<a href="figures/compute.svg">compute.svg</a>' in text
+    assert of_rows_alone(text) == made(tmp_path) != text
+    assert check(tmp_path, show=lambda _: None) == []

@@ -22,20 +22,23 @@ def right(percent: int) -> np.ndarray[Any, Any]:
     return np.arange(100) < percent
 
 
-def test_best_second_and_baseline(tmp_path: Path, add_row: Any) -> None:
+def test_best_and_baseline(tmp_path: Path, add_row: Any) -> None:
     for name, percent in (("a", 40), ("b", 60), ("c", 50)):
         add_row(name, 0, right(percent))
     add_row("baseline", 0, right(90), flags=["labels"])
     text = latex(build(read_rows(tmp_path)))
-    assert r"b & \textbf{60.0} {\scriptsize$\pm$\,3.0}" in text and r"c & \underline{50.0}" in text
+    assert r"b & \textbf{60.0} {\scriptsize$\pm$\,3.0}" in text and "c & 50.0 " in text
     assert "a & 40.0 " in text and r"baseline\textsuperscript{1} & 90.0" in text
 
 
-def test_ties_are_all_best_and_leave_no_second(tmp_path: Path, add_row: Any) -> None:
-    for name, percent in (("a", 50), ("b", 50), ("c", 40)):
+def test_bold_is_what_no_method_is_significantly_better_than(tmp_path: Path, add_row: Any) -> None:
+    for name, percent in (("a", 50), ("b", 49), ("c", 40)):
         add_row(name, 0, right(percent))
-    text = latex(build(read_rows(tmp_path)))
-    assert text.count(r"\textbf{50.0}") == 2 and r"\underline" not in text
+    (table,) = build(read_rows(tmp_path))
+    text = latex([table])
+    assert all(rf"\textbf{{{mean}}}" in text for mean in ("50.0", "49.0")) and "c & 40.0 " in text
+    assert table.standings["linear"].ranks == [1, 1, 3]
+    assert "linear: top1, percent; mean over seeds" in text
 
 
 def test_missing_cells(tmp_path: Path, add_row: Any) -> None:

@@ -215,3 +215,40 @@ def test_csv_has_numbers_that_can_be_read_again(tmp_path: Path) -> None:
     assert (line["mean"], line["seeds"], line["untrained"], line["difference"]) == (42.0, 2, 30.0, 12.0)
     assert line["values_by_seed"] == "40.0000 44.0000" and line["metric"] == "top1"
     assert frame["untrained"].isna().tolist() == [False, True, True]  # no linear row of the untrained network
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 150])
+def test_no_cell_is_broken_at_any_width(tmp_path: Path, width: int) -> None:
+    """Cost columns go first; what is still too wide stands below."""
+    for seed, value in enumerate((40.0, 44.0)):
+        for name in ("knn", "linear"):
+            write(tmp_path, "m", seed, value, category="contrastive", evaluation={"name": name, "evaluator": name})
+            write(tmp_path, "untrained", seed, 30.0, evaluation={"name": name, "evaluator": name})
+    (table,) = build(read_rows(tmp_path))
+    header, body, _ = table.numbers()
+    text = table.terminal(width)
+    assert max(map(len, text.splitlines())) <= width
+    scores = [line[header.index(name)] for line in body for name in ("knn", "linear")]
+    assert len(scores) == 4 and all(score in text for score in scores)
+    shown = {name for name in header if name in text.partition("Left out")[0]}
+    assert {"method", "knn", "linear"} <= shown
+    assert ("memory" in shown) <= ("FLOPs" in shown) <= ("category" in shown)
+    assert set(header) == shown | {name for name in header if name in text.partition("Left out")[2]}
+    assert set(table.terminal(0).split()) >= set(" ".join(header).split())  # no limit
+
+
+def test_the_legend_comes_first_and_the_long_one_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    write(tmp_path, "m", 0, 40.0)
+    shown: list[str] = []
+    leaderboard(tmp_path, formats=[], show=shown.append)
+    assert shown[0].startswith("Mean over seeds ± 95 % interval") and not any("McNemar" in text for text in shown)
+    leaderboard(tmp_path, formats=[], explain=True, show=shown.append)
+    assert "McNemar" in shown[-1]
+    assert all(len(line) <= 80 for text in shown for line in text.splitlines())
+
+
+def test_the_files_go_where_they_are_wanted(tmp_path: Path) -> None:
+    write(tmp_path, "m", 0, 40.0)
+    (file,) = leaderboard(tmp_path, out=tmp_path / "elsewhere", formats=["md"], show=lambda _: None)
+    assert file == tmp_path / "elsewhere" / "LEADERBOARD.md" and not (tmp_path / "LEADERBOARD.md").exists()

@@ -16,6 +16,7 @@ from ssl_bench.commands.table import table
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.methods import METHODS
+from ssl_bench.results.papers.latex import latex
 from ssl_bench.results.papers.published import published
 from ssl_bench.results.papers.table import Filled, fill
 from ssl_bench.results.papers.table_spec import read_definition, table_names
@@ -202,6 +203,10 @@ def test_every_table_resolves_and_renders(name: str) -> None:
     body = [line for line in text.splitlines() if line.startswith("| ")]
     assert {line.count(" | ") for line in body} == {header.count(" | ")}
     assert made.terminal(width=250) and made.csv()
+    narrow = made.terminal(width=80)
+    first = 2 + len(made.definition.facts)
+    assert all(cell in narrow for line in made.body()[0] for cell in line[first:])  # no number is broken
+    assert latex(made).count(r" \\") == len(made.cells) + 1
 
 
 def test_list_tables() -> None:

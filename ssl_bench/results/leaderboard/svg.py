@@ -1,0 +1,211 @@
+"""Pictures inside the page: plain SVG without styles, links or fonts of its own; text is escaped, colours are shared.
+
+The page stays one file, and these take no second to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from ssl_bench.results.frame import spent_on
+from ssl_bench.results.leaderboard.aggregate import Cell
+from ssl_bench.results.leaderboard.curves import LABELS, curve_of, method_of, read_logs
+from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
+from ssl_bench.results.leaderboard.figures import compute_front, main_evaluation
+from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of
+from ssl_bench.results.leaderboard.table import Table, metric_text
+from ssl_bench.results.text import plain
+
+WIDTH, HEIGHT = 640, 330  # of a picture, in units that the page scales
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
+SHAPES = {  # of matplotlib's names, about 10 units across
+    "o": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
+    "s": "M-4.5-4.5h9v9h-9z",
+    "^": "M0-5.5l5.5 10h-11z",
+    "v": "M0 5.5l5.5-10h-11z",
+    "<": "M-5.5 0l10 5.5v-11z",
+    ">": "M5.5 0l-10 5.5v-11z",
+    "D": "M0-6l6 6-6 6-6-6z",
+    "P": "M-2-5.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z",
+    "X": "M-5.5-3l2.5-2.5 3 3 3-3 2.5 2.5-3 3 3 3-2.5 2.5-3-3-3 3-2.5-2.5 3-3z",
+    "*": "M0-6.5l1.7 4.2 4.5.3-3.5 2.9 1.1 4.4-3.8-2.4-3.8 2.4 1.1-4.4-3.5-2.9 4.5-.3z",
+}
+
+
+def interval_bar(cell: Cell, low: float, high: float) -> Markup:
+    """A mean with its interval on the scale of its column.
+
+    Args:
+        cell: The number.
+        low: Left end of the scale.
+        high: Right end.
+    """
+    ends = [
+        100 * (value - low) / ((high - low) or 1) for value in (cell.mean - cell.half, cell.mean, cell.mean + cell.half)
+    ]
+    a, mean, b = (f"{min(max(end, 0), 100):.1f}" for end in ends)
+    lines = f'<path d="M0 4H100" class="rail"/><path d="M{a} 4H{b}" class="span"/><path d="M{mean} 0V8" class="mean"/>'
+    return Markup(f'<svg class="bar" viewBox="-4 0 108 8" aria-hidden="true">{lines}</svg>')
+
+
+class _Plot:
+    """Axes on which points and lines are put in data units."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], log: bool) -> None:
+        self.log = log
+        span = [math.log10(x) for x in xs] if log else list(xs)
+        pad = 0.06 * ((max(span) - min(span)) or 1)
+        self.x = (min(span) - pad, max(span) + pad)
+        room = 0.06 * ((max(ys) - min(ys)) or 1)
+        self.y = (min(ys) - room, max(ys) + room)
+        self.parts: list[str] = []
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point stands in the picture; an x of 0 on a scale of powers is the left end."""
+        place = self.x[0] if self.log and x <= 0 else math.log10(x) if self.log else x
+        across = (place - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, name: str, dash: str = "") -> None:
+        """A line through points."""
+        path = "L".join("{:.1f} {:.1f}".format(*self.at(*point)) for point in points)
+        dashed = f' stroke-dasharray="{dash}"' if dash else ""
+        title = f"<title>{escape(plain(name))}</title>"
+        self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}>{title}</path>')
+
+    def picture(self, across: str, up: str, label: str) -> Markup:
+        """The whole picture with its axes."""
+        marks = []
+        for value in _ticks(*self.y):
+            y = self.at(10 ** self.x[0] if self.log else self.x[0], value)[1]
+            marks.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid"/>')
+            marks.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        for value, text in _powers(*self.x) if self.log else [(v, f"{v:g}") for v in _ticks(*self.x)]:
+            x = self.at(value, self.y[0])[0]
+            marks.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" class="grid"/>')
+            marks.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
+        marks.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">{escape(plain(across))} →</text>')
+        body = "".join([*marks, *self.parts])
+        named = f'role="img" aria-label="{escape(plain(label))}"'
+        caption = f'<p class="axis">↑ {escape(plain(up))}</p>'
+        return Markup(f'{caption}<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" {named}>{body}</svg>')
+
+
+def compute_picture(table: Table) -> Markup | None:
+    """Accuracy over the FLOPs of pre-training with the Pareto front; None where no row says what it cost."""
+    evaluation = main_evaluation(table)
+    points = [
+        (each, flops, each.cells[evaluation])
+        for each in table.aggregates
+        if evaluation in each.cells and (flops := spent_on(each.first, "flops")) and each.method not in NEVER_TRAINED
+    ]
+    if not points:
+        return None
+    free = [each for each in table.aggregates if evaluation in each.cells and each.method in NEVER_TRAINED]
+    ends = [end for _, _, cell in points for end in (cell.mean - cell.half, cell.mean + cell.half)]
+    plot = _Plot([flops for _, flops, _ in points], [*ends, *(each.cells[evaluation].mean for each in free)], log=True)
+    left, right = 10 ** plot.x[0], 10 ** plot.x[1]
+    for each in free:
+        mean, dash = each.cells[evaluation].mean, "5 4" if each.method == "untrained" else "2 3"
+        plot.line([(left, mean), (right, mean)], "currentColor", f"{each.label}: {mean:.1f}, free", dash)
+    front = compute_front(table, evaluation)
+    steps = [(x, y) for (x, _), (_, y) in zip(front[1:], front, strict=False)]
+    corners = (
+        [point for step, corner in zip(front, [*steps, (right, front[-1][1])], strict=True) for point in (step, corner)]
+        if front
+        else []
+    )
+    if corners:
+        plot.line(corners, "#8C8C8C", "Pareto front of the methods without labels, from the free baselines")
+    keys = []
+    for each, flops, cell in points:
+        colour, marker = colour_and_marker(place_of(each.method))
+        x, y = plot.at(flops, cell.mean)
+        top, bottom = (plot.at(flops, cell.mean + sign * cell.half)[1] for sign in (1, -1))
+        said = f"{each.label}: {cell.mean:.1f} ± {cell.half:.1f} at {flops:.1e} FLOPs"
+        shape = _shape(colour, marker, each.labels)
+        plot.parts.append(
+            f"<g><title>{escape(plain(said))}</title>"
+            f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+            f'<g transform="translate({x:.1f} {y:.1f})">{shape}</g></g>'
+        )
+        keys.append(_key(colour, marker, each.label, each.labels))
+    lines = [("5 4", "untrained"), ("2 3", "raw_pixels")]
+    keys += [_line_key(dash, f"{name} (free)") for dash, name in lines if any(each.method == name for each in free)]
+    keys += [_line_key("", "Pareto front, no labels")] if corners else []
+    row = points[0][0].by_evaluation[evaluation][0]
+    up = f"{evaluation} {metric_text(row['headline'])}: mean over seeds ± 95 % interval"
+    picture = plot.picture("FLOPs of pre-training, teachers included", up, f"{table.title}: accuracy over compute")
+    return picture + Markup(f'<ul class="key">{"".join(keys)}</ul>')
+
+
+def curve_pictures(runs: str | Path) -> list[Markup]:
+    """Loss and online k-NN of the runs of a folder, where they have any.
+
+    Raises:
+        UserError: No such folder.
+    """
+    logs, pictures = read_logs(runs), []
+    for key in ("knn", "loss"):
+        curves = {name: curve for name, points in logs.items() if len(curve := curve_of(points, key)) > 1}
+        if not curves:
+            continue
+        plot = _Plot([0, 100], [y for curve in curves.values() for _, y in curve], log=False)
+        for name, curve in curves.items():
+            every = -(-len(curve) // 200)
+            colour, _ = colour_and_marker(place_of(method_of(name)))
+            plot.line([*curve[:-1:every], curve[-1]], colour, name)
+        methods = list(dict.fromkeys(map(method_of, curves)))
+        keys = [_key(*colour_and_marker(place_of(method)), method, False) for method in methods]
+        pictures.append(
+            plot.picture("percent of the training, a line a run", LABELS[key], f"learning curves: {LABELS[key]}")
+            + Markup(f'<ul class="key">{"".join(keys)}</ul>')
+        )
+    return pictures
+
+
+def _shape(colour: str, marker: str, hollow: bool) -> str:
+    fill = f'fill="none" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
+    return f'<path d="{SHAPES[marker]}" {fill}/>'
+
+
+def _key(colour: str, marker: str, label: str, hollow: bool) -> str:
+    shape = f'<svg viewBox="-8 -8 16 16" aria-hidden="true">{_shape(colour, marker, hollow)}</svg>'
+    return f"<li>{shape}{escape(plain(label))}</li>"
+
+
+def _line_key(dash: str, label: str) -> str:
+    colour = "currentColor" if dash else "#8C8C8C"
+    line = f'<path d="M-8 0H8" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash or "none"}"/>'
+    return f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true">{line}</svg>{escape(label)}</li>'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to ten round numbers between two.
+
+    Example:
+        >>> _ticks(19.0, 76.0)
+        [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]
+    """
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * by for by in (1, 2, 5, 10) if power * by >= rough)
+    return [round(step * k, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _powers(low: float, high: float) -> list[tuple[float, str]]:
+    """Numbers for a scale of powers of ten, with their texts: 1, 2 and 5 times each, or 1 alone over two decades.
+
+    Example:
+        >>> _powers(12.4, 13.1)
+        [(5000000000000.0, '5e12'), (10000000000000.0, '1e13')]
+    """
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    found = [(by * 10.0**exponent, f"{by}e{exponent}") for exponent in exponents for by in factors]
+    return [(value, text) for value, text in found if low <= math.log10(value) <= high]
