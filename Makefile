@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: bench test test-all test-cluster check format golden golden-new clean
+.PHONY: bench test test-all test-cluster check docs format golden golden-new clean
 
 bench: .venv/done
 	$(BIN)/ssl-bench bench quick --out $(OUT)
@@ -28,6 +28,11 @@ check: .venv/done
 	$(BIN)/lint-imports
 	$(BIN)/codespell ssl_bench tests examples benchmarks methods evaluations *.md
 	$(PYTEST) -m "not slow and not cluster"
+
+# The site in site/, with warnings as errors.
+docs: .venv/done
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 format: .venv/done
 	$(BIN)/ruff format .
