@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ssl_bench.commands.bench import bench as bench
     from ssl_bench.commands.compare import compare as compare
     from ssl_bench.commands.convert import convert as convert
+    from ssl_bench.commands.embed import embed as embed
     from ssl_bench.commands.evaluate import evaluate as evaluate
+    from ssl_bench.commands.export import export as export
     from ssl_bench.commands.leaderboard import leaderboard as leaderboard
     from ssl_bench.commands.pretrain import pretrain as pretrain
     from ssl_bench.commands.reproduce import reproduce as reproduce
@@ -58,7 +60,9 @@ _PLACES = {
     "bench": ("ssl_bench.commands.bench", "bench"),
     "compare": ("ssl_bench.commands.compare", "compare"),
     "convert": ("ssl_bench.commands.convert", "convert"),
+    "embed": ("ssl_bench.commands.embed", "embed"),
     "evaluate": ("ssl_bench.commands.evaluate", "evaluate"),
+    "export": ("ssl_bench.commands.export", "export"),
     "leaderboard": ("ssl_bench.commands.leaderboard", "leaderboard"),
     "load_data": ("ssl_bench.data.datasets", "load"),
     "pretrain": ("ssl_bench.commands.pretrain", "pretrain"),
@@ -86,7 +90,9 @@ __all__ = [
     "bench",
     "compare",
     "convert",
+    "embed",
     "evaluate",
+    "export",
     "leaderboard",
     "load_data",
     "pretrain",

@@ -153,6 +153,24 @@ def make_parser() -> Parser:
     sub.add_argument("--allow-partial", action="store_true", help="take weights that don't fill the backbone")
     sub.add_argument("--format", choices=["ssl-bench", "timm"], default="ssl-bench", help="timm: a plain state dict")
 
+    sub = command("embed", "The features of an encoder for the images of a data set, in a file.")
+    sub.add_argument("encoder", metavar="ENCODER", help="an encoder file, timm:NAME, torchvision:NAME or file.py:NAME")
+    sub.add_argument("data", metavar="DATA", help=data_help)
+    sub.add_argument("--out", required=True, metavar="FILE", help="a .parquet file, or .npy: the features alone")
+    sub.add_argument("--pooling", metavar="P", help="of those that the encoder offers (default: its first)")
+    sub.add_argument("--split", metavar="train|test", help="one of the two (default: both)")
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
+
+    sub = command("export", "An encoder as safetensors with timm's keys, config.json and a model card.")
+    sub.add_argument("encoder", metavar="ENCODER", help="an encoder file")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    sub.add_argument(
+        "--rows", type=_names, default=[], metavar="DIR,DIR", help="folders with rows/: the card's numbers"
+    )
+    sub.add_argument("--backbone", metavar="B", help="which backbone plain timm weights are for")
+    sub.add_argument("--push", metavar="ORG/NAME", help="upload the folder to the Hugging Face hub")
+
     sub = command("show", "Draw attention maps, reconstructions and nearest neighbours of an encoder.")
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help="encoder.pt of a run, or timm weights with --backbone")
     sub.add_argument("--images", required=True, metavar="DIR|DATA", help="a folder of images, or a data set")

@@ -125,6 +125,20 @@ def run_convert(a: argparse.Namespace) -> None:
     print(convert(**_options(a)))
 
 
+def run_embed(a: argparse.Namespace) -> None:
+    """``ssl-bench embed``."""
+    from ssl_bench.commands.embed import embed
+
+    print(embed(a.encoder, a.data, **_options(a, "encoder", "data")))
+
+
+def run_export(a: argparse.Namespace) -> None:
+    """``ssl-bench export``."""
+    from ssl_bench.commands.export import export
+
+    print(export(a.encoder, **_options(a, "encoder")))
+
+
 def run_show(a: argparse.Namespace) -> None:
     """``ssl-bench show``."""
     from ssl_bench.commands.show import show
@@ -177,6 +191,8 @@ RUNS = {
     "table": run_table,
     "reproduce": run_reproduce,
     "convert": run_convert,
+    "embed": run_embed,
+    "export": run_export,
     "show": run_show,
     "leaderboard": run_leaderboard,
     "compare": run_compare,

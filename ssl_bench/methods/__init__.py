@@ -27,6 +27,7 @@ from ssl_bench.methods.ssta import SSTA
 from ssl_bench.methods.swav import SwAV
 from ssl_bench.methods.vqkd import VQKD
 
+# A new one goes to the end: its place is its colour and marker in figures.
 METHODS: dict[str, type[Method]] = {
     "raw_pixels": RawPixels,
     "untrained": Untrained,

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import cache
 
 from ssl_bench.results.leaderboard.aggregate import Aggregate
+from ssl_bench.utils.versions import registered
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-# A new method goes to the end; the others keep their places.
-METHODS = (
-    *("mae", "moco_v3", "dino", "ibot", "beit", "simclr", "supervised", "untrained", "byol", "swav", "mpp", "moby"),
-    *("esvit", "beit_v2", "igpt", "hiera_mae", "ssta", "maskfeat", "simmim", "eva", "eva02", "raw_pixels"),
-)
 OWN = 40  # places of methods of this package; as many are left for others
 
 
 def place_of(method: str) -> int:
-    """0 to 39 for a method of this package, 40 to 79 for any other, by its name alone.
+    """0 to 39 for a method of this package, its place in METHODS; 40 to 79 for any other, by its name alone.
 
     Example:
-        >>> place_of("mae"), place_of("VICReg") >= OWN
+        >>> place_of("raw_pixels"), place_of("VICReg") >= OWN
         (0, True)
     """
-    return METHODS.index(method) if method in METHODS else OWN + zlib.crc32(method.encode()) % OWN
+    own = _own()
+    return own.index(method) if method in own else OWN + zlib.crc32(method.encode()) % OWN
+
+
+@cache
+def _own() -> list[str]:
+    return registered("method")
 
 
 def colour_and_marker(place: int) -> tuple[str, str]:
