@@ -68,7 +68,7 @@ def leaderboard(
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    rows = read_rows(folder, lambda line: show(folded(f"WARNING: {line}")))
+    rows = read_rows(folder, lambda line: show(f"WARNING: {line}"))
     tables = build(selection.rows(rows), sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:

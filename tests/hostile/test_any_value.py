@@ -113,6 +113,8 @@ def test_a_method_from_outside_is_checked_by_its_types(tmp_path: Path) -> None:
         "class Mine(Method):\n    paper, category = 'p', 'c'\n"
         "    def __init__(self, backbone, *, ratio: Share = 0.5, size: int = 1, loose=1):\n"
         "        super().__init__(backbone)\n"
+        "    views = ()\n"
+        "    def loss(self, views): ...\n"
     )
     for key, value, words in (("ratio", 2, r"in \[0, 1\]"), ("size", 2**70, "64 bits"), ("ratio", "inf", "float")):
         with pytest.raises(UserError, match=words):

@@ -17,6 +17,7 @@ from ssl_bench.data.targets import IGNORE
 from ssl_bench.evaluations.dense import common_size, maps_of, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.metrics.intervals import mean_metric
+from ssl_bench.utils.bounds import OpenShare
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.views.evaluation import eval_images
 
@@ -45,7 +46,7 @@ class AttentionJaccard(Evaluator):
     }
     poolings = ()
 
-    def __init__(self, mass: float = 0.6) -> None:
+    def __init__(self, mass: OpenShare = 0.6) -> None:
         self.mass = mass
         if not 0 < mass < 1:
             raise UserError(f"attention-jaccard: mass must lie between 0 and 1, got {mass}")
