@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ssl_bench.commands.reproduce import reproduce as reproduce
     from ssl_bench.commands.show import show as show
     from ssl_bench.commands.table import table as table
+    from ssl_bench.commands.tune import tune as tune
     from ssl_bench.data.datasets import ImageSet as ImageSet
     from ssl_bench.data.datasets import Splits as Splits
     from ssl_bench.data.datasets import load as load_data
@@ -69,6 +70,7 @@ _PLACES = {
     "reproduce": ("ssl_bench.commands.reproduce", "reproduce"),
     "show": ("ssl_bench.commands.show", "show"),
     "table": ("ssl_bench.commands.table", "table"),
+    "tune": ("ssl_bench.commands.tune", "tune"),
 }
 __all__ = [
     "Backbone",
@@ -99,6 +101,7 @@ __all__ = [
     "reproduce",
     "show",
     "table",
+    "tune",
 ]
 
 

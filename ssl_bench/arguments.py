@@ -68,6 +68,21 @@ def make_parser() -> Parser:
     sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
     sub.add_argument("--keys", action="store_true", help="only print the keys of the method's recipe")
 
+    sub = command("tune", "Search keys of a recipe on images held out of the training set (needs optuna).")
+    sub.add_argument("method", metavar="METHOD", help=method_help)
+    text = "searched: KEY=LOW..HIGH or KEY=A|B|C; KEY=VALUE is the same in all trials"
+    sub.add_argument("--set", nargs="+", required=True, metavar="KEY=VALUES", help=text)
+    sub.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="those of earlier calls included (default: 20)"
+    )
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
+    sub.add_argument("--data", metavar="DATA", help=data_help)
+    sub.add_argument("--backbone", metavar="B", help=backbone_help)
+    sub.add_argument("--epochs", type=float, metavar="N", help="epochs of each trial")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the runs and of the search (default: 0)")
+    sub.add_argument("--out", metavar="DIR", default="runs/tune", help="folder of the search (default: runs/tune)")
+    sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
+
     sub = command("evaluate", "Evaluate an encoder and write rows.")
     text = (
         "encoder.pt of a run, timm weights with --backbone, timm:NAME[@FILE], torchvision:NAME[@FILE], "

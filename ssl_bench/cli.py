@@ -79,6 +79,14 @@ def run_pretrain(a: argparse.Namespace) -> None:
         print(target)
 
 
+def run_tune(a: argparse.Namespace) -> None:
+    """``ssl-bench tune``."""
+    from ssl_bench.commands.tune import tune
+    from ssl_bench.config.parsing import parse_overrides
+
+    print(tune(a.method, space=parse_overrides(a.set), **_options(a, "method", "set")))
+
+
 def run_evaluate(a: argparse.Namespace) -> None:
     """``ssl-bench evaluate``."""
     from ssl_bench.commands.evaluate import evaluate
@@ -186,6 +194,7 @@ def _plain(value: Any) -> str:
 RUNS = {
     "list": run_list,
     "pretrain": run_pretrain,
+    "tune": run_tune,
     "evaluate": run_evaluate,
     "bench": run_bench,
     "table": run_table,
