@@ -31,7 +31,7 @@ from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, look_
 from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, distorted
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.metrics.ratios import ratio
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import RunError, UserError
 
 NAMES = ("none", "a", "b", "c")
 FAST = {"steps": 150, "warmup": 5, "batch_size": 4, "crop": 8, "stride": 5, "lr": 0.05, "scale": (1.0, 1.0)}
@@ -281,3 +281,15 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data) -> No
     plain = ImageSet("plain", "train", data.train.labels, (), "0" * 64, data.train.images)
     with pytest.raises(UserError, match="segmentation-knn: plain has no masks, but pixels alone"):
         run_evaluations(loaded, evaluators, Splits(plain, plain), tmp_path, None)
+
+
+@pytest.mark.parametrize("evaluator", [SegmentationKNN(), PatchLinear()], ids=lambda each: type(each).__name__)
+def test_no_result_from_broken_maps(evaluator: Evaluator, data: Data) -> None:
+    class Broken:
+        poolings = ()
+
+        def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+            return torch.full((len(images), 4, 4, 4), float("nan"))
+
+    with pytest.raises(RunError, match="feature maps of the train split contain NaN"):
+        evaluator.run(Broken(), data)  # type: ignore[arg-type]
