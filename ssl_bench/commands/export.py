@@ -96,7 +96,7 @@ def _timm_config(loaded: Checkpoint, weights: dict[str, torch.Tensor]) -> dict[s
         return None
     if any(ours.shape != other.shape or (ours - other).norm() > SAME * other.norm() for ours, other in pairs):
         return None
-    cfg = {"input_size": [3, *encoder.image_size], "mean": list(encoder.mean), "std": list(encoder.std)}
+    cfg: dict[str, Any] = {"input_size": [3, *encoder.image_size], "mean": list(encoder.mean), "std": list(encoder.std)}
     cfg |= {"num_classes": 0, "interpolation": "bicubic", "crop_pct": 0.875, "fixed_input_size": True}
     return {"architecture": name, "num_classes": 0, "model_args": arguments, "pretrained_cfg": cfg}
 
