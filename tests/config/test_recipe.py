@@ -124,7 +124,7 @@ def test_recipes_and_methods_pair_by_name() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("optimizer", "adam", "optimizer is adam; it must be one of adamw, sgd, lars"),
+        ("optimizer", "sgdd", "unknown optimizer 'sgdd'"),
         ("schedule", "cosine", "schedule is cosine; it must be one of step, step_inclusive, step_late, epoch"),
         ("betas", 3, r"betas is 3; it must be of type tuple\[float, float\]"),
         ("clip_grad", "a", r"clip_grad is a; it must be of type float \| None"),
