@@ -403,10 +403,20 @@ def test_a_part_of_the_training_images() -> None:
     assert torch.equal(part.train.labels, whole.train.labels[places])
     assert torch.equal(part.train.factors["hue"], whole.train.factors["hue"][places])
     assert part.train.origin is None  # features are computed of these images alone
-    assert load("shapes#600").train.fingerprint == part.train.fingerprint != whole.train.fingerprint
-    for mistake in ("shapes#0", "shapes#10000"):
-        with pytest.raises(UserError, match="there are 10000 training images"):
-            load(mistake)
+    assert part.train.fingerprint != whole.train.fingerprint
+
+
+def test_a_part_is_the_same_for_everyone_and_smaller_than_the_whole(tmp_path: Path) -> None:
+    for number in range(20):
+        place = tmp_path / "few" / ("a", "b")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (12 * number, 0, 0)).save(place / f"{number}.png")
+    spec = f"folder:{tmp_path / 'few'}#10"
+    part, again = load(spec), load(spec)
+    assert part.train.name == "few-10-80-20" and part.train.fingerprint == again.train.fingerprint
+    for mistake in ("#0", "#20"):
+        with pytest.raises(UserError, match="there are 20 training images"):
+            load(spec.replace("#10", mistake))
 
 
 def test_hold_out_mistakes() -> None:
