@@ -161,7 +161,7 @@ def bench(
     if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")
     splits = sets[0].splits
-    recipes = resolve(asked, seeds, budget, splits)
+    recipes = resolve(asked, seeds, budget, splits) if asked.flops else wanted  # only FLOPs depend on the images
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.

@@ -56,7 +56,7 @@ def embed(
         raise UserError(f"--out {target.name}: features are written to a .parquet or a .npy file")
     if split not in (None, *SPLITS):
         raise unknown("split", split, SPLITS)
-    loaded = open_encoder(encoder, backbone)
+    loaded = load_model(encoder) if is_model(encoder) else load_encoder(encoder, backbone)
     frozen = FrozenEncoder(loaded.encoder, cache=FEATURES)
     pooling = pooling or frozen.poolings[0]
     if pooling not in frozen.poolings:
@@ -74,11 +74,6 @@ def embed(
     else:
         _write_table(parts, found, pooling, loaded, buffer)
     return write_atomic(target, buffer.getvalue())
-
-
-def open_encoder(encoder: str, backbone: str | None = None) -> Checkpoint:
-    """What a command line names: a model (``load_model``), or an encoder file (``load_encoder``)."""
-    return load_model(encoder) if is_model(encoder) else load_encoder(encoder, backbone)
 
 
 def _write_table(parts: Any, found: list[Any], pooling: str, encoder: Checkpoint, buffer: io.BytesIO) -> None:

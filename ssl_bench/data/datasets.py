@@ -222,9 +222,9 @@ def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
     if not 0 < count < len(raw.labels):
         raise UserError(f"{spec}: there are {len(raw.labels)} training images; N is at least 1 and less than that")
     kept, _ = _stratified(raw.labels, spec, 1 - count / len(raw.labels), seed=0)
-    images = raw.images[kept] if isinstance(raw.images, Tensor) else raw.images.take(kept.numpy())
-    targets = raw.targets.take(kept.numpy()) if raw.targets else None
-    return replace(raw, images=images, labels=raw.labels[kept.numpy()], targets=targets), kept
+    at = kept.numpy()
+    targets = raw.targets.take(at) if raw.targets else None
+    return replace(raw, images=taken(raw.images, at), labels=raw.labels[at], targets=targets), kept
 
 
 def hold_out(train: ImageSet, fraction: float = 0.1, seed: int = 0) -> tuple[ImageSet, ImageSet]:
