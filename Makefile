@@ -29,9 +29,8 @@ check: .venv/done
 	$(BIN)/codespell ssl_bench tests examples benchmarks methods evaluations *.md
 	$(PYTEST) -m "not slow and not cluster"
 
-# The site in site/, with warnings as errors.
+# The site in site/, with warnings as errors; tests/test_site.py builds it too.
 docs: .venv/done
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 format: .venv/done

@@ -197,7 +197,10 @@ def make_parser() -> Parser:
 
     sub = command("leaderboard", "Rank the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
-    sub.add_argument("--format", type=_names, default=["md"], metavar="md,csv,html,latex", help="files to write")
+    text = (
+        "files to write: md, csv, html, latex; of other leaderboards every-eval-ever, mteb, hugging-face (default: md)"
+    )
+    sub.add_argument("--format", type=_names, default=["md"], metavar="A,B", help=text)
     sub.add_argument("--sort", metavar="EVALUATION", help="evaluation to sort by")
     sub.add_argument("--methods", type=_names, default=[], metavar="A,B", help="only these methods")
     sub.add_argument("--evaluations", type=_names, default=[], metavar="A,B", help="only these evaluations")

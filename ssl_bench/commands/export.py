@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save
 
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
+from ssl_bench.results.exchange import eval_results
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.results.text import markdown_table, note_markdown, plain
 from ssl_bench.utils.errors import RunError, UserError, first_line
@@ -38,7 +39,8 @@ def export(
     Args:
         encoder: An encoder file.
         out: Folder for ``model.safetensors``, ``config.json`` and ``README.md``.
-        rows: Folders with ``rows/``; those of these weights are the numbers of the card.
+        rows: Folders with ``rows/``; those of these weights are the numbers of the card, and those of data sets of the
+            hub are in ``.eval_results/`` as well (``results.exchange.eval_results``).
         backbone: Which backbone plain timm weights are for.
         push: Repository ORG/NAME on the Hugging Face hub to upload the folder to, by who is logged in there.
 
@@ -62,6 +64,8 @@ def export(
     of_ours = {"library": "ssl-bench", "backbone": loaded.backbone, "input": loaded.input}
     write_atomic(folder / "config.json", json.dumps(config or of_ours, indent=1) + "\n")
     write_atomic(folder / "README.md", card(loaded, found, config is not None))
+    for place, content in (each for row in found for each in eval_results(row).items()):
+        write_atomic(folder / place, content)
     if push:
         from huggingface_hub import HfApi
 

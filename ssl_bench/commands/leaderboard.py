@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ssl_bench.results import exchange
 from ssl_bench.results.leaderboard import legends
 from ssl_bench.results.leaderboard.selection import Selection
 from ssl_bench.results.leaderboard.table import Table, build, to_csv
@@ -50,7 +51,8 @@ def leaderboard(
 
     Args:
         folder: Has ``rows/``.
-        formats: Any of md, csv, html, latex.
+        formats: Any of md, csv, html, latex; and of the formats of other leaderboards, every-eval-ever, mteb and
+            hugging-face, each in a folder of its name (``results.exchange``).
         sort: Evaluation to sort by; linear when left out, or the last where there is none.
         selection: Which rows; what is left of all of them is written under names that start with "selected".
         out: Folder for the files; that of the rows when left out.
@@ -66,10 +68,11 @@ def leaderboard(
         UserError: No rows, or an unknown format, evaluation or name.
     """
     for name in formats:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS)
+        if name not in FORMATS | exchange.FORMATS:
+            raise unknown("format", name, [*FORMATS, *exchange.FORMATS])
     rows = read_rows(folder, lambda line: show(f"WARNING: {line}"))
-    tables = build(selection.rows(rows), sort)
+    rows = selection.rows(rows)
+    tables = build(rows, sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:
         raise UserError(f"no rows in {folder}")
@@ -93,7 +96,12 @@ def leaderboard(
 
         files += draw(tables, place / f"{prefix}figures", runs, show)
     links = [path.relative_to(place).as_posix() for path in files if path.suffix == ".svg"]
-    for kind in reversed(formats):
+    for kind in (name for name in formats if name in exchange.FORMATS):
+        found = exchange.FORMATS[kind](rows)
+        show(f"{kind}: {len(found):,} files in {place / (prefix + kind)}" if found else f"{kind}: {exchange.NOTHING}")
+        for name, text in found.items():
+            write_atomic(place / f"{prefix}{kind}" / name, text)
+    for kind in (name for name in reversed(formats) if name in FORMATS):
         path = place / f"{prefix}{FORMATS[kind]}"
         files.insert(0, write_atomic(path, render(kind, tables, selection.text(), runs, links)))
     for file in files:

@@ -133,6 +133,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         "views": describe(method.views) if recipe.cls.trains else "",
         "pretraining": {
             "data": images.name,
+            **({"given": images.given} if images.given else {}),
             "fingerprint": images.fingerprint,
             "images": len(images),
             "skipped": images.skipped,

@@ -24,7 +24,7 @@ from ssl_bench.data.sources import TORCHVISION, Raw, check_names, read_folder, r
 from ssl_bench.data.targets import Targets, taken
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
-from ssl_bench.utils.references import is_reference
+from ssl_bench.utils.references import is_reference, without_place
 
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
 # Data sets that are drawn: the usual size in pixels, and how many images (clips) train and test have.
@@ -47,6 +47,7 @@ class ImageSet:
         reader: What made the pixels, one of ``data.VERSIONS``.
         origin: The set this one is a subset of, and the indices (N,) int64 there.
         targets: What is known beyond the labels.
+        given: How it was asked for, as `references.without_place` gives it; empty where it came from Python.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ImageSet:
     reader: str = "images"
     origin: tuple[ImageSet, Tensor] | None = None
     targets: Targets | None = None
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,6 +123,11 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
     """
     if isinstance(spec, Splits):
         return spec
+    found, given = _load(spec, skip_unreadable, memory), without_place(spec) if isinstance(spec, str) else ""
+    return Splits(replace(found.train, given=given), replace(found.test, given=given))
+
+
+def _load(spec: str | DataPair, skip_unreadable: bool, memory: int | None) -> Splits:
     whole: str | DataPair = spec
     count: int | None = None
     if isinstance(spec, str) and (part := re.fullmatch(r"(.+)#(\d{1,9})", spec)):
@@ -255,9 +262,7 @@ def _stratified(labels: np.ndarray, name: str, fraction: float, seed: int) -> tu
     random = np.random.default_rng(seed)
     for label in range(labels.max(initial=-1) + 1):
         members = random.permutation(np.flatnonzero(labels == label))
-        out[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)] if len(members) else members] = (
-            True
-        )
+        out[members[: min(max(round(fraction * len(members)), 1), len(members) - 1)]] = True
     if not out.any():
         raise UserError(f"cannot hold images out of {name}: no class has two images")
     return torch.from_numpy(np.flatnonzero(~out)), torch.from_numpy(np.flatnonzero(out))

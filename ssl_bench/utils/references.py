@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,20 @@ def is_reference(text: str) -> bool:
     place, _, name = text.rpartition(":")
     dotted = all(part.isidentifier() for part in place.split(".")) and "." in place
     return name.isidentifier() and (place.endswith(".py") or dotted)
+
+
+def without_place(text: str) -> str:
+    """A text as it may travel in a row: of a place that is absolute, or leads up or home, the last part alone.
+
+    Example:
+        >>> [without_place(text) for text in ("folder:/home/me/photos#10", "checkpoint:~/a.pt", "/home/me/own.py:load")]
+        ['folder:photos#10', 'checkpoint:a.pt', 'own.py:load']
+        >>> [without_place(text) for text in ("folder:data/photos", "hf:org/name", "timm:resnet18", "own.py:load")]
+        ['folder:data/photos', 'hf:org/name', 'timm:resnet18', 'own.py:load']
+    """
+    kind, place = re.fullmatch(r"((?:\w{2,}:)?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    away = re.match(r"[/\\~]|\w:[/\\]|(.*[/\\])?\.\.[/\\]", place) and not place.startswith("//")
+    return kind + (re.split(r"[/\\]", place.rstrip("/\\"))[-1] if away else place)
 
 
 def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str, Any]:

@@ -199,6 +199,7 @@ def test_from_the_command_line(here: Path, tiny_data: Splits, capsys: pytest.Cap
         ("colours", "NearestMean"),
     }
     assert all(row["metrics"]["top1"]["value"] == 100 for row in rows)
+    assert all(row["evaluation"]["given"] == "own.py:squares" for row in rows)
     leaderboard("out", formats=["md", "html"], show=lambda _: None)
     (table,) = build(rows)
     assert table.evaluations == ["NearestMean", "knn"] and table.standings["NearestMean"].ranks == [1]

@@ -15,6 +15,7 @@ from tiny import tiny_recipe, tiny_settings
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.bench import bench
+from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.pretrain import pretrain, run, run_folder
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
@@ -154,6 +155,13 @@ def test_encoder_files_are_teachers(tiny_data: Splits, tmp_path: Path) -> None:
     assert about["flags"] == ["labels"] and about["pretraining"]["teachers"] == {}
     assert told["name"] == f"checkpoint:{first}" and told["source"] == f"encoder of supervised trained on {name}"
     assert told["sha256"] == load_encoder(first).sha256
+    (row,) = evaluate(second, evaluations=["knn"], data=tiny_data, out=tmp_path / "rows")
+    assert (
+        row["pretraining"]["facts"]["teacher"]["name"]
+        == row["recipe"]["settings"]["teacher"]
+        == "checkpoint:encoder.pt"
+    )
+    assert str(tmp_path) not in row.path.read_text()
     other = replace(tiny_data, train=replace(tiny_data.train, name="other"))
     third = run(recipe("eva", teacher=f"checkpoint:{first}"), other, tmp_path / "third")
     assert load_encoder(third).about["flags"] == ["external data", "labels"]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,17 +217,17 @@ def _row_data(row: Row) -> dict[str, Any]:
 def rerun(row: Row) -> list[str]:
     """The commands that make a row again; every value of the recipe is spelled out, and every name is quoted.
 
-    The data set is named as the row names it: a folder of your own needs its path instead.
+    The data set is named as it was given; of a folder at an absolute place the row knows the last part alone.
     """
-    recipe, stated = row["recipe"], row["evaluation"]
-    how = ["--evaluations", stated["name"], "--data", stated["data"]]
+    recipe, stated, made = row["recipe"], row["evaluation"], row["pretraining"] or {}
+    how = ["--evaluations", stated["name"], "--data", given(stated)]
     if not recipe:
         return [_command("evaluate", "CHECKPOINT", "--backbone", row["backbone"]["name"], *how)]
     values: dict[str, Any] = {}
     for part in ("backbone", "training", "settings"):
         values |= recipe.get(part) or {}
     backbone, epochs = values.pop("name", row["backbone"]["name"]), values.pop("epochs", None)
-    pretrain = ["pretrain", row["method"], "--data", (row["pretraining"] or {}).get("data", stated["data"])]
+    pretrain = ["pretrain", row["method"], "--data", given(made if "data" in made else stated)]
     pretrain += ["--backbone", backbone, "--seed", str(recipe.get("seed", 0)), "--out", "runs/again"]
     pretrain += ["--epochs", f"{epochs:g}"] if epochs is not None else []
     changed = [f"{key}={yaml_text(value)}" for key, value in values.items() if value is not None]
@@ -235,6 +235,11 @@ def rerun(row: Row) -> list[str]:
         _command(*pretrain, *(["--set", *changed] if changed else [])),
         _command("evaluate", "runs/again/encoder.pt", *how),
     ]
+
+
+def given(part: Mapping[str, Any]) -> str:
+    """How the data of a part of a row was asked for; of rows that don't say, its name."""
+    return part.get("given") or part["data"]
 
 
 def _command(*words: str) -> str:

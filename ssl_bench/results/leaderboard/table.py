@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ssl_bench.data.names import DATASETS
 from ssl_bench.results.frame import to_frame
 from ssl_bench.results.leaderboard.aggregate import Aggregate, Cell, aggregate_rows, seed_values
 from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, teacher_texts, trained
@@ -250,12 +251,20 @@ def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
         ]
     aggregates.sort(key=lambda each: (-(cell.mean if (cell := each.cell(by)) else -math.inf), each.label))
     n = rows[frame.index[0]]["evaluation"]["images"]
-    title = f"{data} ({n['train']:,} train, {n['test']:,} test images)"
+    title = f"{data}{_source(rows, frame)} ({n['train']:,} train, {n['test']:,} test images)"
     if len(backbones := {each.backbone for each in aggregates if each.backbone != "–"}) == 1:
         title += f", {backbones.pop()}"
     if len(sources) == 1 and sources != [data]:
         title += f", pre-trained on {sources[0]}"
     return Table(title, tasks, aggregates)
+
+
+def _source(rows: Sequence[Row], frame: pd.DataFrame) -> str:
+    """What stands behind the name of a known data set whose images come from files of somebody: they may be others."""
+    data, given = frame["data"].iloc[0], [rows[at]["evaluation"].get("given", "") for at in frame.index]
+    kinds = {text.partition(":")[0] for text in given if text}
+    known = any(data == name or data.startswith(f"{name}-") for name in DATASETS)
+    return f" from {' and '.join(sorted(kinds))} files" if known and kinds and kinds <= {"folder", "parquet"} else ""
 
 
 def metric_text(metric: str) -> str:

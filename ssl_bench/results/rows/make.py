@@ -17,6 +17,7 @@ from ssl_bench.results.rows.schema import LARGEST, violations
 from ssl_bench.utils.errors import RunError
 from ssl_bench.utils.files import write_atomic
 from ssl_bench.utils.identity import identify, merged_versions, source_hash
+from ssl_bench.utils.references import without_place
 
 if TYPE_CHECKING:
     from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -42,7 +43,7 @@ def make_row(
     import torch
 
     about = checkpoint.about
-    recipe, identifier = about.get("recipe"), identify(identity)
+    recipe, identifier = _recipe(about, identity["encoder"]), identify(identity)
     row: dict[str, Any] = {
         "schema": SCHEMA,
         "id": identifier,
@@ -58,9 +59,9 @@ def make_row(
             "parameters": sum(p.numel() for p in checkpoint.encoder.parameters()),
             "input": checkpoint.input,
         },
-        "recipe": recipe or None,
+        "recipe": recipe,
         "views": about.get("views"),
-        "pretraining": about.get("pretraining"),
+        "pretraining": _without_places(about.get("pretraining")),
         "evaluation": {
             "name": Path(name).stem,
             "evaluator": identity["evaluation"]["evaluator"],
@@ -68,6 +69,7 @@ def make_row(
             "settings": evaluator.settings(),
             "pooling": result.pooling,
             "data": data.test.name,
+            **({"given": data.test.given} if data.test.given else {}),
             "fingerprints": {"train": data.train.fingerprint, "test": data.test.fingerprint},
             "images": {"train": len(data.train), "dev": len(data.dev), "test": len(data.test)},
             "skipped": data.train.skipped + data.test.skipped,
@@ -104,6 +106,29 @@ def make_row(
     }
     row = json.loads(json.dumps(row))
     return {**row, "checksum": checksum_of(row)}
+
+
+def _recipe(about: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of an encoder file without places of files; those of teachers are no part of its identity."""
+    recipe = about.get("recipe")
+    if not recipe:
+        return None
+    kept = made.get("settings", {})
+    settings = {key: value if key in kept else _without_places(value) for key, value in recipe["settings"].items()}
+    teachers = {
+        keyword: _recipe({"recipe": teacher}, made.get("teachers", {}).get(keyword, {}))
+        for keyword, teacher in recipe.get("teachers", {}).items()
+    }
+    return recipe | {"settings": settings} | ({"teachers": teachers} if "teachers" in recipe else {})
+
+
+def _without_places(value: Any) -> Any:
+    """Plain values in which no text is a place on the machine of whoever made the row."""
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    return without_place(value) if isinstance(value, str) else value
 
 
 def code_of(evaluator: Evaluator) -> dict[str, Any]:

@@ -112,6 +112,15 @@ def test_the_commands_can_be_run(tmp_path: Path, add_row: Any) -> None:
     assert parsed.backbone == "vit_micro_patch8_32"
     assert parsed.set == ["drop_path=0", "mask_ratio=0.5", "note=a; rm -rf /"]
     assert make_parser().parse_args(shlex.split(second)[1:]).evaluations == ["linear"]
+    given = {"evaluation": {"given": "folder:data/cifar10"}, "pretraining": {"given": "folder:data/cifar10#1000"}}
+    first, second = rerun(add_row("n", 3, RIGHT, **given))
+    assert "--data 'folder:data/cifar10#1000'" in first and second.endswith("--data folder:data/cifar10")
+
+
+def test_files_with_the_name_of_a_known_data_set_are_not_headed_like_it(tmp_path: Path, add_row: Any) -> None:
+    for given, title in (("cifar10", "cifar10 ("), ("folder:data/cifar10", "cifar10 from folder files (")):
+        (table,) = build([add_row("m", 0, RIGHT, evaluation={"data": "cifar10", "given": given})])
+        assert table.title.startswith(title)
 
 
 def test_external_weights_have_no_recipe(tmp_path: Path, add_row: Any) -> None:
