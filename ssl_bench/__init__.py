@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ssl_bench.backbones.backbone import Stage as Stage
     from ssl_bench.backbones.backbone import Tokens as Tokens
     from ssl_bench.commands.bench import bench as bench
+    from ssl_bench.commands.claims import claims as claims
     from ssl_bench.commands.compare import compare as compare
     from ssl_bench.commands.convert import convert as convert
     from ssl_bench.commands.embed import embed as embed
@@ -59,6 +60,7 @@ _PLACES = {
     "View": ("ssl_bench.views.view", "View"),
     "accuracy_metric": ("ssl_bench.metrics.metric", "accuracy_metric"),
     "bench": ("ssl_bench.commands.bench", "bench"),
+    "claims": ("ssl_bench.commands.claims", "claims"),
     "compare": ("ssl_bench.commands.compare", "compare"),
     "convert": ("ssl_bench.commands.convert", "convert"),
     "embed": ("ssl_bench.commands.embed", "embed"),
@@ -90,6 +92,7 @@ __all__ = [
     "View",
     "accuracy_metric",
     "bench",
+    "claims",
     "compare",
     "convert",
     "embed",

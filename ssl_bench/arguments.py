@@ -220,6 +220,10 @@ def make_parser() -> Parser:
     sub.add_argument("--rows", metavar="DIR", help="a folder with rows/")
     sub.add_argument("--data", metavar="DATA", help=f"labels for wins and losses by class: {data_help}")
 
+    sub = command("claims", "Answer claims about methods by the rows of a folder.")
+    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
+    sub.add_argument("--file", metavar="YAML", help="the claims (default: claims.yaml of the folder)")
+
     sub = command("check", "Whether the rows of a folder, and its leaderboard, are sound.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
     return parser

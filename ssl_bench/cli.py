@@ -173,6 +173,13 @@ def run_compare(a: argparse.Namespace) -> None:
     compare(a.a, a.b, rows=a.rows, data=a.data)
 
 
+def run_claims(a: argparse.Namespace) -> None:
+    """``ssl-bench claims``."""
+    from ssl_bench.commands.claims import claims
+
+    claims(a.folder, file=a.file)
+
+
 def run_check(a: argparse.Namespace) -> int:
     """``ssl-bench check``."""
     from ssl_bench.commands.check import check
@@ -205,6 +212,7 @@ RUNS = {
     "show": run_show,
     "leaderboard": run_leaderboard,
     "compare": run_compare,
+    "claims": run_claims,
     "check": run_check,
 }
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ssl_bench.commands.claims import PAGE
+from ssl_bench.commands.claims import render as render_claims
 from ssl_bench.commands.leaderboard import FORMATS, render
+from ssl_bench.results.claims import FILE
 from ssl_bench.results.frame import quick_hash
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.contradiction import contradiction
@@ -137,16 +140,17 @@ def _orphans(place: Path, rows: Sequence[Row]) -> Iterator[str]:
 
 def _generated(folder: Path, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Problems and notes about the files written from the rows."""
-    page = folder / FORMATS["md"]
-    if not page.is_file():
-        return [], [f"no {page.name}: `ssl-bench leaderboard {folder}` writes it"]
-    tables = build(rows)
-    problems = []
+    tables, problems, notes = build(rows), [], []
+    if not (folder / FORMATS["md"]).is_file():
+        notes.append(f"no {FORMATS['md']}: `ssl-bench leaderboard {folder}` writes it")
     for kind, name in FORMATS.items():
         path = folder / name
         if path.is_file() and _of_rows(path.read_text(errors="replace"), kind) != render(kind, tables):
             problems.append(f"{name} is out of date with its rows: `ssl-bench leaderboard {folder} --format {kind}`")
-    return problems, []
+    path = folder / PAGE
+    if path.is_file() and path.read_text(errors="replace") != render_claims(folder / FILE, tables):
+        problems.append(f"{PAGE} is out of date with its rows: `ssl-bench claims {folder}`")
+    return problems, notes
 
 
 def _of_rows(text: str, kind: str) -> str:

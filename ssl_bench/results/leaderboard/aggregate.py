@@ -132,7 +132,8 @@ def aggregate_rows(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> li
 def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str]:
     """The method; where it is there more than once, with what tells it apart.
 
-    That is the backbone, for untrained networks all options in which they differ, and else the hash of the recipe.
+    That is the backbone, for untrained networks all options in which they differ, for others on one backbone the
+    settings of the method in which they differ, and else the hash of the recipe.
     """
     hows = [each.backbone for each in aggregates]
     untrained = [at for at, each in enumerate(aggregates) if each.method == "untrained"]
@@ -140,12 +141,32 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
     for at, start in zip(untrained, starts, strict=True):
         hows[at] = start
     several = Counter(each.method for each in aggregates)
-    same = Counter((each.method, how) for each, how in zip(aggregates, hows, strict=True))
-    labels = []
-    for each, how, recipe in zip(aggregates, hows, recipes, strict=True):
-        how = how if same[each.method, how] == 1 else recipe[:6]
-        labels.append(f"{each.method} ({how})" if several[each.method] > 1 else each.method)
-    return labels
+    groups: dict[tuple[str, str], list[int]] = {}
+    for at, each in enumerate(aggregates):
+        groups.setdefault((each.method, hows[at]), []).append(at)
+    for same in groups.values():
+        settings = [(aggregates[at].first["recipe"] or {}).get("settings", {}) for at in same]
+        for at, how in zip(same, _settings_labels(settings, [recipes[at][:6] for at in same]), strict=True):
+            hows[at] = how if len(same) > 1 else hows[at]
+    return [
+        f"{each.method} ({how})" if several[each.method] > 1 else each.method
+        for each, how in zip(aggregates, hows, strict=True)
+    ]
+
+
+def _settings_labels(settings: Sequence[Mapping[str, object]], otherwise: Sequence[str]) -> list[str]:
+    """For each of several recipes, the settings in which they differ, where one or two tell all of them apart.
+
+    Example:
+        >>> _settings_labels([{"n_local": 4, "momentum": 0.98}, {"n_local": 0, "momentum": 0.98}], ["a1", "b2"])
+        ['n_local 4', 'n_local 0']
+        >>> _settings_labels([{"n_local": 4}, {"n_local": 4}], ["a1", "b2"])
+        ['a1', 'b2']
+    """
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    labels = [", ".join(f"{key} {each[key]}" for key in differ if key in each) for each in settings]
+    return labels if len(differ) <= 2 and len(set(labels)) == len(labels) else list(otherwise)
 
 
 def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:

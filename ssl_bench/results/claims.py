@@ -1,0 +1,294 @@
+"""Claims about methods, answered by the rows of a folder: a contrast of two groups, or a predictor of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from ssl_bench.config.parsing import read_yaml
+from ssl_bench.results.leaderboard.aggregate import Aggregate
+from ssl_bench.results.leaderboard.significance import ALPHA, draws_variance, holm
+from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.rows.predictions import Predictions, correctness
+from ssl_bench.utils.errors import UserError, unknown
+
+FILE = "claims.yaml"
+KEYS = ("claim", "source", "higher", "lower", "predictor", "evaluations", "backbone")
+CATEGORY = "category:"  # all methods of a category that compete, instead of one method
+FEWEST = 4  # encoders for a rank correlation
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said, and what in a leaderboard would show it.
+
+    Attributes:
+        text: The sentence.
+        source: Who says it.
+        higher: Methods that are said to be better: labels of a leaderboard, names of methods (all their recipes), or
+            ``category:NAME``.
+        lower: Methods that they are compared with.
+        predictor: ``EVALUATION:METRIC`` that is said to order the methods as an evaluation does; instead of the two.
+        evaluations: Where it is said to be seen; one answer each.
+        backbone: Only aggregates on this backbone; all when empty.
+    """
+
+    text: str
+    source: str = ""
+    higher: tuple[str, ...] = ()
+    lower: tuple[str, ...] = ()
+    predictor: str = ""
+    evaluations: tuple[str, ...] = ()
+    backbone: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the rows say to a claim in one evaluation.
+
+    Attributes:
+        claim: The claim.
+        evaluation: Name of the evaluation.
+        missing: What isn't measured; nothing else is filled in then.
+        higher: Label -> mean over seeds, percent; of a predictor: its value.
+        lower: Likewise; of a predictor: the evaluation's value.
+        value: Mean of the one group minus that of the other, percent; of a predictor: Spearman's rank correlation.
+        half: Half the width of its 95 % interval; 0 for a correlation.
+        p: Two-sided, of no difference or no correlation; adjusted by Holm over the answers of a file.
+        seeds: The fewest seeds of a method in it.
+    """
+
+    claim: Claim
+    evaluation: str
+    missing: str = ""
+    higher: Mapping[str, float] | None = None
+    lower: Mapping[str, float] | None = None
+    value: float = 0.0
+    half: float = 0.0
+    p: float = 1.0
+    seeds: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.missing:
+            return f"not measured: {self.missing}"
+        if self.p >= ALPHA:
+            return "not decided"
+        return "holds" if self.value > 0 else "the opposite holds"
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """The claims of a file.
+
+    Raises:
+        UserError: Not such a file, or an unknown or missing key.
+    """
+    entries = read_yaml(path).get("claims")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: claims must be a list of keys and values")
+    return [_claim(entry, f"{path}, claim {at}") for at, entry in enumerate(entries, 1)]
+
+
+def _claim(entry: Mapping[str, Any], where: str) -> Claim:
+    for key, value in entry.items():
+        if key not in KEYS:
+            raise UserError(f"{where}: {unknown('key', key, KEYS)}")
+        several = key in ("higher", "lower", "evaluations")
+        if not isinstance(value, list if several else str) or (several and not all(isinstance(v, str) for v in value)):
+            raise UserError(f"{where}: {key} must be {'a list of names' if several else 'a text'}")
+    for key in ("claim", "evaluations"):
+        if not entry.get(key):
+            raise UserError(f"{where}: the key {key!r} is missing")
+    predictor, groups = entry.get("predictor", ""), [entry.get(key, []) for key in ("higher", "lower")]
+    if all(groups) == bool(predictor) or (predictor and (any(groups) or ":" not in predictor)):
+        raise UserError(f"{where}: it needs higher and lower, or a predictor, such as diagnostics:rankme")
+    return Claim(
+        entry["claim"], entry.get("source", ""), *map(tuple, groups), predictor, tuple(entry["evaluations"]),
+        entry.get("backbone", ""),
+    )  # fmt: skip
+
+
+def answers(claims: Sequence[Claim], tables: Sequence[Table]) -> list[Answer]:
+    """An answer for each evaluation of each claim; p-values adjusted over all of them.
+
+    Args:
+        claims: Of ``read_claims``.
+        tables: Of a leaderboard: those that hold a claim's evaluation are looked at, the first that answers it counts.
+    """
+    found = [_answer(claim, evaluation, tables) for claim in claims for evaluation in claim.evaluations]
+    at = [index for index, answer in enumerate(found) if not answer.missing]
+    for index, p in zip(at, holm(np.array([found[index].p for index in at])), strict=True):
+        found[index] = replace(found[index], p=float(p))
+    return found
+
+
+def _answer(claim: Claim, evaluation: str, tables: Sequence[Table]) -> Answer:
+    answer = Answer(claim, evaluation, missing=f"no rows of {evaluation}")
+    for table in tables:
+        if evaluation in table.evaluations:
+            members = [a for a in table.aggregates if evaluation in a.cells and claim.backbone in ("", a.backbone)]
+            answer = _contrast(answer, members) if claim.higher else _correlation(answer, members)
+            if not answer.missing:
+                break
+    return answer
+
+
+def _contrast(answer: Answer, members: Sequence[Aggregate]) -> Answer:
+    groups = []
+    for names in (answer.claim.higher, answer.claim.lower):
+        group: list[Aggregate] = []
+        for name in names:
+            found = _named(members, name)
+            if not found:
+                return replace(answer, missing=f"no rows of {name} with {answer.evaluation}")
+            group += found
+        groups.append(list(dict.fromkeys(group)))
+    rows = [each.by_evaluation[answer.evaluation] for group in groups for each in group]
+    right = [predictions for each in rows if (predictions := correctness(each)) is not None]
+    if len(right) < len(rows):
+        return replace(answer, missing="some row has no predictions for each image")
+    weights = [sign / len(group) for sign, group in zip((1, -1), groups, strict=True) for _ in group]
+    drawn = [draws_variance(*each) for each in zip(rows, right, strict=True)]
+    value, half, p = contrast(right, weights, drawn)
+    higher, lower = ({each.label: each.cells[answer.evaluation].mean for each in group} for group in groups)
+    return replace(
+        answer, missing="", higher=higher, lower=lower, value=value, half=half, p=p, seeds=min(map(len, rows))
+    )
+
+
+def _named(members: Sequence[Aggregate], name: str) -> list[Aggregate]:
+    """Those of a category, else the one of a label, else all of a method."""
+    if name.startswith(CATEGORY):
+        return [each for each in members if each.competes and each.first["category"] == name.removeprefix(CATEGORY)]
+    return [each for each in members if each.label == name] or [each for each in members if each.method == name]
+
+
+def _correlation(answer: Answer, members: Sequence[Aggregate]) -> Answer:
+    evaluation, _, metric = answer.claim.predictor.partition(":")
+    trained = [each for each in members if each.competes and each.first["category"] not in (None, "baseline")]
+    cells = [(each, each.cell(evaluation, metric)) for each in trained]
+    pairs = [(each, cell) for each, cell in cells if cell is not None]
+    if len(pairs) < FEWEST:
+        return replace(answer, missing=f"{len(pairs)} methods with {answer.claim.predictor}, {FEWEST} are needed")
+    predicted = {each.label: cell.mean for each, cell in pairs}
+    measured = {each.label: each.cells[answer.evaluation].mean for each, _ in pairs}
+    rho, p = spearman(list(predicted.values()), list(measured.values()))
+    seeds = min(each.cells[answer.evaluation].seeds for each, _ in pairs)
+    return replace(answer, missing="", higher=predicted, lower=measured, value=rho, p=p, seeds=seeds)
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def contrast(
+    predictions: Sequence[Predictions], weights: Sequence[float], drawn: Sequence[float]
+) -> tuple[float, float, float]:
+    """A weighted sum of the accuracies of M methods on the same n images, its interval and test.
+
+    The variance is that of the weighted sum over the images, of each method's mean over its seeds (none where it has
+    one), and of draws; degrees of freedom by Welch and Satterthwaite.
+
+    Args:
+        predictions: M arrays (seeds, n), bool or shares in [0, 1].
+        weights: M; 1 / methods of one group, -1 / methods of the other.
+        drawn: M, ``draws_variance``.
+
+    Returns:
+        The sum in percent, half the width of its 95 % interval, and the two-sided p-value of zero.
+
+    Example:
+        >>> a = np.array([[True] * 60 + [False] * 40])
+        >>> [round(x, 2) for x in contrast([a, ~a], [1, -1], [0, 0])]
+        [20.0, 19.54, 0.04]
+    """
+    w = np.asarray(weights, float)
+    over_images = np.tensordot(w, np.stack([each.mean(0) for each in predictions]), 1)
+    n = over_images.size
+    images = float(over_images.var(ddof=1)) / n
+    counts = np.array([len(each) for each in predictions])
+    seeds = np.array([w_m**2 * each.mean(1).var(ddof=1) / len(each) if len(each) > 1 else 0.0
+                      for w_m, each in zip(w, predictions, strict=True)])  # fmt: skip
+    variance = images + float(seeds.sum()) + float((w**2 * np.asarray(drawn, float)).sum())
+    spread = images**2 / (n - 1) + float((seeds**2 / np.maximum(counts - 1, 1)).sum())
+    difference = float(over_images.mean())
+    if variance < 1e-18:
+        return 100 * difference, 0.0, float(abs(difference) < 1e-12)
+    freedom, error = variance**2 / spread if spread else np.inf, variance**0.5
+    p = 2 * special.stdtr(freedom, -abs(difference) / error)
+    return 100 * difference, 100 * error * float(special.stdtrit(freedom, 0.975)), float(p)
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Spearman's rank correlation of two lists of n values, and its two-sided p-value by Student's t.
+
+    Example:
+        >>> rho, p = spearman([1, 2, 3, 4, 5], [1, 3, 2, 4, 5])
+        >>> round(rho, 2), round(p, 3)
+        (0.9, 0.037)
+    """
+    from scipy import stats  # a second to import
+
+    if min(np.ptp(a), np.ptp(b)) == 0:
+        return 0.0, 1.0
+    found = stats.spearmanr(a, b)
+    return float(found.statistic), float(found.pvalue)
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+HEADER = ["claim", "evaluation", "answer", "result", "p", "seeds"]
+
+
+def lines(found: Sequence[Answer]) -> list[list[str]]:
+    """The answers as text, in the order of ``HEADER``."""
+    return [[answer.claim.text, answer.evaluation, answer.verdict, *_result(answer)] for answer in found]
+
+
+def _result(answer: Answer) -> list[str]:
+    if answer.missing:
+        return ["–", "–", "–"]
+    p = "< 0.001" if answer.p < 0.001 else f"{answer.p:.3f}"
+    if answer.claim.predictor:
+        return [f"rank correlation {answer.value:+.2f}", p, str(answer.seeds)]
+    return [f"{answer.value:+.1f} ± {answer.half:.1f} points", p, str(answer.seeds)]
+
+
+def details(answer: Answer) -> str:
+    """Which methods an answer compares, with their values; for a predictor, what it would have chosen."""
+    if answer.missing or answer.higher is None or answer.lower is None:
+        return ""
+    if answer.claim.predictor:
+        chosen = max(answer.higher, key=answer.higher.__getitem__)
+        best = max(answer.lower, key=answer.lower.__getitem__)
+        return (
+            f"Over {len(answer.higher)} methods. It would have chosen {chosen} ({answer.lower[chosen]:.1f}); "
+            f"the best is {best} ({answer.lower[best]:.1f})."
+        )
+    ahead = sum(a > b for a in answer.higher.values() for b in answer.lower.values())
+    pairs = len(answer.higher) * len(answer.lower)
+    return f"{_values(answer.higher)} against {_values(answer.lower)}; the first ahead in {ahead} of {pairs} pairs."
+
+
+def _values(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{label} {value:.1f}" for label, value in values.items())
+
+
+def notes(found: Sequence[Answer]) -> Iterator[str]:
+    """How the answers are made, and what they can't say."""
+    yield (
+        "Answer: of a two-sided test at 5 %, p adjusted by Holm's method over all answers of this page. Result: the "
+        "mean of the methods of one group minus that of the other, with its 95 % interval, paired over test images, "
+        "with the variance over seeds; or Spearman's rank correlation over methods. The methods are those of this page "
+        "and no sample of all methods."
+    )
+    if any(answer.seeds == 1 for answer in found):
+        yield (
+            "Where a method has one seed, the answer is about these encoders: what another seed would have given is "
+            "not in its interval."
+        )
