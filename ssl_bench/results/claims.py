@@ -105,13 +105,19 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
     for key in ("claim", "evaluations"):
         if not entry.get(key):
             raise UserError(f"{where}: the key {key!r} is missing")
-    predictor, groups = entry.get("predictor", ""), [entry.get(key, []) for key in ("higher", "lower")]
-    if all(groups) == bool(predictor) or (predictor and (any(groups) or ":" not in predictor)):
+    higher, lower, predictor = (entry.get(key, ()) for key in ("higher", "lower", "predictor"))
+    groups = bool(higher) and bool(lower)
+    if groups == bool(predictor) or (predictor and (higher or lower or ":" not in predictor)):
         raise UserError(f"{where}: it needs higher and lower, or a predictor, such as diagnostics:rankme")
     return Claim(
-        entry["claim"], entry.get("source", ""), *map(tuple, groups), predictor, tuple(entry["evaluations"]),
-        entry.get("backbone", ""),
-    )  # fmt: skip
+        text=entry["claim"],
+        source=entry.get("source", ""),
+        higher=tuple(higher),
+        lower=tuple(lower),
+        predictor=predictor or "",
+        evaluations=tuple(entry["evaluations"]),
+        backbone=entry.get("backbone", ""),
+    )
 
 
 def answers(claims: Sequence[Claim], tables: Sequence[Table]) -> list[Answer]:
