@@ -1,74 +1,120 @@
-"""Training curves from the logs of runs."""
+"""Training curves of the runs behind the rows, from their logs."""
 
 from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of
-from ssl_bench.results.leaderboard.plotting import Drawn, add_legend, drawable
+from ssl_bench.results.frame import spent_on
+from ssl_bench.results.leaderboard.plotting import Drawn, add_legend, look, short_label
+from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.results.text import plain
 from ssl_bench.training.loggers import METRICS
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.identity import identify
 
-LABELS = {"loss": "loss, from its highest (1) to its lowest (0)", "knn": "online k-NN on held-out images, %"}
+ACROSS = {"knn": "FLOPs so far, those of teachers first", "loss": "percent of the training"}
+LABELS = {"knn": "online k-NN on held-out images, %", "loss": "loss, from its highest (1) to its lowest (0)"}
+SMOOTHED = 5  # points of a loss whose mean is drawn, of about a hundred
 
 
-def training_curves(runs: str | Path | None) -> Drawn:
-    """Loss and online k-NN of each run over the training.
+@dataclass(frozen=True)
+class Run:
+    """The log of one pre-training.
+
+    Attributes:
+        index: Of its aggregate in the table.
+        points: Step and values, in the order of the steps.
+        flops: Of the whole pre-training.
+        before: FLOPs of its teachers.
+    """
+
+    index: int
+    points: list[dict[str, float]]
+    flops: float
+    before: float
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """Online k-NN over FLOPs, or the smoothed loss over its own range and the percent of the training."""
+        last = max(point["step"] for point in self.points)
+        found = [(point["step"] / last, point[key]) for point in self.points if key in point]
+        if key == "knn":
+            return [(self.before + self.flops * x, y) for x, y in found]
+        return [(100 * x, y) for x, y in _from_one_to_zero(_smoothed(found))]
+
+
+def training_curves(tables: Sequence[Table], runs: str | Path | None) -> Drawn:
+    """Online k-NN and loss of the runs behind the rows.
 
     Raises:
         UserError: No such folder.
     """
     if runs is None:
         return "no folder of runs given"
-    logs = read_logs(runs)
-    if not logs:
-        return f"no {METRICS} with points in {plain(str(runs))}/*"
-    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    named: set[str] = set()
-    for name, points in logs.items():
-        kind = method_of(name)
-        colour, marker = colour_and_marker(place_of(kind))
-        for axes, key in zip(panels, ("loss", "knn"), strict=True):
-            if curve := curve_of(points, key):
+    table, found = runs_of(tables, runs)
+    if table is None:
+        return f"no {METRICS} of the rows' runs in {plain(str(runs))}/*"
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    panels = dict(zip(LABELS, figure.subplots(1, 2), strict=True))
+    named: set[int] = set()
+    for run in found:
+        for key, axes in panels.items():
+            if curve := run.curve(key):
                 x, y = zip(*curve, strict=True)
-                label = None if kind in named else drawable(kind, 28)
-                style: dict[str, Any] = {"color": colour, "marker": marker, "markevery": max(1, len(curve) // 6)}
-                axes.plot(x, y, **style, markersize=4, label=label)
-                named.add(kind)
-    for axes, key in zip(panels, LABELS, strict=True):
-        axes.set(xlabel="training, %", ylabel=LABELS[key])
-    return add_legend(figure, panels[0], "a curve a run; losses of different methods have no common scale")
+                label = None if run.index in named else short_label(table.aggregates[run.index])
+                every = max(1, len(curve) // 6)
+                axes.plot(x, y, **look(table, run.index), markersize=4, markevery=every, label=label)
+                named.add(run.index)
+    for key, axes in panels.items():
+        axes.set(xlabel=ACROSS[key], ylabel=LABELS[key])
+    return add_legend(figure, panels["knn"], f"{table.title}; a curve a run")
 
 
-def read_logs(runs: str | Path) -> dict[str, list[dict[str, float]]]:
-    """Name of a run -> its points, of the runs that have any.
+def runs_of(tables: Sequence[Table], runs: str | Path) -> tuple[Table | None, list[Run]]:
+    """The table with the most rows whose runs have logs, and these logs; None without any.
 
     Raises:
         UserError: No such folder.
     """
     if not Path(runs).is_dir():
         raise UserError(f"no such folder of runs: {runs}")
-    logs = {path.parent.name: _log(path) for path in sorted(Path(runs).glob(f"*/{METRICS}"))}
-    return {name: points for name, points in logs.items() if points}
+    logs = {path.parent.name.rpartition("-")[2]: path for path in sorted(Path(runs).glob(f"*/{METRICS}"))}
+    found = [(table, _runs(table, logs)) for table in tables]
+    table, most = max(found, key=lambda each: len(each[1]), default=(None, []))
+    return (table, most) if most else (None, [])
 
 
-def curve_of(points: list[dict[str, float]], key: str) -> list[tuple[float, float]]:
-    """A run's loss, over its own range, or online k-NN, percent, over the percent of its training."""
-    last = max(point["step"] for point in points)
-    curve = [(100 * p["step"] / last, p[key]) for p in points if math.isfinite(p.get(key, math.nan))]
-    return _from_one_to_zero(curve) if key == "loss" and curve else curve
+def _runs(table: Table, logs: dict[str, Path]) -> list[Run]:
+    made = []
+    for index, aggregate in enumerate(table.aggregates):
+        own = {identify(row["identity"]["encoder"])[:12]: row for row in aggregate.rows}  # as folders of runs are named
+        for name in sorted(own.keys() & logs.keys()):
+            flops, total = (own[name]["pretraining"] or {}).get("flops"), spent_on(own[name], "flops")
+            if flops and total and (points := _log(logs[name])):
+                made.append(Run(index, points, flops, total - flops))
+    return made
+
+
+def _smoothed(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each value the mean of those before it, ``SMOOTHED`` of them.
+
+    Example:
+        >>> _smoothed([(1, 4.0), (2, 2.0), (3, 0.0)])
+        [(1, 4.0), (2, 3.0), (3, 2.0)]
+    """
+    values = [y for _, y in curve]
+    windows = [values[max(0, at + 1 - SMOOTHED) : at + 1] for at in range(len(values))]
+    return [(x, sum(window) / len(window)) for (x, _), window in zip(curve, windows, strict=True)]
 
 
 def _from_one_to_zero(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """A curve over its own range, because losses of different methods have no common scale."""
-    values = [y for _, y in curve]
+    values = [y for _, y in curve] or [0.0]
     spread = max(values) - min(values)
     return [(x, (y - min(values)) / (spread or 1)) for x, y in curve]
 
@@ -90,8 +136,3 @@ def _number(text: object) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def method_of(run: str) -> str:
-    """The method of a run folder's name, METHOD-DATA-SEED-HASH."""
-    return run.rsplit("-", 3)[0]

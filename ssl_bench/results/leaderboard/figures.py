@@ -33,6 +33,8 @@ from ssl_bench.results.leaderboard.significance import ALPHA
 from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.utils.files import write_atomic
 
+SAME = 1.05  # times the FLOPs, at most, of runs that are meant to have the same
+
 
 def draw(
     tables: Sequence[Table], folder: Path, runs: str | Path | None = None, show: Callable[[str], None] = print
@@ -51,7 +53,7 @@ def draw(
             suffix = f"-{number}-{slug(table.title)}" if len(tables) > 1 else ""
             for name, figure in FIGURES.items():
                 files += _save(figure(table), folder, name + suffix, show)
-        files += _save(training_curves(runs), folder, "training", show)
+        files += _save(training_curves(tables, runs), folder, "training", show)
     return files
 
 
@@ -80,6 +82,9 @@ def compute(table: Table) -> Drawn:
     ]
     if not points:
         return "no row says what its pre-training cost"
+    competing = [flops for index, flops, _ in points if table.aggregates[index].competes]
+    if len(competing) > 1 and max(competing) < SAME * min(competing):
+        return "all methods had the same FLOPs"
     figure, axes = new_axes()
     for index, flops, cell in points:
         mark(axes, table, index, flops, cell.mean, yerr=cell.half)

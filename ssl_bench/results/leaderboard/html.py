@@ -53,7 +53,7 @@ def page(
         tables=[_table(table) for table in tables],
         selected=selected,
         short=legends.ON_PAGE,
-        curves=curve_pictures(runs) if runs else [],
+        curves=curve_pictures(tables, runs) if runs else [],
         figures=figures,
         legends=[
             f"{legends.INTERVALS} {legends.PAGE} {legends.ARROWS}",

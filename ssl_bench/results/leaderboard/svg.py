@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.aggregate import Cell
-from ssl_bench.results.leaderboard.curves import LABELS, curve_of, method_of, read_logs
+from ssl_bench.results.leaderboard.curves import ACROSS, LABELS, runs_of
 from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
 from ssl_bench.results.leaderboard.figures import compute_front, main_evaluation
 from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of
@@ -144,27 +144,30 @@ def compute_picture(table: Table) -> Markup | None:
     return picture + Markup(f'<ul class="key">{"".join(keys)}</ul>')
 
 
-def curve_pictures(runs: str | Path) -> list[Markup]:
-    """Loss and online k-NN of the runs of a folder, where they have any.
+def curve_pictures(tables: Sequence[Table], runs: str | Path) -> list[Markup]:
+    """Online k-NN and loss of the runs behind the rows, where the folder has any.
 
     Raises:
         UserError: No such folder.
     """
-    logs, pictures = read_logs(runs), []
-    for key in ("knn", "loss"):
-        curves = {name: curve for name, points in logs.items() if len(curve := curve_of(points, key)) > 1}
+    table, found = runs_of(tables, runs)
+    if table is None:
+        return []
+    pictures = []
+    for key, label in LABELS.items():
+        curves = [(table.aggregates[run.index], curve) for run in found if len(curve := run.curve(key)) > 1]
         if not curves:
             continue
-        plot = _Plot([0, 100], [y for curve in curves.values() for _, y in curve], log=False)
-        for name, curve in curves.items():
-            every = -(-len(curve) // 200)
-            colour, _ = colour_and_marker(place_of(method_of(name)))
-            plot.line([*curve[:-1:every], curve[-1]], colour, name)
-        methods = list(dict.fromkeys(map(method_of, curves)))
-        keys = [_key(*colour_and_marker(place_of(method)), method, False) for method in methods]
+        ends = [x for _, curve in curves for x, _ in (curve[0], curve[-1])]
+        plot = _Plot(ends, [y for _, curve in curves for _, y in curve], log=False)
+        keys = {}
+        for each, curve in curves:
+            colour, marker = colour_and_marker(place_of(each.method))
+            plot.line(curve, colour, each.label)
+            keys[each.label] = _key(colour, marker, each.label, each.labels)
         pictures.append(
-            plot.picture("percent of the training, a line a run", LABELS[key], f"learning curves: {LABELS[key]}")
-            + Markup(f'<ul class="key">{"".join(keys)}</ul>')
+            plot.picture(f"{ACROSS[key]}, a line a run", label, f"learning curves: {label}")
+            + Markup(f'<ul class="key">{"".join(keys.values())}</ul>')
         )
     return pictures
 

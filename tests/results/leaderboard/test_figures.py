@@ -17,8 +17,9 @@ from ssl_bench.results.leaderboard.curves import training_curves
 from ssl_bench.results.leaderboard.looks import COLOURS
 from ssl_bench.results.leaderboard.plotting import STYLE, cliques, look, pareto
 from ssl_bench.results.leaderboard.table import build
-from ssl_bench.results.rows.row import read_rows
+from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.identity import identify
 from ssl_bench.utils.versions import registered
 
 
@@ -30,11 +31,13 @@ def number(value: float) -> dict[str, Any]:
     return {"value": value, "n": 100, "low": value - 2, "high": value + 2}
 
 
-def log(folder: Path, run: str) -> None:
-    """A run that is being written: the last line is cut."""
-    (folder / run).mkdir(parents=True)
-    text = "knn,loss,lr,step\n,4.0,0.1,1\n20.0,,,5\n30.0,2.0,0.1,10\n,nan,0.1,"
-    (folder / run / "metrics.csv").write_text(text)
+def log(
+    folder: Path, row: Row, text: str = "knn,loss,lr,step\n,4.0,0.1,1\n20.0,,,5\n30.0,2.0,0.1,10\n,nan,0.1,"
+) -> None:
+    """The log of the run behind a row; unless given, one that is being written: the last line is cut."""
+    run = folder / f"run-shapes-0-{identify(row['identity']['encoder'])[:12]}"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text(text)
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def everything(tmp_path: Path, add_row: Any) -> Path:
 
 
 def test_all_of_them_and_the_same_bytes(everything: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log(everything / "runs", "mae-shapes-0-abc")
+    log(everything / "runs", read_rows(everything)[0])
     said: list[str] = []
     options: dict[str, Any] = {"formats": [], "figures": True, "runs": everything / "runs"}
     files = leaderboard(everything, show=said.append, **options)
@@ -74,6 +77,12 @@ def test_what_has_no_data_is_named(tmp_path: Path, add_row: Any) -> None:
     said: list[str] = []
     assert figures.draw(build(read_rows(tmp_path)), tmp_path, None, said.append) == []
     assert {line.split(":")[0].removeprefix("no figure ") for line in said} == {*figures.FIGURES, "training"}
+
+
+def test_equal_flops_are_no_axis(tmp_path: Path, add_row: Any) -> None:
+    for name in ("a", "b"):
+        add_row(name, 0, right(40), pretraining={"flops": 1e9 if name == "a" else 1.01e9})
+    assert figures.compute(build(read_rows(tmp_path))[0]) == "all methods had the same FLOPs"
 
 
 def test_front_leaves_labels_out(everything: Path, add_row: Any) -> None:
@@ -110,8 +119,8 @@ def test_several_tables_have_names_of_their_own(tmp_path: Path, add_row: Any, mo
 
 def test_curves_need_a_folder_with_logs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder of runs"):
-        training_curves(tmp_path / "none")
-    assert "no metrics.csv" in str(training_curves(tmp_path))
+        training_curves([], tmp_path / "none")
+    assert "no metrics.csv" in str(training_curves([], tmp_path))
 
 
 def test_fine_tuning_against_the_linear_probe(everything: Path) -> None:
@@ -190,14 +199,20 @@ def test_the_front_starts_at_the_free_baselines(everything: Path, add_row: Any) 
     assert "mean over 1 seed ± 95 % interval" in figure.axes[0].get_ylabel()
 
 
-def test_losses_are_drawn_over_their_own_range(tmp_path: Path) -> None:
-    """A negative loss stays beside a positive one."""
-    log(tmp_path, "mae-shapes-0-abc")
-    (tmp_path / "eva-shapes-0-abc").mkdir()
-    (tmp_path / "eva-shapes-0-abc" / "metrics.csv").write_text("loss,step\n-0.5,1\n-0.75,2\n-1.0,4\n")
-    figure = training_curves(tmp_path)
+def test_curves_are_those_of_the_rows(tmp_path: Path, add_row: Any) -> None:
+    """A negative loss stays beside a positive one; k-NN stands over the FLOPs, those of teachers first."""
+    mae = add_row("mae", 0, right(40), pretraining={"flops": 1e9})
+    teacher = {"method": "clip", "facts": {}, "wall_seconds": 1.0, "flops": 1e9}
+    eva = add_row("eva", 0, right(50), pretraining={"flops": 2e9, "teachers": {"teacher": teacher}})
+    log(tmp_path, mae)
+    log(tmp_path, eva, "loss,knn,step\n-0.5,,1\n-0.75,,2\n-1.0,25,4\n")
+    (tmp_path / "other-shapes-0-abc").mkdir()
+    (tmp_path / "other-shapes-0-abc" / "metrics.csv").write_text("loss,knn,step\n1.0,20,1\n0.5,20,2\n")
+    figure = training_curves(build(read_rows(tmp_path)), tmp_path)
     assert not isinstance(figure, str)
-    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 0.5, 0], [1, 0]]
+    knn, loss = ([list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes)
+    assert sorted(knn) == [[(5e8, 20), (1e9, 30)], [(3e9, 25)]]
+    assert sorted(loss) == [[(10, 1), (100, 0)], [(25, 1), (50, 0.5), (100, 0)]]
 
 
 def test_colours_are_okabe_and_ito_with_grey_for_yellow() -> None:

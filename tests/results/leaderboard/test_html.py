@@ -19,6 +19,7 @@ from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.leaderboard.html import of_rows_alone, page, rerun
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
+from ssl_bench.utils.identity import identify
 
 RIGHT = np.arange(100) < 40
 EVIL = '</script><img src=x onerror="alert(1)">\x1b[2J'
@@ -141,9 +142,10 @@ def test_intervals_are_bars_and_costs_are_sorted_by_what_is_shown(tmp_path: Path
 
 
 def test_learning_curves_and_figures_stand_beside_the_rows(tmp_path: Path, add_row: Any) -> None:
-    add_row("m", 0, RIGHT, pretraining={"flops": 1e12})
-    (tmp_path / "runs" / "mae-shapes-0-abc").mkdir(parents=True)
-    (tmp_path / "runs" / "mae-shapes-0-abc" / "metrics.csv").write_text("loss,knn,step\n2.0,20,1\n1.0,30,2\n")
+    row = add_row("m", 0, RIGHT, pretraining={"flops": 1e12})
+    run = tmp_path / "runs" / f"m-shapes-0-{identify(row['identity']['encoder'])[:12]}"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("loss,knn,step\n2.0,20,1\n1.0,30,2\n")
     (file, *_) = leaderboard(tmp_path, formats=["html"], figures=True, runs=tmp_path / "runs", show=lambda _: None)
     text = file.read_text()
     assert "Learning curves" in text and '<a href="figures/compute.svg">compute.svg</a>' in text
