@@ -40,6 +40,7 @@ ABILITIES = {
     "cls": "has a class token",
     "multi_crop": "takes images of other sizes",
     "heads": "shows the attention of its heads",
+    "attention": "shows the attention of its class token",
     "palette": "reads pixels as colours of a palette",
 }
 EXAMPLE = "vit_small_patch16_224"  # for errors and help

@@ -110,6 +110,7 @@ class Backbone(Pooled, ABC):
         said = {"train": cls.can_train, "keep": cls.can_keep, "swap": cls.can_swap, "units": cls.has_units}
         said["mask"] = cls.can_mask and options.get("mask_token", True)
         said |= {"cls": cls.has_cls, "multi_crop": cls.multi_crop, "palette": cls.has_palette, "heads": cls.has_heads}
+        said["attention"] = cls.has_attention
         return frozenset(ability for ability, has in said.items() if has)
 
     @classmethod

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ssl_bench.backbones import family_of
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.evaluate import lacking, run_evaluations
 from ssl_bench.commands.leaderboard import leaderboard
@@ -48,6 +49,11 @@ class EvaluationSet:
     def evaluators(self) -> dict[str, Evaluator]:
         """Name in tables -> evaluator."""
         return dict(named_evaluator(name) for name in self.named)
+
+    def of(self, recipe: Recipe) -> dict[str, Evaluator]:
+        """Those whose needs the backbone of a recipe meets."""
+        able = family_of(recipe.backbone["name"]).abilities(**recipe.backbone)
+        return {name: each for name, each in self.evaluators.items() if able.issuperset(each.encoder_needs)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"splits": self.splits, "named": self.named}  # a class of a user's file has no module elsewhere
@@ -167,6 +173,9 @@ def bench(
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
+    for line in dict.fromkeys(_unfit(recipe, each) for recipe in recipes for each in sets):
+        if line:
+            show(line)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     if dry_run:
         for planned in plan([(task.recipe, task.done) for task in tasks], splits):
@@ -210,7 +219,7 @@ def run_task(
     try:
         encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder, logger))
         for each in sets:
-            run_evaluations(encoder, each.evaluators, each.splits, folder, suite)
+            run_evaluations(encoder, each.of(task.recipe), each.splits, folder, suite)
     except (UserError, RunError) as error:
         failure = f"{task.title}: {error}"
     except Exception as error:  # a method from outside may raise anything; the other tasks still run
@@ -271,6 +280,12 @@ def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[st
     return EvaluationSet(splits, tuple(kept))
 
 
+def _unfit(recipe: Recipe, evaluated: EvaluationSet) -> str:
+    """A line about the evaluations that a backbone can't have; empty where it can have all."""
+    left = [name for name in evaluated.evaluators if name not in evaluated.of(recipe)]
+    return f"{', '.join(left)}: left out for {recipe.backbone['name']}, which can't have it" if left else ""
+
+
 def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:
     """A task and the rows it will have; nothing is run. Encoders are pre-trained on the data of the first set."""
     splits = sets[0].splits
@@ -278,6 +293,6 @@ def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Ta
     rows = [
         row_path(folder, recipe.method, name, identify(number_identity(encoder, name, evaluator, each.splits)))
         for each in sets
-        for name, evaluator in each.evaluators.items()
+        for name, evaluator in each.of(recipe).items()
     ]
     return Task(recipe, run_folder(recipe, splits), rows)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_bench.data.coco import read_coco
 from ssl_bench.data.images import Encoded, Ragged
 from ssl_bench.data.mask_sources import MASKED
 from ssl_bench.data.names import DATASETS
@@ -26,6 +27,7 @@ from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import is_reference, without_place
 
+LAID_OUT = {**MASKED, "coco2017": read_coco}  # more than a label for each image, as the authors lay it out
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
 # Data sets that are drawn: the usual size in pixels, and how many images (clips) train and test have.
 DRAWN = {"shapes": (32, 10_000, 4_000), "scenes": (64, 2_000, 500), "clips": (64, 10, 30)}
@@ -172,8 +174,8 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
         return name, read_folder(path) if kind == "folder" else read_parquet(path)
     if kind == "hf" and place:
         return place.rstrip("/").rpartition("/")[2], read_hf(place)
-    if spec in MASKED:
-        return spec, MASKED[spec](root)
+    if spec in LAID_OUT:
+        return spec, LAID_OUT[spec](root)
     if spec in TORCHVISION:
         return spec, read_torchvision(spec, root)
     if spec == "imagenet1k":

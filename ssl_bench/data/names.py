@@ -23,6 +23,7 @@ DATASETS: dict[str, str] = {
     "ade20k": "ADE20K with masks of 150 classes, 20,210 + 2,000 images; put in data/ADEChallengeData2016/ by you",
     "pets-masks": "Oxford-IIIT Pet with masks of the pet, 3,680 + 3,669 images; data/oxford-iiit-pet/, as `pets`",
     "davis2017": "DAVIS 2017, 60 + 30 clips at 480p with the masks of objects; put in data/DAVIS/ by you",
+    "coco2017": "COCO 2017 with the objects of 80 classes, 118,287 + 5,000 images; put in data/coco/ by you",
     "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
     "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
     "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",

@@ -109,9 +109,16 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
 def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
     """As `read`, of images with masks or objects in files beside them: an image goes with its map, and the other way.
 
-    The fingerprint changes with any byte of either.
+    The fingerprint changes with any byte of either, or with anything that annotations say.
     """
     assert raw.targets is not None
+    said: Any = raw.targets.annotations
+    if said is not None:
+        done = read(raw, description, hold)
+        targets = raw.targets.take(done.kept)
+        said = targets.annotations
+        fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + said.digest())).hexdigest()
+        return replace(done, fingerprint=fingerprint, targets=targets)
     kind = "instances" if raw.targets.masks is None else "masks"
     files: Any = getattr(raw.targets, kind)
     of_maps = read(Raw(files, raw.labels, raw.targets.classes), f"{description}, masks", hold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,16 @@ from torchvision.ops import masks_to_boxes
 from ssl_bench.data.images import Files, open_image
 
 IGNORE = 255  # in a mask: a pixel that has no class and counts nowhere
+HELD = ("masks", "instances", "clips", "annotations")  # attributes of `Targets` with a value for each image
+
+
+class Objects(NamedTuple):
+    """The objects of one image."""
+
+    boxes: Tensor  # (K, 4) float32: left, upper, right and lower edge, pixels
+    labels: Tensor  # (K,) int64, of the names of `Targets`; 0 is the background
+    masks: Tensor  # (K, H, W) bool
+    crowd: Tensor  # (K,) bool: one that stands for many, which nobody has to find
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +36,21 @@ class Targets:
         instances: `instance(i)`, uint8 (H_i, W_i), is the number of the object seen at every pixel, counted from 1, and
             0 where there is none. An object keeps its number through a clip.
         clips: int64 (N,), the clip of each frame; the frames of a clip stand together and in order.
+        annotations: `annotations[i]` are the objects of image i, where they aren't the `instances`: they may overlap.
     """
 
     classes: tuple[str, ...] = ()
     masks: Tensor | Sequence[Tensor] | None = None
     instances: Tensor | Sequence[Tensor] | None = None
     clips: Tensor | None = None
+    annotations: Sequence[Objects] | None = None
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What there is: some of "masks", "instances" and "clips"."""
-        return frozenset(name for name in ("masks", "instances", "clips") if getattr(self, name) is not None)
+        """What there is: some of "masks", "instances", "clips" and "objects", which have boxes and classes."""
+        found = {name for name in HELD if getattr(self, name) is not None}
+        objects = "annotations" in found or {"masks", "instances"} <= found
+        return frozenset(found - {"annotations"} | ({"objects"} if objects else set()))
 
     def mask(self, index: int) -> Tensor:
         """The class mask of an image."""
@@ -48,10 +62,21 @@ class Targets:
         assert self.instances is not None
         return self.instances[index].squeeze(0)
 
+    def objects(self, index: int) -> Objects:
+        """The objects of an image."""
+        if self.annotations is not None:
+            return self.annotations[index]
+        instances = self.instance(index)
+        places, labels = boxes(instances, self.mask(index))
+        numbers = instances.unique()
+        masks = instances == numbers[numbers > 0][:, None, None]
+        edges = places + torch.tensor([0.0, 0.0, 1.0, 1.0])
+        return Objects(edges, labels, masks, torch.zeros(len(labels), dtype=torch.bool))
+
     def take(self, indices: np.ndarray) -> Targets:
         """Those of the images at ``indices`` (K,) int64."""
-        found = {name: taken(getattr(self, name), indices) for name in self.kinds}
-        return replace(self, **found)
+        held = {name: value for name in HELD if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: taken(value, indices) for name, value in held.items()})
 
 
 def taken(images: Any, indices: np.ndarray) -> Any:

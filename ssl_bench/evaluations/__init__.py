@@ -18,6 +18,7 @@ from ssl_bench.evaluations.frozen.robustness import Robustness
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
 from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear
 from ssl_bench.evaluations.frozen.vos import VOS
+from ssl_bench.evaluations.trained.detection import Detection
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.probe import Probe
 
@@ -39,4 +40,5 @@ EVALUATIONS: dict[str, type[Evaluator]] = {
     "patch-linear": PatchLinear,
     "vos": VOS,
     "attention-jaccard": AttentionJaccard,
+    "detection": Detection,
 }

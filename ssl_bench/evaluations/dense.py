@@ -33,10 +33,6 @@ class Mapped(Protocol):
 def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
     """The tokens of images as a map.
 
-    Images whose sides are no multiples of a token's are padded with zeros at both sides, the larger half at the end
-    (DINOv2's `CenterPadding`). A backbone that takes one size alone sees larger images in tiles of that size. Raw
-    pixels come in patches of `RAW_PATCH`.
-
     Args:
         network: A ``Backbone``.
         images: (B, 3, H, W) float, normalised.
@@ -48,6 +44,21 @@ def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) 
 
     Raises:
         UserError: The network has no map, or images don't consist of tiles of its size.
+    """
+    maps = feature_maps(network, images, sorted(blocks))
+    shape = maps[0].shape[-2:]
+    return torch.cat([maps[0], *(F.interpolate(m, shape, mode="bilinear") for m in maps[1:])], dim=1)
+
+
+def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) -> list[Tensor]:
+    """The map after each of several blocks, or that of the tokens that come out.
+
+    Images whose sides are no multiples of a token's are padded with zeros at both sides, the larger half at the end
+    (DINOv2's `CenterPadding`). A backbone that takes one size alone sees larger images in tiles of that size. Raw
+    pixels come in patches of `RAW_PATCH`.
+
+    Returns:
+        (B, D_i, rows_i, columns_i) each; see `feature_map` for the rest.
     """
     backbone: Any = network
     if not hasattr(network, "grid_of"):
@@ -64,24 +75,24 @@ def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) 
     missing = [-length % side for length in size]
     images = F.pad(images, [each for m in reversed(missing) for each in (m // 2, m - m // 2)])
     if not backbone.can_train:
-        return F.pixel_unshuffle(images, RAW_PATCH)
+        return [F.pixel_unshuffle(images, RAW_PATCH)]
     if blocks:
-        maps = backbone.feature_maps(images, sorted(blocks))
-        shape = maps[0].shape[-2:]
-        return torch.cat([maps[0], *(F.interpolate(m, shape, mode="bilinear") for m in maps[1:])], dim=1)
+        maps: list[Tensor] = backbone.feature_maps(images, blocks)
+        return maps
     tokens = backbone(images).patches
     grid = backbone.grid_of((images.shape[-2], images.shape[-1]))
     if grid[0] * grid[1] != tokens.shape[1]:
         raise UserError(f"{backbone.name} gives {tokens.shape[1]} tokens, which are no map of {grid[0]} x {grid[1]}")
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return [tokens.transpose(1, 2).unflatten(2, grid)]
 
 
-def _tiled(network: nn.Module, images: Tensor, blocks: Sequence[int]) -> Tensor:
+def _tiled(network: nn.Module, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
     """Each tile of the backbone's own size by itself, the maps set side by side."""
     height, width = network.image_size  # type: ignore[misc]
     tiles = images.unflatten(2, (-1, height)).unflatten(4, (-1, width)).permute(0, 2, 4, 1, 3, 5)
-    found = feature_map(network, tiles.flatten(0, 2), blocks).unflatten(0, tiles.shape[:3])
-    return found.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    maps = feature_maps(network, tiles.flatten(0, 2), blocks)
+    found = [each.unflatten(0, tiles.shape[:3]).permute(0, 3, 1, 4, 2, 5) for each in maps]
+    return [each.flatten(4, 5).flatten(2, 3) for each in found]
 
 
 def common_size(images: ImageSet, large: int = LARGE) -> tuple[int, int]:

@@ -88,7 +88,8 @@ class Result:
         correct: (n,) for the n test images of the headline, which is 100 times its mean: bool, right or wrong, or a
             float in [0, 1], the share of episodes, draws, corruptions or hits that are right. Paired tests need nothing
             else. (n, C, 2) when the headline is 100 times `metrics.ratios.ratio` of it, such as intersection and union
-            of C classes. Empty (0,) when it is neither.
+            of C classes. (n, 1) float, of any size, what each image adds to a headline of another kind, which is 100
+            times its mean. Empty (0,) when it is none of these.
         chosen: What was selected on `dev` and how it went there. JSON-able.
         pooling: The features behind the headline.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
@@ -120,6 +121,7 @@ class Evaluator(ABC):
         engines: Whose versions decide its numbers besides its own: "features", or "training" and "views".
         metric_help: Metric name to a one-line explanation.
         needs: What images must have, of ``ImageSet.offers``; empty where they need no more than pixels.
+        encoder_needs: What the encoder must be able to, of ``backbones.ABILITIES``; suites leave the others out.
         poolings: The features to use, in order of preference, out of those an encoder offers.
         deviations: Every known difference from the published protocol, one sentence each; the key `deviations` of a
             protocol file. They travel into the rows.
@@ -130,6 +132,7 @@ class Evaluator(ABC):
     engines: ClassVar[tuple[str, ...]] = ("features",)
     metric_help: ClassVar[Mapping[str, str]]
     needs: ClassVar[str] = "labels"
+    encoder_needs: tuple[str, ...] = ()
     poolings: tuple[str, ...]
     deviations: tuple[str, ...] = ()
 

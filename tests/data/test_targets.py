@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_objects_of_clips_move_steadily_and_hide_each_other() -> None:
     assert hidden[0].float().mean() > 0.2
 
 
-@pytest.mark.parametrize(("spec", "kinds"), [("scenes@32", "masks instances"), ("clips@32", "instances clips")])
+@pytest.mark.parametrize(("spec", "kinds"), [("scenes@32", "masks instances objects"), ("clips@32", "instances clips")])
 def test_drawn_sets_have_targets_and_no_labels(spec: str, kinds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssl_bench.data import datasets
 
@@ -111,7 +112,7 @@ def test_shapes_have_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(datasets.DRAWN, "shapes", (32, 20, 10))
     train = load("shapes").train
-    assert train.offers == {"labels", "factors", "masks", "instances"}
+    assert train.offers == {"labels", "factors", "masks", "instances", "objects"}
     assert train.targets is not None
     assert int(train.targets.mask(3).max()) == int(train.labels[3]) + 1
     assert train.targets.classes == ("background", *train.classes)
@@ -246,3 +247,88 @@ def test_a_file_that_goes_missing_later_is_named(data: Path, monkeypatch: pytest
     assert targets is not None
     with pytest.raises(RunError, match=r"2\.png"):
         targets.mask(1)
+
+
+def make_coco(data: Path) -> Path:
+    """Image 7 has a triangle and a crowd, image 9 nothing; the file lists them the other way round."""
+    home = data / "coco"
+    for split in ("train2017", "val2017"):
+        for number in (7, 9):
+            picture(home / split / f"{number:012}.jpg", number, (8, 6))
+        said = {
+            "images": [{"id": n, "file_name": f"{n:012}.jpg", "height": 6, "width": 8} for n in (9, 7)],
+            "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}],
+            "annotations": [
+                {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 6], "iscrowd": 1,
+                 "segmentation": {"counts": [0, 12, 36], "size": [6, 8]}},
+                {"id": 1, "image_id": 7, "category_id": 1, "bbox": [3, 1, 4, 4], "iscrowd": 0,
+                 "segmentation": [[3, 1, 7, 1, 7, 5, 3, 5]]},
+            ],
+        }  # fmt: skip
+        (home / "annotations").mkdir(exist_ok=True)
+        (home / "annotations" / f"instances_{split}.json").write_text(json.dumps(said))
+    return home
+
+
+@pytest.mark.parametrize("memory", ["0", "1000000000"])
+def test_coco(data: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_BENCH_MEMORY", memory)
+    make_coco(data)
+    train = load("coco2017").train
+    assert train.offers == {"objects"} and train.targets is not None
+    assert train.targets.classes == ("background", "person", "car")
+    found = train.targets.objects(0)
+    assert found.boxes.tolist() == [[3, 1, 7, 5], [0, 0, 2, 6]] and found.labels.tolist() == [1, 2]
+    assert found.crowd.tolist() == [False, True]
+    assert found.masks[0].nonzero().tolist() == [[y, x] for y in range(1, 5) for x in range(3, 7)]
+    assert found.masks[1].nonzero().tolist() == [[y, x] for y in range(6) for x in range(2)]
+    nothing = train.targets.objects(1)
+    assert nothing.boxes.shape == (0, 4) and nothing.masks.shape == (0, 6, 8)
+    assert train.subset(torch.tensor([1, 0]), "train").targets.objects(1).labels.tolist() == [1, 2]  # type: ignore[union-attr]
+
+
+def test_the_fingerprint_of_annotations_and_what_is_missing(data: Path) -> None:
+    home = make_coco(data)
+    first = load("coco2017").train.fingerprint
+    assert load("coco2017").train.fingerprint == first
+    path = home / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace("[3, 1, 4, 4]", "[3, 1, 4, 3]"))
+    assert load("coco2017").train.fingerprint != first
+    (home / "train2017" / f"{7:012}.jpg").unlink()
+    with pytest.raises(UserError, match="1 unreadable image in coco2017"):
+        load("coco2017")
+    train = load("coco2017", skip_unreadable=True).train
+    assert len(train) == 1 and train.targets.objects(0).labels.tolist() == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"images"', '"pictures"'),
+        ('"category_id": 3', '"category_id": 4'),
+        ('"height": 6', '"height": -6'),
+        ('"height": 6', '"height": 1e9'),
+        (f"{7:012}.jpg", "../secret.jpg"),
+        ('"image_id": 7', '"image_id": 8'),
+        ("{", "[", ),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_as_coco_has_it(data: Path, old: str, new: str) -> None:
+    path = make_coco(data) / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=r"instances_train2017\.json"):
+        load("coco2017")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("[0, 12, 36]", "[0, 12, 35]"), ("[0, 12, 36]", "[0, -12, 60]"), ("[3, 1, 7, 1, 7, 5, 3, 5]", "[3, 1, 7]"),
+     ("[3, 1, 7, 1, 7, 5, 3, 5]", "[3, 1, 7, 1, 1e30, 5]"), ("[3, 1, 4, 4]", '["a"]')],
+)  # fmt: skip
+def test_objects_that_cannot_be_are_named(data: Path, old: str, new: str) -> None:
+    path = make_coco(data) / "annotations" / "instances_train2017.json"
+    path.write_text(path.read_text().replace(old, new))
+    targets = load("coco2017").train.targets
+    assert targets is not None
+    with pytest.raises(RunError, match=r"instances_train2017\.json: the objects of image 0"):
+        targets.objects(0)

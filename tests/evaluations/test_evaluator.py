@@ -96,7 +96,7 @@ def test_no_result_from_broken_features(name: str, split: str) -> None:
         pytest.skip("sees nothing but the test images")
     if name in ("finetune", "probe", "robustness"):
         pytest.skip("needs a network, not features alone: its own tests cover this")
-    if EVALUATIONS[name].needs in ("masks", "clips"):
+    if EVALUATIONS[name].needs in ("masks", "clips", "objects"):
         pytest.skip("reads maps: evaluations/dense.py refuses broken ones for all")
 
     def features(asked: ImageSet, pooling: str) -> Tensor:

@@ -458,6 +458,10 @@ def read() -> Golden:
 BRIGHTNESS = (12, 40)  # levels
 SMALL: dict[str, dict[str, Any]] = {
     "clustering": {"restarts": 2, "dev_restarts": 1},
+    "detection": {
+        **{"steps": 3, "warmup": 0, "batch_size": 4, "lr": 0.01, "short_side": 16, "long_side": 16, "channels": 8},
+        **{"hidden": 16, "mask_layers": 1, "proposals": 20, "sampled": 8},
+    },
     "fewshot": {"shots": (1, 5), "episodes": 20, "dev_episodes": 4, "ways": 3},
     "finetune": {"epochs": 2, "batch_size": 24, "base_lr": 0.1, "warmup_epochs": 0.5, "randaugment": "", "mixup": 0.2},
     "knn": {"k": (1, 5, 20)},

@@ -45,6 +45,7 @@ class AttentionJaccard(Evaluator):
         "best_head_of_each_image": "the same with the head that fits an image best, percent",
     }
     poolings = ()
+    encoder_needs = ("attention",)
 
     def __init__(self, mass: OpenShare = 0.6) -> None:
         self.mass = mass

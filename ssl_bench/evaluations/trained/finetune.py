@@ -97,6 +97,7 @@ class FineTune(Evaluator):
         "top5": "truth among the five classes with the highest scores, percent",
     }
     poolings = ()  # none of the frozen features are used
+    encoder_needs = ("train",)
 
     def __init__(
         self,

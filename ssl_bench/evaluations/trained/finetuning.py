@@ -22,7 +22,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from ssl_bench.backbones.backbone import RGB
-from ssl_bench.evaluations.trained.network import Network
+from ssl_bench.evaluations.trained.network import Network, layer_groups
 from ssl_bench.methods.method import Method, step_seed
 from ssl_bench.utils.distributed import gather, process
 from ssl_bench.utils.errors import UserError
@@ -80,25 +80,8 @@ class Classifier(Method):
             self.average.update(self.network)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One or two groups a layer, with lr_scale = layer_decay^(last layer - layer); the head is of the last layer.
-
-        BEiT's rule (``optim_factory.py``) and MAE's (``util/lr_decay.py``). Vectors, positions and tokens take no
-        weight decay.
-        """
-        backbone = self.network.backbone
-        weight_decay = self.training_config.weight_decay
-        layers, plain = backbone.layer_ids, backbone.no_weight_decay()
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in self.network.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            own = name.removeprefix("backbone.")
-            layer = layers[own] if own != name else backbone.last_layer
-            decays = parameter.ndim > 1 and own not in plain
-            scale = self.layer_decay ** (backbone.last_layer - layer)
-            new = {"params": [], "lr_scale": scale, "weight_decay": weight_decay if decays else 0.0}
-            groups.setdefault((layer, decays), new)["params"].append(parameter)
-        return [groups[key] for key in sorted(groups)]
+        """See `layer_groups`."""
+        return layer_groups(self.network, self.network.backbone, self.training_config.weight_decay, self.layer_decay)
 
     def learning_rate(self, step: int, steps: int) -> float:
         """With repeated augmentation the protocol counts an epoch as so many crops as without, so of fewer images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +65,35 @@ class Network(nn.Module):
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         """``{"logits": (B, C)}``."""
         return {"logits": self(images)}
+
+
+def layer_groups(
+    network: nn.Module, backbone: nn.Module, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of the parameters that are trained: one or two a layer; what isn't of the encoder is of the last layer.
+
+    Each has lr_scale = layer_decay^(last layer - layer): BEiT's rule (``optim_factory.py``) and MAE's
+    (``util/lr_decay.py``). Vectors, positions and tokens take no weight decay.
+
+    Args:
+        network: An encoder with a head.
+        backbone: The encoder; one that isn't trained need not be a ``Backbone``.
+        weight_decay: Of the others.
+        layer_decay: Factor on the learning rate a layer.
+    """
+    encoder: Any = backbone
+    own = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    plain: set[str] = set()
+    layers: dict[str, int] = {}
+    if any(id(parameter) in own for parameter in trained):
+        layers, plain = encoder.layer_ids, encoder.no_weight_decay()
+    last = encoder.last_layer if layers else 0
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for parameter in trained:
+        name = own.get(id(parameter), "")
+        layer = layers[name] if name else last
+        decays = parameter.ndim > 1 and name not in plain
+        new = {"params": [], "lr_scale": layer_decay ** (last - layer), "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((layer, decays), new)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]

@@ -18,7 +18,7 @@ from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import parse_json, read_regular
 
 # (n,) bool, or float: the share of an image that is right, in [0, 1]; or (n, C, 2), what it adds to C ratios, of which
-# the headline is the mean (`metrics.ratios`).
+# the headline is the mean (`metrics.ratios`); or (n, 1), what it adds to a headline of another kind.
 Predictions = np.ndarray[Any, np.dtype[Any]]
 MOST_RATIOS = 4096  # classes; two float16 each
 HEADER = 128  # bytes that ``np.save`` writes before the numbers of an array of few dimensions
@@ -43,7 +43,8 @@ def encode(correct: Predictions) -> bytes:
 def decode(content: bytes, n: int) -> Predictions | None:
     """What `encode` was given, shares as float64; None for anything but the predictions of n images.
 
-    Of ratios it is what each image adds (`contributions`), (n,) float64: their mean is that of the ratios.
+    Of ratios it is what each image adds (`contributions`), (n,) float64: their mean is that of the ratios. What images
+    add to another headline is (n,) float64 of any size.
     """
     for dtype, size in ((np.uint8, -(-n // 8)), (np.float16, n)):
         if len(content) <= size:  # n comes from a file of others: nothing of its size is made for it
@@ -54,6 +55,9 @@ def decode(content: bytes, n: int) -> Predictions | None:
             if dtype is np.uint8:
                 return np.unpackbits(found, count=n).astype(bool)
             return found.astype(np.float64) if ((found >= 0) & (found <= 1)).all() else None
+    if n > 0 and len(content) == HEADER + 2 * n and content.startswith(_header(np.float16, (n, 1))):
+        found = np.frombuffer(content, np.float16, offset=HEADER)
+        return found.astype(np.float64) if np.isfinite(found).all() else None
     return _decode_ratios(content, n)
 
 
@@ -88,7 +92,7 @@ def predictions_path(row: Row) -> Path:
 
 
 def read_predictions(row: Row) -> Predictions | None:
-    """(n,) bool, or float64 in [0, 1] unless the headline is a ratio: the headline is 100 times its mean.
+    """(n,) bool, or float64, in [0, 1] where the headline is a plain mean: the headline is 100 times its mean.
 
     None if the row has none or they are missing.
 
