@@ -173,9 +173,8 @@ def bench(
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
-    for line in dict.fromkeys(_unfit(recipe, each) for recipe in recipes for each in sets):
-        if line:
-            show(line)
+    for unfit in filter(None, dict.fromkeys(_unfit(recipe, each) for recipe in recipes for each in sets)):
+        show(unfit)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     if dry_run:
         for planned in plan([(task.recipe, task.done) for task in tasks], splits):

@@ -94,6 +94,10 @@ def layer_groups(
         name = own.get(id(parameter), "")
         layer = layers[name] if name else last
         decays = parameter.ndim > 1 and name not in plain
-        new = {"params": [], "lr_scale": layer_decay ** (last - layer), "weight_decay": weight_decay if decays else 0.0}
+        new: dict[str, Any] = {
+            "params": [],
+            "lr_scale": layer_decay ** (last - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
         groups.setdefault((layer, decays), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
