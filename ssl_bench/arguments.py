@@ -24,6 +24,19 @@ Jobs = Annotated[int, Between(1, 1024)]  # processes of a machine
 Rows = Annotated[int, Between(1, 1000)]  # of a picture
 
 
+LISTS = ("methods", "evaluations", "datasets", "backbones", "suites", "suite-keys", "tables")
+
+
+class Help(argparse.HelpFormatter):
+    """Help that ends in the default, where there is one and the text doesn't say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = ",".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        if default in (None, False, "", argparse.SUPPRESS) or "(default" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: {str(default).replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and status 2."""
 
@@ -43,7 +56,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
+        return commands.add_parser(name, help=text, description=text, formatter_class=Help)
 
     data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
     logger_help = "learning curves: csv, tensorboard, wandb (default: csv,tensorboard)"
@@ -52,7 +65,7 @@ def make_parser() -> Parser:
     method_help = "a name of `ssl-bench list methods`, package.module:Class, or path/to/file.py:Class"
 
     sub = command("list", "Name what can be asked for.")
-    sub.add_argument("what", choices=["methods", "evaluations", "datasets", "backbones", "suites", "tables"])
+    sub.add_argument("what", choices=LISTS)
     sub.add_argument("--json", action="store_true", help="as JSON")
 
     sub = command("pretrain", "Pre-train one method and write its encoder.")
@@ -223,7 +236,6 @@ def make_parser() -> Parser:
     sub = command("claims", "Answer claims about methods by the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
     sub.add_argument("--file", metavar="YAML", help="the claims (default: claims.yaml of the folder)")
-    sub.add_argument("--out", metavar="DIR", help="folder for the page (default: that of the rows)")
 
     sub = command("check", "Whether the rows of a folder, and its leaderboard, are sound.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,12 +12,22 @@ from typing import Any
 
 from ssl_bench.arguments import make_parser
 from ssl_bench.utils.errors import RunError, Stopped, UserError
+from ssl_bench.utils.output import Patient
 
 # Nothing heavy is imported up here: `ssl-bench --help` prints at once.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Status 0: done; 1: something asked for failed; 2: the request is wrong; 128 + N: by signal N."""
+    output: Any = Patient(sys.stdout)
+    with contextlib.redirect_stdout(output):
+        try:
+            return _run(argv)
+        finally:
+            output.flush()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = make_parser().parse_args(argv)
         return int(RUNS[arguments.command](arguments) or 0)
@@ -32,9 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Stopped as stop:
         return _say(f"stopped by {stop.name}: the training is saved; the same command goes on from there", stop.status)
-    except BrokenPipeError:  # the reader of our output has gone, as in `ssl-bench list methods | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         return _say(f"failed: {error.filename or 'the system'}: {error.strerror or error}", 1)
 
@@ -177,7 +184,7 @@ def run_claims(a: argparse.Namespace) -> None:
     """``ssl-bench claims``."""
     from ssl_bench.commands.claims import claims
 
-    claims(a.folder, file=a.file, out=a.out)
+    claims(a.folder, file=a.file)
 
 
 def run_check(a: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_what_needs_no_torch_imports_none(tmp_path: Path, add_row: Any) -> None:
     add_row("mae", 0, np.arange(100) < 40)
-    lists = [["list", what] for what in ("methods", "evaluations", "datasets", "suites", "tables")]
+    lists = [["list", what] for what in ("methods", "evaluations", "datasets", "suites", "suite-keys", "tables")]
     lists += [["list", "methods", "--json"], ["table", "survey"], ["leaderboard", str(tmp_path), "--format", "md,html"]]
     code = f"""
 import sys
@@ -159,6 +159,30 @@ def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_keys_of_a_method(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "pretrain", "moco_v3", "--keys")
     assert status == 0 and "--temperature" in out and "--base_lr" in out and "Smallest area of the crops" in out
+
+
+def test_help_ends_in_the_defaults(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = {}
+    for command in ("evaluate", "reproduce", "bench"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        shown[command] = capsys.readouterr().out
+    for text in ("(default: knn,linear)", "(default: shapes)", "(default: results/evaluations)"):
+        assert text in shown["evaluate"]
+    assert "(default: h100)" in shown["reproduce"] and "(default: 1.0)" in shown["bench"]
+    assert "(default: None)" not in "".join(shown.values()) and "(default: False)" not in "".join(shown.values())
+
+
+def test_nothing_is_lost_where_the_output_is_read_in_part(tmp_path: Path, add_row: Any) -> None:
+    for method in ("mae", "dino"):
+        add_row(method, 0, np.arange(100) < 40)
+    command = [sys.executable, "-u", "-m", "ssl_bench", "leaderboard", str(tmp_path), "--format", "md,csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head` does, before the first line is written
+        assert process.stderr.read() == b"" and process.wait() == 0
+    assert {"LEADERBOARD.md", "leaderboard.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_python_functions_are_functions_whatever_was_imported_before() -> None:

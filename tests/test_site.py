@@ -41,6 +41,15 @@ def test_included_files_are_shown(site: Path) -> None:
 def test_every_page_of_the_repository_has_its_place(site: Path) -> None:
     cards = {card.parent.name for card in ROOT.glob("methods/*/README.md")}
     assert {page.parent.name for page in site.glob("methods/*/index.html")} == cards
-    for name in ("tutorial", "adding", "tuning", "machines", "reading", "protocols", "reference", "contributing"):
-        assert (site / name / "index.html").is_file()
+    protocols = {file.stem for file in ROOT.glob("evaluations/*.yaml")}
+    assert {page.parent.name for page in site.glob("protocols/*/index.html")} == protocols
+    notebooks = {file.stem for file in ROOT.glob("examples/*.ipynb")}
+    assert {page.parent.name for page in site.glob("notebooks/*/index.html")} == notebooks and len(notebooks) == 2
+    guides = {page.stem for page in ROOT.glob("docs/*.md")} - {"index"} | {
+        "protocols",
+        "methods",
+        "contributing",
+        "changelog",
+    }
+    assert all((site / name / "index.html").is_file() for name in guides)
     assert 'id="ssl_bench.methods.method.Method"' in (site / "reference" / "index.html").read_text()

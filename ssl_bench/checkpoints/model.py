@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.backbones.timm_model import parse_name
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError, first_line, unknown
@@ -50,8 +51,12 @@ class FeatureModel(nn.Module):
         self.network, self.name, self.image_size, self.mean, self.std = network, name, image_size, mean, std
         made: Any = network if hasattr(network, "__code__") else type(network)  # a function, or a class
         known = made.__module__.partition(".")[0] in LIBRARIES
-        self.source = source_hash(made) if is_external(made) and not known else ""
-        self.outputs = "" if isinstance(network, nn.Module) else self._outputs()
+        try:
+            self.source = source_hash(made) if is_external(made) and not known else ""
+            weighed = isinstance(network, nn.Module)
+        except UserError:  # of a notebook or a session, where no file says what it does: its features do
+            self.source, weighed = "", False
+        self.outputs = "" if weighed else self.eval()._outputs()
 
     def _outputs(self) -> str:
         """What stands for the weights of a function: the hash of its features of a few images of noise."""
@@ -111,7 +116,10 @@ def load_model(
     if kind == "hub":
         return as_checkpoint(_of_hub(rest), name or rest.rpartition("/")[2], image_size, mean, std)
     own, _, file = rest.partition("@")
-    network = _of_timm(own, file) if kind == "timm" else _of_torchvision(own, file)
+    if kind == "timm":
+        sized = f"{own}_{image_size}" if image_size and parse_name(f"timm:{own}")[1] is None else own
+        return as_checkpoint(_of_timm(sized, file), name or own, image_size, mean, std)
+    network = _of_torchvision(own, file)
     return as_checkpoint(network, name or own, image_size, mean, std)
 
 
@@ -177,7 +185,8 @@ def _of_timm(name: str, file: str) -> Backbone:
         check_weights(encoder, weights, Path(file), f"timm:{name}")
     else:
         try:
-            weights = timm.create_model(model, pretrained=True, num_classes=0).state_dict()
+            size = {"img_size": encoder.image_size} if config.get("fixed_input_size") else {}  # positions are resampled
+            weights = timm.create_model(model, pretrained=True, num_classes=0, **size).state_dict()
         except Exception as error:  # no such weights, or no network
             raise UserError(
                 f"timm's weights of {model!r} can't be had ({first_line(error)}); name a file: timm:{name}@FILE"

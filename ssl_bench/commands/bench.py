@@ -23,6 +23,7 @@ from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import Suite, load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
+from ssl_bench.data.shrinking import shrunk
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
 from ssl_bench.launch.slurm import Cluster, run_on_slurm
@@ -176,6 +177,8 @@ def bench(
     for unfit in filter(None, dict.fromkeys(_unfit(recipe, each) for recipe in recipes for each in sets)):
         show(unfit)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
+    if said := shrunk(splits.train, [recipe.backbone["name"] for recipe in recipes]):
+        show(f"{said}; --image-size shows more of them")
     if dry_run:
         for planned in plan([(task.recipe, task.done) for task in tasks], splits):
             show(planned)

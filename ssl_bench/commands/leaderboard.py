@@ -87,7 +87,7 @@ def leaderboard(
             show(folded(text))
     if explain:
         show("")
-        for text in legends.EXPLANATION:
+        for text in (legends.INTERVALS, legends.DIFFERENCES, legends.COSTS, legends.ranks(_tasks(tables))):
             show(folded(text))
     files, place = [], Path(out or folder)
     prefix = "" if selection.everything else "selected-"
@@ -137,4 +137,8 @@ def render(
         return latex(tables, selected)
     only = f"Only {escape(selected)}.\n\n" if selected else ""
     text = "\n\n".join(table.markdown() for table in tables)
-    return f"# Leaderboard\n\n{only}{text}\n\n{legends.TABLE}\n\n{legends.RANKS}\n"
+    return f"# Leaderboard\n\n{only}{text}\n\n{legends.TABLE}\n\n{legends.ranks(_tasks(tables))}\n"
+
+
+def _tasks(tables: Sequence[Table]) -> set[str]:
+    return {task for table in tables for task in table.tasks.values()}

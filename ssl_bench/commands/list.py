@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 
@@ -11,8 +13,8 @@ def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]
     """Names with what is worth knowing about each, JSON-able.
 
     Args:
-        what: methods, evaluations, datasets, backbones, suites or tables. Only what it needs is imported: torch for
-            the backbones and for settings.
+        what: methods, evaluations, datasets, backbones, suites, suite-keys or tables. Only what it needs is imported:
+            torch for the backbones and for settings.
         settings: With every keyword of the evaluations.
     """
     rows: dict[str, dict[str, Any]] = {}
@@ -46,6 +48,8 @@ def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]
                 from ssl_bench.config.protocol import load_evaluator
 
                 rows[path.stem]["settings"] = load_evaluator(path.stem).settings()
+    elif what == "suite-keys":
+        rows = suite_keys()
     elif what == "tables":
         from ssl_bench.results.papers.published import published
         from ssl_bench.results.papers.table_spec import read_definition, table_names
@@ -64,6 +68,24 @@ def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]
             said = {"data": suite["data"], "backbone": suite.get("backbone", "each recipe's own")}
             rows[suite["name"]] = {"description": suite["description"], **said}
     return rows
+
+
+def suite_keys() -> dict[str, dict[str, Any]]:
+    """What a suite's file may hold, as the class of suites documents it; read from its source, which needs torch."""
+    import docstring_parser
+
+    source = ast.parse((Path(__file__).parents[1] / "config" / "suite.py").read_text())
+    suite = next(each for each in source.body if isinstance(each, ast.ClassDef) and each.name == "Suite")
+    types = {
+        field.target.id: ast.unparse(field.annotation)
+        for field in suite.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    about = docstring_parser.parse(ast.get_docstring(suite) or "").params
+    return {
+        key.arg_name: {"type": types[key.arg_name], "description": re.sub(r"\s+", " ", key.description or "")}
+        for key in about
+    }
 
 
 def first_sentence(text: str) -> str:

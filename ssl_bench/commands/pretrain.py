@@ -23,6 +23,7 @@ from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import Recipe, load_recipe
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
+from ssl_bench.data.shrinking import shrunk
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.resume import newest_checkpoint, remove_checkpoints
 from ssl_bench.training.trainer import train
@@ -72,6 +73,8 @@ def pretrain(
     layers = {key: value for key, value in given.items() if value is not None} | dict(overrides or {})
     resolved = load_recipe(method, recipe, layers)
     images = images or load(resolved.data, skip_unreadable=skip_unreadable)
+    if is_first() and (said := shrunk(images.train, [resolved.backbone["name"]])):
+        print(f"{said}; --backbone takes one of another size", file=sys.stderr)
     return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger)
 
 

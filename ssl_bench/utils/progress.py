@@ -104,6 +104,8 @@ def _line(description: str, done: int, total: int | None, seconds: float, first:
     Example:
         >>> _line("reading", 2500, 10000, 5.0)
         'reading: 2,500 of 10,000 (25 %), 15 s left'
+        >>> _line("reading", 250, 10000, 3.0)  # too early to tell
+        'reading: 250 of 10,000 (2 %)'
         >>> _line("mae, seed 0", 600, 1000, 3600.0, first=500)
         'mae, seed 0: 600 of 1,000 (60 %), 4 h left'
     """

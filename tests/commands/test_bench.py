@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,12 @@ from PIL import Image
 
 from ssl_bench.commands import bench as bench_module
 from ssl_bench.commands.evaluate import evaluate
+from ssl_bench.commands.list import catalogue
 from ssl_bench.config.cost import training_flops
 from ssl_bench.config.recipe import load_recipe
-from ssl_bench.config.suite import load_suite, resolve
+from ssl_bench.config.suite import Suite, load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
+from ssl_bench.data.shrinking import shrunk
 from ssl_bench.methods import BASELINES, METHODS
 from ssl_bench.results.rows.predictions import read_predictions
 from ssl_bench.results.rows.row import Row, read_rows
@@ -234,6 +238,21 @@ def test_a_suite_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypa
     progress.finished(7)
     progress.finished(3)
     assert capsys.readouterr().err.splitlines() == ["1 of 2 runs done, about 30 s left", "2 of 2 runs done"]
+
+
+def test_the_keys_of_suites_are_listed_and_documented() -> None:
+    keys = catalogue("suite-keys")
+    assert list(keys) == [field.name for field in dataclasses.fields(Suite)]
+    assert keys["flops"]["type"] == "Flops | None" and "pre-training" in keys["flops"]["description"]
+    page = (Path(__file__).parents[2] / "docs" / "adding.md").read_text().partition("## A suite")[2]
+    assert set(re.findall(r"`(\w+)`", page)) >= set(keys) - {"name", "description"}
+
+
+def test_images_larger_than_the_backbones_are_said(folder: Path, tiny_data: Splits) -> None:
+    assert shrunk(tiny_data.train, ["vit_nano_patch4_16", "timm:resnet18"]) == ""
+    said: list[str] = []
+    bench("toy.yaml", image_size=8, dry_run=True, show=said.append)
+    assert any("has images of 16 x 16 pixels, which vit_nano_patch4_8 sees at 8 x 8" in line for line in said)
 
 
 def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:

@@ -29,6 +29,7 @@ def test_two_methods(tmp_path: Path, add_row: Any) -> None:
     text = said("good", "bad", rows=tmp_path)
     assert "settings.mask_ratio" in text and "category" not in text
     assert "difference +20.00 points, p = 2.1e-05" in text  # t = 20 / sqrt(20) with 99 degrees of freedom
+    assert "one seed of both: chance over the test images alone, of these encoders and not of the methods" in text
     assert "both 40, only good 20, only bad 0, neither 40" in text
     assert "not its class; --data names the data set" in text
 

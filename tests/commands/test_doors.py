@@ -6,9 +6,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from tiny import NANO, blobs
@@ -116,6 +118,24 @@ def test_a_model_of_timm_with_the_weights_of_a_file(here: Path, tiny_data: Split
         evaluate(f"timm:{name}@w.pth", data=tiny_data)
 
 
+def test_a_model_of_timm_at_another_size(here: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its published weights, here of a file instead of the network, with positions that are resampled to the size."""
+    torch.manual_seed(3)
+    whole = timm.create_model("test_vit")
+    torch.save(whole.state_dict(), here / "w.pth")
+    create = timm.create_model
+
+    def made(name: str, pretrained: bool = False, **options: Any) -> Any:
+        more = {"pretrained_cfg_overlay": {"file": str(here / "w.pth")}} if pretrained else {}
+        return create(name, pretrained=pretrained, **options, **more)
+
+    monkeypatch.setattr(timm, "create_model", made)
+    (row,) = evaluate("timm:test_vit", image_size=32, data=tiny_data, evaluations=["knn"])
+    assert row["backbone"]["name"] == "timm:test_vit_32" and row["weights"]["loaded_percent"] == 100
+    (same,) = evaluate("timm:test_vit_32", data=tiny_data, evaluations=["knn"])
+    assert same["id"] != row["id"] or same["metrics"] == row["metrics"]
+
+
 def test_a_model_of_the_hub(here: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """As timm uploads one; its files are taken from a folder instead of the network."""
     from safetensors.torch import save_file
@@ -182,6 +202,14 @@ def test_networks_and_functions_in_python(here: Path, tiny_data: Splits) -> None
         (row,) = evaluate(scaled(by), name="f", image_size=16, data=tiny_data, evaluations=["knn"])  # type: ignore[arg-type]
         ids.add(row["id"])
     assert len(ids) == 2
+    for of in ("return images.mean((2, 3))", "return images.amax((2, 3))"):  # in a notebook, without a file
+        text = f"def f(images):\n    {of}\nclass N(nn.Module):\n    def forward(self, images):\n        {of}"
+        space: dict[str, Any] = {"nn": nn, "__name__": "cell"}
+        exec(compile(text, "<cell>", "exec"), space)
+        for model in (space["f"], space["N"]()):
+            (row,) = evaluate(model, name="f", image_size=16, data=tiny_data, evaluations=["knn"])
+            ids.add(row["id"])
+    assert len(ids) == 6
     (row,) = evaluate(build_backbone(NANO), name="mine", data=tiny_data, evaluations=["knn"])
     assert row["backbone"]["name"] == NANO
     with pytest.raises(UserError, match="both mean and std"):

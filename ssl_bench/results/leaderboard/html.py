@@ -57,7 +57,7 @@ def page(
         figures=figures,
         legends=[
             f"{legends.INTERVALS} {legends.PAGE} {legends.ARROWS}",
-            legends.RANKS,
+            legends.ranks(task for table in tables for task in table.tasks.values()),
             legends.COSTS,
             " ".join(legends.FOOTNOTES.values()),
         ],

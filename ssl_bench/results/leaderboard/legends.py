@@ -1,5 +1,9 @@
 """The explanations that are printed with a leaderboard."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 FOOTNOTES = {
     "¹": "¹ trained with labels, or with a teacher that was trained with labels.",
     "²": "² stale: made by an older version of a component than the present one.",
@@ -29,10 +33,18 @@ after Holm's correction for all pairs of an evaluation. Where an image is used s
 corruptions), the share of its correct predictions counts, and the variance over draws is added. In evaluations marked ~
 some row has no predictions for each image; there the 95 % intervals are compared as independent. Diagnostics are not
 ranked. Mean rank: over all evaluations, only for methods that have every one of them."""
-EXPLANATION = (INTERVALS, DIFFERENCES, COSTS, RANKS)
+RATIOS = """\
+mIoU and J&F are ratios of sums over test images (of video over clips): their intervals are bootstraps over images, and
+in paired tests an image counts by what it adds to the ratio (n times the derivative by its weight, the infinitesimal
+jackknife)."""
 TABLE = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
 BEST = "bold: no method without labels is significantly better"
 ON_PAGE = f"""\
 Mean over seeds; small: ± 95 % interval, #rank. ▲ ▼: significantly better or worse than the untrained network that the
 method started from; {BEST}. Bars: means and intervals on one scale a column. A number opens its rows."""
 PAGE = f"#: rank in that evaluation; {BEST}. A number opens the rows behind it."
+
+
+def ranks(tasks: Iterable[str]) -> str:
+    """How ranks are made, for tables of such tasks."""
+    return f"{RANKS}\n{RATIOS}" if set(tasks) & {"segmentation", "video"} else RANKS
