@@ -51,8 +51,8 @@ def show(
     Each row is an image: the crop the encoder sees; the attention of the cls token, where there is one, to the patches
     in the last block, head by head (DINO, figure 1); what the method can show of itself (reconstructions); and the
     nearest other images by the cosine of the features that k-NN uses. Of a data set with masks and no
-    labels, the whole images beside their masks and those that `segmentation-knn` predicts; of one with clips, frames
-    with the true objects and those of `vos`.
+    labels, the whole images beside their masks and those that `segmentation-knn` predicts, and beside their boxes those
+    of a `detection` of fewer steps; of one with clips, frames with the true objects and those of `vos`.
 
     Args:
         checkpoint: An encoder file. The method's own panels need ``method.pt`` beside it, as a run leaves it.

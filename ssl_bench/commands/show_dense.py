@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.utils import draw_bounding_boxes
 
+from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.data.datasets import ImageSet, Splits
 from ssl_bench.evaluations.dense import common_size, resized, resized_mask
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
@@ -15,6 +18,8 @@ from ssl_bench.evaluations.frozen.vos import VOS
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 
 MEMORY_IMAGES = 500  # training images from which the memory is filled, for a picture in seconds
+STEPS = 60  # of a detector's training, for a picture in less than a minute
+SURE = 0.3  # score of the boxes that are drawn
 LATER = (0.25, 0.5, 0.9)  # of a clip, where frames are shown
 
 
@@ -29,7 +34,8 @@ def dense_panels(encoder: nn.Module, splits: Splits, picked: Sequence[int]) -> l
     offers = splits.train.offers & splits.test.offers
     if "clips" in offers:
         return _clips(FrozenEncoder(encoder), splits.test, picked)
-    return _masks(FrozenEncoder(encoder), splits, picked) if "masks" in offers else []
+    found = _masks(FrozenEncoder(encoder), splits, picked) if "masks" in offers else []
+    return found + (_boxes(FrozenEncoder(encoder), splits, picked) if "objects" in offers else [])
 
 
 def _masks(encoder: FrozenEncoder, splits: Splits, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
@@ -44,6 +50,23 @@ def _masks(encoder: FrozenEncoder, splits: Splits, picked: Sequence[int]) -> lis
     truth = torch.stack([resized_mask(test.targets.mask(i), size) for i in range(len(test))])
     images = torch.stack([resized(test.images[i], size) for i in range(len(test))])
     return [("whole", images.float() / 255), ("truth", colours(truth)), ("segmentation-knn", colours(predicted))]
+
+
+def _boxes(encoder: FrozenEncoder, splits: Splits, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
+    made: Any = named_evaluator("detection")[1]
+    made.steps = STEPS
+    model, _ = made.fit(encoder, splits.train)
+    test, size = splits.test.subset(torch.tensor(picked), "test"), common_size(splits.train)
+    assert test.targets is not None
+    columns: dict[str, list[Tensor]] = {"boxes": [], f"detection, {STEPS} steps": []}
+    for i, found in enumerate(made.predict(model, test)):
+        sure, image, truth = found["scores"] > SURE, test.images[i], test.targets.objects(i)
+        seen = (truth.boxes, truth.labels), (found["boxes"][sure], found["labels"][sure])
+        for column, (boxes, labels) in zip(columns.values(), seen, strict=True):
+            colour = [tuple((255 * colours(label.view(1, 1, 1)))[0, :, 0, 0].int().tolist()) for label in labels]
+            drawn = draw_bounding_boxes(image, boxes, colors=colour) if len(boxes) else image
+            column.append(resized(drawn, size).float() / 255)
+    return [(name, torch.stack(images)) for name, images in columns.items()]
 
 
 def _clips(encoder: FrozenEncoder, test: ImageSet, picked: Sequence[int]) -> list[tuple[str, Tensor]]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.coco import read_coco
+from ssl_bench.data.drawn import DRAWN, draw_raw
 from ssl_bench.data.images import Encoded, Ragged
+from ssl_bench.data.landmarks import read_oxford, read_paris
 from ssl_bench.data.mask_sources import MASKED
 from ssl_bench.data.names import DATASETS
 from ssl_bench.data.own import DataPair, read_own
@@ -23,14 +25,14 @@ from ssl_bench.data.parquet import read_hf, read_parquet
 from ssl_bench.data.reading import decoded_bytes, memory_budget, read, read_with_targets
 from ssl_bench.data.sources import TORCHVISION, Raw, check_names, read_folder, read_torchvision
 from ssl_bench.data.targets import Targets, taken
+from ssl_bench.data.videos import LISTED
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import is_reference, without_place
 
-LAID_OUT = {**MASKED, "coco2017": read_coco}  # more than a label for each image, as the authors lay it out
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
-# Data sets that are drawn: the usual size in pixels, and how many images (clips) train and test have.
-DRAWN = {"shapes": (32, 10_000, 4_000), "scenes": (64, 2_000, 500), "clips": (64, 10, 30)}
+# More than a label for each image, as the authors lay it out.
+LAID_OUT = {**MASKED, **LISTED, "coco2017": read_coco, "roxford5k": read_oxford, "rparis6k": read_paris}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,8 @@ class ImageSet:
     def offers(self) -> frozenset[str]:
         """What evaluators may ask of it: some of "labels", "factors", "masks", "instances" and "clips"."""
         own = [*(["labels"] if self.classes else []), *(["factors"] if self.factors else [])]
-        return frozenset(own) | (self.targets.kinds if self.targets else frozenset())
+        kinds = self.targets.kinds if self.targets else frozenset()
+        return frozenset(own) | kinds | ({"actions"} if self.classes and "clips" in kinds else set())
 
     def subset(self, indices: Tensor, split: str) -> ImageSet:
         """The images at ``indices`` (K,) int64 as a split; its fingerprint derives from this one and the indices."""
@@ -200,30 +203,13 @@ def _drawn(spec: str, count: int | None) -> Splits:
     sets = []
     name = spec if count is None else f"{spec}-{count}"
     for split, drawn_count, seed in zip(("train", "test"), counts, (0, 1), strict=True):
-        raw, targets, factors = _draw(kind, drawn_count, int(size), seed)
+        raw, targets, factors = draw_raw(kind, drawn_count, int(size), seed)
         if count is not None and split == "train":
             raw, kept = _some(raw, count, f"{spec}#{count}")
             targets, factors = targets.take(kept.numpy()), {key: values[kept] for key, values in factors.items()}
         drawn_set = _image_set(raw, name, split, hold=True)[0]
         sets.append(replace(drawn_set, factors=factors, reader=kind, targets=targets))
     return Splits(*sets)
-
-
-def _draw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets, Mapping[str, Tensor]]:
-    """Images, what is where in them, and the factors they were drawn from."""
-    from ssl_bench.data import scenes, shapes
-
-    seen = ("background", *shapes.CLASSES)
-    if kind == "shapes":
-        drawn = shapes.draw(count, size=size, seed=seed)
-        raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
-        return raw, Targets(seen, drawn.masks, drawn.masks.sign()), drawn.factors
-    if kind == "scenes":
-        found = scenes.draw_objects(count, size=size, seed=seed)
-        return Raw(found.images, np.zeros(count, np.int64), ()), Targets(seen, found.masks, found.instances), {}
-    clips = scenes.draw_clips(count, size=size, seed=seed)
-    labels = np.zeros(len(clips.images), np.int64)
-    return Raw(clips.images, labels, ()), Targets(instances=clips.instances, clips=clips.clips), {}
 
 
 def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:

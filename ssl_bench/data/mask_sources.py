@@ -1,8 +1,9 @@
-"""Data sets with masks or clips in the layouts of their authors, put below ``data/`` by the user."""
+"""Data sets with masks, depths or clips in the layouts of their authors, put below ``data/`` by the user."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from ssl_bench.data.images import Files
 from ssl_bench.data.sources import Raw
-from ssl_bench.data.targets import IGNORE, MaskFiles, Targets
+from ssl_bench.data.targets import IGNORE, DepthFiles, MaskFiles, Targets
 from ssl_bench.utils.errors import UserError
 
 VOC = (
@@ -84,11 +85,30 @@ def read_davis(root: Path) -> tuple[Raw, Raw]:
     return split("train"), split("val")
 
 
+def read_nyu(root: Path) -> tuple[Raw, Raw]:
+    """NYU Depth v2 as BTS lays it out: scenes with `rgb_*.jpg` and `sync_depth_*.png` in millimetres."""
+    home = root / "nyu-depth-v2"
+
+    def split(name: str) -> Raw:
+        pictures = sorted(str(path.relative_to(home)) for path in (home / name).glob("*/rgb_*.jpg"))
+        if not pictures:
+            raise _missing(home / name / "*" / "rgb_*.jpg")
+        depths = [re.sub(r"rgb_([^/]*)\.jpg$", r"sync_depth_\1.png", picture) for picture in pictures]
+        sizes = [np.array([_size(home / file) for file in files]) for files in (pictures, depths)]
+        paths = [np.array([os.fsencode(file) for file in files]) for files in (pictures, depths)]
+        found = DepthFiles(str(home), paths[1], sizes[1])
+        labels = np.zeros(len(pictures), np.int64)
+        return Raw(Files(str(home), paths[0], sizes[0]), labels, (), Targets(depths=found))
+
+    return split("train"), split("test")
+
+
 MASKED: dict[str, Callable[[Path], tuple[Raw, Raw]]] = {
     "voc2012": read_voc,
     "ade20k": read_ade,
     "pets-masks": read_pets,
     "davis2017": read_davis,
+    "nyu-depth-v2": read_nyu,
 }
 
 

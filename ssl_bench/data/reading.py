@@ -113,15 +113,19 @@ def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
     """
     assert raw.targets is not None
     said: Any = raw.targets.annotations
+    if said is None and not raw.targets.kinds & {"masks", "instances", "depths"}:  # clips or searches, of images alone
+        done = read(raw, description, hold)
+        return replace(done, targets=raw.targets.take(done.kept))
     if said is not None:
         done = read(raw, description, hold)
         targets = raw.targets.take(done.kept)
         said = targets.annotations
         fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + said.digest())).hexdigest()
         return replace(done, fingerprint=fingerprint, targets=targets)
-    kind = "instances" if raw.targets.masks is None else "masks"
+    kind = next(name for name in ("masks", "instances", "depths") if getattr(raw.targets, name) is not None)
     files: Any = getattr(raw.targets, kind)
-    of_maps = read(Raw(files, raw.labels, raw.targets.classes), f"{description}, masks", hold)
+    hold_maps = hold and kind != "depths"  # which are no bytes
+    of_maps = read(Raw(files, raw.labels, raw.targets.classes), f"{description}, {kind}", hold_maps)
     left: Any = raw.images
     rest = Raw(left.take(of_maps.kept), raw.labels[of_maps.kept], raw.classes)
     done = read(rest, description, hold)

@@ -14,7 +14,14 @@ from torchvision.ops import masks_to_boxes
 from ssl_bench.data.images import Files, open_image
 
 IGNORE = 255  # in a mask: a pixel that has no class and counts nowhere
-HELD = ("masks", "instances", "clips", "annotations")  # attributes of `Targets` with a value for each image
+HELD = (
+    "masks",
+    "instances",
+    "clips",
+    "annotations",
+    "depths",
+    "searches",
+)  # attributes of `Targets` with a value for each image
 
 
 class Objects(NamedTuple):
@@ -24,6 +31,22 @@ class Objects(NamedTuple):
     labels: Tensor  # (K,) int64, of the names of `Targets`; 0 is the background
     masks: Tensor  # (K, H, W) bool
     crowd: Tensor  # (K,) bool: one that stands for many, which nobody has to find
+
+
+class Search(NamedTuple):
+    """What a query should find: places among the images that are searched, int64 (K,) each."""
+
+    easy: np.ndarray
+    hard: np.ndarray
+    junk: np.ndarray  # neither right nor wrong
+
+
+class Searches(list[Search]):
+    """The search of each of several queries."""
+
+    def take(self, indices: np.ndarray) -> Searches:
+        """Those of some queries (K,) int64."""
+        return Searches(self[i] for i in indices.tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +60,8 @@ class Targets:
             0 where there is none. An object keeps its number through a clip.
         clips: int64 (N,), the clip of each frame; the frames of a clip stand together and in order.
         annotations: `annotations[i]` are the objects of image i, where they aren't the `instances`: they may overlap.
+        depths: `depth(i)`, float32 (H_i, W_i), is how far away every pixel is, in metres; 0 where nobody knows.
+        searches: What each image, as a query, should find among the training images.
     """
 
     classes: tuple[str, ...] = ()
@@ -44,13 +69,18 @@ class Targets:
     instances: Tensor | Sequence[Tensor] | None = None
     clips: Tensor | None = None
     annotations: Sequence[Objects] | None = None
+    depths: Tensor | Sequence[Tensor] | None = None
+    searches: Searches | None = None
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What there is: some of "masks", "instances", "clips" and "objects", which have boxes and classes."""
+        """What there is, in the words of ``Evaluator.needs``: "objects" have boxes and classes."""
         found = {name for name in HELD if getattr(self, name) is not None}
-        objects = "annotations" in found or {"masks", "instances"} <= found
-        return frozenset(found - {"annotations"} | ({"objects"} if objects else set()))
+        if "annotations" in found or {"masks", "instances"} <= found:
+            found.add("objects")
+        if found & {"annotations", "masks"}:
+            found.add("label sets")
+        return frozenset(found - {"annotations"})
 
     def mask(self, index: int) -> Tensor:
         """The class mask of an image."""
@@ -61,6 +91,18 @@ class Targets:
         """The objects of an image."""
         assert self.instances is not None
         return self.instances[index].squeeze(0)
+
+    def depth(self, index: int) -> Tensor:
+        """Metres (H, W) float32 of every pixel of an image; 0 where it isn't known."""
+        assert self.depths is not None
+        return self.depths[index].squeeze(0)
+
+    def label_set(self, index: int) -> np.ndarray:
+        """Which classes an image shows: (C,) bool."""
+        found = np.zeros(len(self.classes), dtype=bool)
+        seen = self.mask(index).unique() if self.annotations is None else self.annotations[index].labels
+        found[[label for label in seen.tolist() if label < len(found)]] = True
+        return found
 
     def objects(self, index: int) -> Objects:
         """The objects of an image."""
@@ -109,6 +151,20 @@ def boxes(instances: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     classes = [mask[instances == number].mode().values for number in numbers]
     return masks_to_boxes(instances == numbers[:, None, None]).float(), torch.stack(classes).long()
+
+
+class DepthFiles(Files):
+    """Depth files below one folder: images of one channel of 16 bits, in millimetres."""
+
+    def decode(self, file: BinaryIO) -> Tensor:
+        """float32 (1, H, W) metres."""
+        with open_image(file) as image:
+            if not image.mode.startswith("I"):
+                raise ValueError(f"not depths of 16 bits, but {image.mode}")
+            return torch.from_numpy(np.asarray(image).astype(np.float32)[None] / 1000)
+
+    def take(self, indices: np.ndarray) -> DepthFiles:
+        return DepthFiles(self.root, self.paths[indices], self.sizes[indices])
 
 
 class MaskFiles(Files):

@@ -30,7 +30,7 @@ class Mapped(Protocol):
         """See `Encoder.map_of`."""
 
 
-def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = (), cls: bool = False) -> Tensor:
     """The tokens of images as a map.
 
     Args:
@@ -38,6 +38,8 @@ def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) 
         images: (B, 3, H, W) float, normalised.
         blocks: After which blocks (1 to ``depth``, rising), resized to the first and concatenated, instead of the
             tokens that come out.
+        cls: Put the class token (without one the mean of the tokens) of the image or tile behind each token that comes
+            out; raw pixels have none.
 
     Returns:
         (B, D, rows, columns).
@@ -45,12 +47,12 @@ def feature_map(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) 
     Raises:
         UserError: The network has no map, or images don't consist of tiles of its size.
     """
-    maps = feature_maps(network, images, sorted(blocks))
+    maps = feature_maps(network, images, sorted(blocks), cls)
     shape = maps[0].shape[-2:]
     return torch.cat([maps[0], *(F.interpolate(m, shape, mode="bilinear") for m in maps[1:])], dim=1)
 
 
-def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = ()) -> list[Tensor]:
+def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = (), cls: bool = False) -> list[Tensor]:
     """The map after each of several blocks, or that of the tokens that come out.
 
     Images whose sides are no multiples of a token's are padded with zeros at both sides, the larger half at the end
@@ -70,7 +72,7 @@ def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = ())
                 f"{backbone.name} takes images of {own[0]} x {own[1]} pixels alone: {size[0]} x {size[1]} are no tiles "
                 "of that size"
             )
-        return _tiled(network, images, blocks)
+        return _tiled(network, images, blocks, cls)
     side = backbone.cell if backbone.can_train else RAW_PATCH
     missing = [-length % side for length in size]
     images = F.pad(images, [each for m in reversed(missing) for each in (m // 2, m - m // 2)])
@@ -79,18 +81,20 @@ def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = ())
     if blocks:
         maps: list[Tensor] = backbone.feature_maps(images, blocks)
         return maps
-    tokens = backbone(images).patches
+    pooled, tokens = backbone(images)
     grid = backbone.grid_of((images.shape[-2], images.shape[-1]))
     if grid[0] * grid[1] != tokens.shape[1]:
         raise UserError(f"{backbone.name} gives {tokens.shape[1]} tokens, which are no map of {grid[0]} x {grid[1]}")
+    if cls:
+        tokens = torch.cat([tokens, pooled[:, None].expand_as(tokens)], 2)
     return [tokens.transpose(1, 2).unflatten(2, grid)]
 
 
-def _tiled(network: nn.Module, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+def _tiled(network: nn.Module, images: Tensor, blocks: Sequence[int], cls: bool) -> list[Tensor]:
     """Each tile of the backbone's own size by itself, the maps set side by side."""
     height, width = network.image_size  # type: ignore[misc]
     tiles = images.unflatten(2, (-1, height)).unflatten(4, (-1, width)).permute(0, 2, 4, 1, 3, 5)
-    maps = feature_maps(network, tiles.flatten(0, 2), blocks)
+    maps = feature_maps(network, tiles.flatten(0, 2), blocks, cls)
     found = [each.unflatten(0, tiles.shape[:3]).permute(0, 3, 1, 4, 2, 5) for each in maps]
     return [each.flatten(4, 5).flatten(2, 3) for each in found]
 

@@ -37,10 +37,10 @@ class Encoder(Protocol):
     def features(self, images: ImageSet, poolings: Sequence[str]) -> dict[str, Tensor]:
         """Pooling name to float32 (N, D) features on the CPU, rows aligned with `images.labels`."""
 
-    def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+    def map_of(self, images: Tensor, blocks: Sequence[int] = (), cls: bool = False) -> Tensor:
         """Feature maps (B, D, rows, columns) float32 on the CPU of images uint8 (B, 3, H, W), as they are.
 
-        ``blocks`` are those of `dense.feature_map`, which says what an encoder may refuse.
+        ``blocks`` and ``cls`` are those of `dense.feature_map`, which says what an encoder may refuse.
         """
 
     def copy(self) -> nn.Module:

@@ -109,11 +109,12 @@ class FrozenEncoder:
             self.kept |= {(images.fingerprint, p): rows for p, rows in found.items()}
         return {p: self.kept[images.fingerprint, p] for p in poolings}
 
-    def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
+    def map_of(self, images: Tensor, blocks: Sequence[int] = (), cls: bool = False) -> Tensor:
         """See `Encoder.map_of`."""
         size, mean, std = (images.shape[-2], images.shape[-1]), self.encoder.mean, self.encoder.std
         with torch.no_grad(), autocast(self.device, self.precision):  # heads may learn from them
-            return feature_map(self.encoder, eval_images(images.to(self.device), size, mean, std), blocks).float().cpu()
+            pixels = eval_images(images.to(self.device), size, mean, std)
+            return feature_map(self.encoder, pixels, blocks, cls).float().cpu()
 
     def _subset(self, images: ImageSet, pooling: str, rows: Tensor) -> Tensor:
         """The rows of a subset: a copy in memory, or a mapped file when they are many."""

@@ -117,13 +117,14 @@ def test_wrong_requests_are_named(tiny_data: Splits, folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "names"),
     [
-        ("scenes@32", ["whole", "truth", "segmentation-knn"]),
+        ("scenes@32", ["whole", "truth", "segmentation-knn", "boxes", "detection, 2 steps"]),
         ("clips@32", ["truth, frame 0%", *(f"{who}, frame {t}%" for t in (25, 50, 90) for who in ("truth", "vos"))]),
     ],
 )
 def test_masks_and_clips_are_shown_beside_what_is_predicted(
     data: str, names: list[str], nano: ViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ssl_bench.commands.show_dense.STEPS", 2)
     monkeypatch.setitem(DRAWN, data.removesuffix("@32"), (32, 20, 2 if data[0] == "c" else 12))
     splits = load(data)
     columns = dict(dense_panels(nano, splits, [1, 9]))

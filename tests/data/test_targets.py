@@ -91,14 +91,16 @@ def test_objects_of_clips_move_steadily_and_hide_each_other() -> None:
     assert hidden[0].float().mean() > 0.2
 
 
-@pytest.mark.parametrize(("spec", "kinds"), [("scenes@32", "masks instances objects"), ("clips@32", "instances clips")])
+@pytest.mark.parametrize(
+    ("spec", "kinds"), [("scenes@32", "masks, instances, objects, label sets"), ("clips@32", "instances, clips")]
+)
 def test_drawn_sets_have_targets_and_no_labels(spec: str, kinds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssl_bench.data import datasets
 
     name = spec[: spec.index("@")]
     monkeypatch.setitem(datasets.DRAWN, name, (32, 20, 10))
     splits = load(spec)
-    assert splits.train.offers == set(kinds.split())
+    assert splits.train.offers == set(kinds.split(", "))
     assert splits.train.classes == ()
     fit, dev = hold_out(splits.train)
     assert len(fit) + len(dev) == len(splits.train) and len(dev) == len(splits.train) // 10
@@ -112,7 +114,7 @@ def test_shapes_have_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(datasets.DRAWN, "shapes", (32, 20, 10))
     train = load("shapes").train
-    assert train.offers == {"labels", "factors", "masks", "instances", "objects"}
+    assert train.offers == {"labels", "factors", "masks", "instances", "objects", "label sets"}
     assert train.targets is not None
     assert int(train.targets.mask(3).max()) == int(train.labels[3]) + 1
     assert train.targets.classes == ("background", *train.classes)
@@ -275,7 +277,7 @@ def test_coco(data: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_BENCH_MEMORY", memory)
     make_coco(data)
     train = load("coco2017").train
-    assert train.offers == {"objects"} and train.targets is not None
+    assert train.offers == {"objects", "label sets"} and train.targets is not None
     assert train.targets.classes == ("background", "person", "car")
     found = train.targets.objects(0)
     assert found.boxes.tolist() == [[3, 1, 7, 5], [0, 0, 2, 6]] and found.labels.tolist() == [1, 2]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from lightning import seed_everything
 from PIL import Image
@@ -31,9 +32,9 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.commands.pretrain import build
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
-from ssl_bench.data import scenes, shapes
+from ssl_bench.data import actions, scenes, shapes
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out, load
-from ssl_bench.data.targets import Targets
+from ssl_bench.data.targets import Search, Searches, Targets
 from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -107,6 +108,8 @@ def components() -> dict[str, Callable[[], Golden]]:
         "data scenes": drawn_scenes,
         "data clips": drawn_clips,
         "data masks": read_masks,
+        "data actions": drawn_actions,
+        "data depths": drawn_depths,
     }
     return {name: partial(in_float32, compute) for name, compute in found.items()}
 
@@ -415,6 +418,25 @@ def drawn_clips() -> Golden:
     return Golden("data clips", versions_of("data clips"), {"draw_clips": plain_defaults(scenes.draw_clips)}, numbers)
 
 
+def drawn_actions() -> Golden:
+    """Drawn motions."""
+    found = actions.draw_actions(12, size=32, seed=0)
+    numbers = {"pixels": summary(found.images.float()), "labels": summary(found.labels.float())}
+    numbers["instances"] = summary(found.instances.float())
+    return Golden(
+        "data actions", versions_of("data actions"), {"draw_actions": plain_defaults(actions.draw_actions)}, numbers
+    )
+
+
+def drawn_depths() -> Golden:
+    """Drawn distances."""
+    found = actions.draw_depths(20, size=32, seed=0)
+    numbers = {"pixels": summary(found.images.float()), "depths": summary(found.depths)}
+    return Golden(
+        "data depths", versions_of("data depths"), {"draw_depths": plain_defaults(actions.draw_depths)}, numbers
+    )
+
+
 def read_masks() -> Golden:
     """Masks of the layouts, with the numbers of their files looked up."""
     numbers = {}
@@ -457,11 +479,15 @@ def read() -> Golden:
 
 BRIGHTNESS = (12, 40)  # levels
 SMALL: dict[str, dict[str, Any]] = {
+    "copy-detection": {"images": 20, "whitening": 60},
+    "depth-linear": {"steps": 12, "warmup": 2, "batch_size": 4, "crop": (16, 16), "bins": 8, "border": (0, 0, 0, 0)},
     "clustering": {"restarts": 2, "dev_restarts": 1},
     "detection": {
         **{"steps": 3, "warmup": 0, "batch_size": 4, "lr": 0.01, "short_side": 16, "long_side": 16, "channels": 8},
         **{"hidden": 16, "mask_layers": 1, "proposals": 20, "sampled": 8},
     },
+    "landmarks": {"side": 12, "kind": "cls+gem"},
+    "multilabel": {"C": (1e-3, 1e-1)},
     "fewshot": {"shots": (1, 5), "episodes": 20, "dev_episodes": 4, "ways": 3},
     "finetune": {"epochs": 2, "batch_size": 24, "base_lr": 0.1, "warmup_epochs": 0.5, "randaugment": "", "mixup": 0.2},
     "knn": {"k": (1, 5, 20)},
@@ -471,8 +497,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "patch-linear": {"C": (1e-3, 1e-1), "patches": 2000},
     "probe": {"epochs": 2, "batch_size": 64, "base_lr": (1.0, 10.0)},
     "robustness": {"corruptions": ("gaussian_noise", "contrast"), "severities": (1, 3), "images": 60, "C": (1e-2, 1.0)},
+    "segmentation-finetune": {
+        **{"steps": 4, "warmup": 1, "batch_size": 4, "crop": 16, "stride": 12, "channels": 8, "drop_path": 0.0},
+    },
     "segmentation-knn": {"memory": 1000},
     "segmentation-linear": {"steps": 20, "warmup": 5, "batch_size": 4, "crop": 16, "stride": 12, "lr": 0.01},
+    "video-linear": {"frames": 4, "C": (1e-3, 1e-1)},
     "vos": {"frames": 3, "radius": 1},
 }
 FLIPPED = 0.1  # points that a few pixels at a boundary between two classes make of an IoU
@@ -485,6 +515,8 @@ def evaluator(name: str) -> Golden:
     seed_everything(0, verbose=False)
     encoder = FrozenEncoder(build_backbone(NANO))
     data = hard_blobs()
+    if name == "video-linear":  # clips of several classes
+        data = Data(*(of_five(images) for images in (data.train, data.fit, data.dev, data.test)))
     with tempfile.TemporaryDirectory() as folder:
         encoder.folder = Path(folder)
         result = made.run(encoder, data)
@@ -500,6 +532,12 @@ def evaluator(name: str) -> Golden:
         {**numbers, **{f"chosen {key}": value for key, value in chosen(result.chosen)}},
         counts,
     )
+
+
+def of_five(images: ImageSet) -> ImageSet:
+    """Every five images a clip, whose class is that of the first."""
+    assert images.targets is not None
+    return replace(images, targets=replace(images.targets, clips=torch.arange(len(images)) // 5))
 
 
 def is_count(value: float) -> bool:
@@ -532,7 +570,11 @@ def hard_blobs() -> Data:
         masks = torch.zeros(n, 16, 16, dtype=torch.uint8)
         for i, (row, column, label) in enumerate(zip(rows, columns, labels, strict=True)):
             masks[i, row : row + 8, column : column + 8] = 1 + label
-        targets = Targets(("none", *names), masks, masks.sign(), torch.arange(n) // 12)
+        depths = 5.0 - masks.float() / 2
+        places = [np.flatnonzero(labels.numpy()[:60] == (k + shift) % 6) for shift in (0, 1, 2) for k in range(6)]
+        searches = Searches(Search(*(places[6 * part + int(k)][:5] for part in range(3))) for k in labels)
+        maps = {"depths": depths, "searches": searches}
+        targets = Targets(("none", *names), masks, masks.sign(), torch.arange(n) // 12, **maps)
         factors = {"row": rows // 3}
         sets.append(ImageSet("blobs", split, labels, names, f"{seed:064x}", images, factors, targets=targets))
     train, test = sets

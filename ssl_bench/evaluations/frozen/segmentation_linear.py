@@ -8,7 +8,7 @@ MMSegmentation's recipe for ADE20K.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import ClassVar
 
@@ -101,7 +101,7 @@ class SegmentationLinear(Evaluator):
         counts = []
         for i in progress(range(len(data.test)), f"windows of {data.test.name}", len(data.test)):
             mask = targets.mask(i)
-            scores = self._slide(encoder, data.test.images[i], head)
+            scores = self.slide(data.test.images[i], partial(self._scores, encoder, head))
             enlarged = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
             counts.append(pixel_counts(enlarged.argmax(0), mask, len(names)))
         parts = torch.stack(counts)
@@ -113,7 +113,7 @@ class SegmentationLinear(Evaluator):
         """The head after the last step, in eval mode."""
         head: nn.Sequential | None = None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for step, (crops, masks) in enumerate(progress(self._batches(images), "training the head", self.steps)):
+        for step, (crops, masks) in enumerate(progress(self.batches(images), "training the head", self.steps)):
             maps, masks = encoder.map_of(crops, self.blocks).to(device), masks.to(device)
             if head is None:
                 with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ class SegmentationLinear(Evaluator):
             raise RunError(f"segmentation-linear: the head diverged; lr {self.lr} needs a smaller value")
         return head.eval()
 
-    def _batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops uint8 (B, 3, crop, crop) and their masks uint8 (B, crop, crop), of `steps` batches."""
         random = np.random.default_rng(self.seed)
         waiting: list[int] = []
@@ -168,8 +168,17 @@ class SegmentationLinear(Evaluator):
         return F.pad(distorted(image, random), missing), F.pad(part, missing, value=IGNORE)
 
     @torch.no_grad()
-    def _slide(self, encoder: Encoder, image: Tensor, head: nn.Sequential) -> Tensor:
-        """Scores (C, H, W) of a resized image: the mean over the windows that show a pixel."""
+    def _scores(self, encoder: Encoder, head: nn.Sequential, window: Tensor) -> Tensor:
+        scores: Tensor = head(encoder.map_of(window, self.blocks).to(next(head.parameters()).device))
+        return scores.cpu()
+
+    def slide(self, image: Tensor, scores_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Scores (C, H, W) of a resized image: the mean over the windows that show a pixel.
+
+        Args:
+            image: uint8 (3, H', W').
+            scores_of: Windows uint8 (1, 3, crop, crop) to scores (1, C, h, w).
+        """
         image = resized(image, fitted((image.shape[1], image.shape[2]), self.crop, 1.0))
         height, width = image.shape[1:]
         image = F.pad(image, [0, max(0, self.crop - width), 0, max(0, self.crop - height)])
@@ -177,8 +186,7 @@ class SegmentationLinear(Evaluator):
         count = torch.zeros(image.shape[1:])
         for top, left in windows((image.shape[1], image.shape[2]), self.crop, self.stride):
             place = (..., slice(top, top + self.crop), slice(left, left + self.crop))
-            maps = encoder.map_of(image[place][None], self.blocks).to(next(head.parameters()).device)
-            scores = F.interpolate(head(maps).cpu(), (self.crop, self.crop), mode="bilinear")[0]
+            scores = F.interpolate(scores_of(image[place][None]), (self.crop, self.crop), mode="bilinear")[0]
             total = torch.zeros(len(scores), *image.shape[1:]) if total is None else total
             total[place] += scores
             count[place] += 1

@@ -101,6 +101,11 @@ class Detection(Evaluator):
         if short_side > long_side:
             raise UserError(f"detection: short_side is {short_side}, more than long_side, {long_side}")
 
+    @property
+    def encoder_needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Weights, where they are trained."""
+        return () if self.frozen else ("train",)
+
     def run(self, encoder: Encoder, data: Data) -> Result:
         """Train on all training images, then score test after the last step.
 
@@ -108,24 +113,8 @@ class Detection(Evaluator):
             UserError: The encoder has no map of tokens of this size, or nothing to train.
             RunError: The training diverged, or an image can't be read any more.
         """
-        assert data.train.targets is not None and data.test.targets is not None
-        network: Any = encoder.copy()
-        if not self.frozen and not (isinstance(network, Backbone) and network.can_train):
-            raise UserError(f"detection: {getattr(network, 'name', type(network).__name__)} has nothing to train")
-        names = data.train.targets.classes
-        with seeded(self.seed):
-            model = detector(
-                network,
-                len(names),
-                frozen=self.frozen,
-                channels=self.channels,
-                hidden=self.hidden,
-                mask_layers=self.mask_layers,
-                proposals=self.proposals,
-                sampled=self.sampled,
-                sides=(self.short_side, self.long_side),
-            )
-        loss = self._train(model, data.train)
+        assert data.test.targets is not None
+        model, loss = self.fit(encoder, data.train)
         boxes: list[Found] = []
         masks: list[Found] = []
         for i, found in enumerate(self.predict(model, data.test)):
@@ -141,6 +130,26 @@ class Detection(Evaluator):
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         return Result(metrics, "ap", contributions(boxes, len(data.test)), chosen, "patches", selected=False)
+
+    def fit(self, encoder: Encoder, images: ImageSet) -> tuple[MaskRCNN, float]:
+        """The detector after the last step, and its loss there."""
+        assert images.targets is not None
+        network: Any = encoder.copy()
+        if not self.frozen and not (isinstance(network, Backbone) and network.can_train):
+            raise UserError(f"detection: {getattr(network, 'name', type(network).__name__)} has nothing to train")
+        with seeded(self.seed):
+            model = detector(
+                network,
+                len(images.targets.classes),
+                frozen=self.frozen,
+                channels=self.channels,
+                hidden=self.hidden,
+                mask_layers=self.mask_layers,
+                proposals=self.proposals,
+                sampled=self.sampled,
+                sides=(self.short_side, self.long_side),
+            )
+        return model, self._train(model, images)
 
     def _train(self, model: MaskRCNN, images: ImageSet) -> float:
         """The loss of the last step."""

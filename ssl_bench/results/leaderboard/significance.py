@@ -15,7 +15,8 @@ from ssl_bench.results.rows.predictions import Predictions, correctness
 from ssl_bench.results.rows.row import Row
 
 ALPHA = 0.05
-BOOTSTRAPPED = ("segmentation", "video")  # tasks whose intervals hold the draw of images alone
+# Tasks whose intervals, of the bootstrap or the jackknife, hold the draw of images alone.
+RESAMPLED = ("segmentation", "video", "detection", "multilabel")
 UNRANKED = ("diagnostics",)  # evaluators whose headline isn't better the larger it is
 
 
@@ -138,7 +139,7 @@ def draws_variance(rows: Sequence[Row], predictions: Predictions) -> float:
         predictions: Their `correctness`, (seeds, n).
     """
     n = predictions.shape[1]
-    if predictions.dtype == bool or n < 2 or rows[0]["task"] in BOOTSTRAPPED:
+    if predictions.dtype == bool or n < 2 or rows[0]["task"] in RESAMPLED:
         return 0.0
     metrics = [row["metrics"][row["headline"]] for row in rows]
     halves = np.array([metric["high"] - metric["low"] for metric in metrics]) / 200

@@ -41,6 +41,11 @@ PRINTED = {
     r"Swin-(T|S|B|L)(?:/W(\d+))?": "swin_{}_patch4_window{}_224",
     r"Hiera-(T|S|B\+|B|L|H)": "hiera_{}_224",
 }
+# Protocols whose setting says how the encoder is evaluated, and not which encoder it is.
+DENSE = ("vos", "attention_jaccard", "retrieval", "copy_detection", "seg_linear", "seg_knn", "seg_upernet", "det")
+# Published names -> ours, where they differ: of metrics (by the setting for retrieval), and of data.
+METRICS = {"j_f_mean": "jf", "j_mean": "j", "f_mean": "f", "macc": "mean_accuracy", "map, Hard": "map_hard"}
+DATA = {"revisited_oxford": "roxford5k", "revisited_paris": "rparis6k"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Measurement:
 def measurement(number: Number, row: RowOf, column: Column) -> Measurement:
     """What would have to be measured to stand beside a number."""
     epochs = number.epochs or row.stands_for.get("epochs", "")
-    said = bool(row.settings) or re.fullmatch(INPUT, number.setting)
+    said = bool(row.settings) or number.protocol in DENSE or re.fullmatch(INPUT, number.setting)
     return Measurement(
         number.method,
         our_backbone(number.backbone, number.setting),
@@ -93,10 +98,15 @@ def measurement(number: Number, row: RowOf, column: Column) -> Measurement:
         float(epochs) if epochs else None,
         tuple(sorted(row.settings.items())),
         protocol(number, row, column),
-        number.eval_dataset,
-        number.metric,
+        DATA.get(number.eval_dataset, number.eval_dataset),
+        our_metric(number),
         "" if said else number.setting,
     )
+
+
+def our_metric(number: Number) -> str:
+    """Our name of a number's metric."""
+    return METRICS.get(f"{number.metric}, {number.setting}") or METRICS.get(number.metric, number.metric)
 
 
 def protocol(number: Number, row: RowOf, column: Column) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from ssl_bench.results.leaderboard.aggregate import Cell, summarise
 from ssl_bench.results.leaderboard.legends import FOOTNOTES
 from ssl_bench.results.leaderboard.table import SPARE, Table, build
-from ssl_bench.results.papers.matching import how_to_fill, matching, measurement
+from ssl_bench.results.papers.matching import how_to_fill, matching, measurement, our_metric
 from ssl_bench.results.papers.other_data import LEGEND as OWN_LEGEND
 from ssl_bench.results.papers.other_data import OwnColumn, own_columns
 from ssl_bench.results.papers.published import Number, conflicts
@@ -50,7 +50,7 @@ class Entry:
     @cached_property
     def measured(self) -> Cell | None:
         """Mean over the seeds."""
-        return summarise(self.rows, self.number.metric) if self.rows else None
+        return summarise(self.rows, our_metric(self.number)) if self.rows else None
 
     @property
     def texts(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_the_frozen_encoder_gives_the_same_maps() -> None:
 
 def test_crops_are_a_function_of_seed_and_step(data: Data) -> None:
     made = SegmentationLinear(**FAST | {"steps": 3, "scale": (0.5, 2.0)})
-    first, again = (list(made._batches(data.train)) for _ in range(2))
+    first, again = (list(made.batches(data.train)) for _ in range(2))
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     assert first[0][0].shape == (4, 3, 8, 8) and first[0][1].shape == (4, 8, 8)
     assert not torch.equal(first[0][0], first[1][0])
@@ -237,7 +238,7 @@ def test_a_larger_image_is_seen_in_windows(data: Data) -> None:
     with torch.no_grad():
         head[1].weight.copy_(torch.eye(4)[:, :, None, None])  # type: ignore[union-attr,operator]
         head[1].bias.zero_()  # type: ignore[union-attr,operator]
-    scores = made._slide(Maps(True), image, head)  # type: ignore[arg-type]
+    scores = made.slide(image, partial(made._scores, Maps(True), head))  # type: ignore[arg-type]
     assert scores.shape == (4, 8, 20)
     assert scores.argmax(0).tolist() == [[0] * 11 + [3] * 9] * 8
     assert scores.amax(0).eq(1).all()  # averaged, not summed

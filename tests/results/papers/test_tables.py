@@ -212,7 +212,7 @@ def test_every_table_resolves_and_renders(name: str) -> None:
 def test_list_tables() -> None:
     listed = catalogue("tables")
     papers = {"moco_v3", "dino", "ibot", "beit", "mae", "eva", "eva02", "hiera", "moby", "esvit", "igpt"}
-    assert set(listed) == {"survey", "survey-summary", *papers}
+    assert set(listed) == {"survey", "survey-summary", "dense", *papers}
     assert (listed["survey"]["rows"], listed["survey"]["numbers"]) == (26 + 20, 34 + 20)
     assert listed["dino"]["numbers"] == 48  # all of its table 2
 

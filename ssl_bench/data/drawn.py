@@ -1,0 +1,44 @@
+"""The data sets that are drawn: their sizes, and each as a source of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from ssl_bench.data.sources import Raw
+from ssl_bench.data.targets import Targets
+
+# The usual size in pixels, and how many images (clips) train and test have.
+DRAWN = {
+    "shapes": (32, 10_000, 4_000),
+    "scenes": (64, 2_000, 500),
+    "clips": (64, 10, 30),
+    "actions": (32, 400, 400),
+    "depths": (64, 2_000, 500),
+}
+
+
+def draw_raw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets, Mapping[str, Tensor]]:
+    """Images, what is where in them, and the factors they were drawn from."""
+    from ssl_bench.data import actions, scenes, shapes
+
+    seen = ("background", *shapes.CLASSES)
+    if kind == "shapes":
+        drawn = shapes.draw(count, size=size, seed=seed)
+        raw = Raw(drawn.images, drawn.labels.numpy(), tuple(shapes.CLASSES))
+        return raw, Targets(seen, drawn.masks, drawn.masks.sign()), drawn.factors
+    if kind == "scenes":
+        found = scenes.draw_objects(count, size=size, seed=seed)
+        return Raw(found.images, np.zeros(count, np.int64), ()), Targets(seen, found.masks, found.instances), {}
+    if kind == "actions":
+        acts = actions.draw_actions(count, size=size, seed=seed)
+        raw = Raw(acts.images, acts.labels.numpy(), actions.MOTIONS)
+        return raw, Targets(instances=acts.instances, clips=acts.clips), {}
+    if kind == "depths":
+        far = actions.draw_depths(count, size=size, seed=seed)
+        return Raw(far.images, np.zeros(count, np.int64), ()), Targets(depths=far.depths), {}
+    clips = scenes.draw_clips(count, size=size, seed=seed)
+    labels = np.zeros(len(clips.images), np.int64)
+    return Raw(clips.images, labels, ()), Targets(instances=clips.instances, clips=clips.clips), {}
