@@ -127,7 +127,7 @@ def test_pretrain_evaluate_leaderboard_on_a_folder(
     status, out, _ = run(capsys, "leaderboard", "rows", "--format", "md,csv")
     assert status == 0 and "mae" in out and Path("rows/leaderboard.csv").exists()
     status, _, err = run(capsys, "leaderboard", "rows", "--format", "pdf")
-    assert status == 2 and "csv, html, latex, md" in err
+    assert status == 2 and "csv, every-eval-ever, html, hugging-face, latex, md, mteb" in err
     status, out, _ = run(capsys, "leaderboard", "rows", "--format", "md,html", "--max-images", "1e9")
     assert status == 0 and Path("rows/selected-leaderboard.html").exists()
     assert run(capsys, "check", "rows")[0] == 0

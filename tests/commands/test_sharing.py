@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_doors import DATA
 
@@ -17,6 +18,7 @@ from ssl_bench import embed, evaluate, export, load_data
 from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import load_encoder, save_encoder
 from ssl_bench.cli import main
+from ssl_bench.results.rows.row import checksum_of
 from ssl_bench.utils.errors import RunError, UserError
 
 NANO = "vit_nano_patch4_16"
@@ -76,6 +78,19 @@ def test_timm_loads_what_was_exported(here: Path, options: dict[str, object]) ->
     card = (folder / "README.md").read_text()
     assert "library_name: timm" in card and f"| knn | squares | top1 | {row['metrics']['top1']['value']:.2f} |" in card
     assert row["weights"]["sha256"] in card and "a \\| b" in card and str(here) not in card
+
+
+def test_numbers_of_data_sets_of_the_hub_go_with_the_encoder(here: Path) -> None:
+    file = saved(here / "encoder.pt")
+    (row,) = evaluate(str(file), data="own.py:squares", evaluations=["knn"], out="rows")
+    assert not (export(file, out=here / "without", rows=["rows"]) / ".eval_results").exists()
+    values = json.loads(row.path.read_text())
+    values["evaluation"]["given"] = "hf:me/squares"
+    row.path.write_text(json.dumps(values | {"checksum": checksum_of(values)}))
+    folder = export(file, out=here / "with", rows=["rows"])
+    (entry,) = yaml.safe_load((folder / ".eval_results" / "me-squares-knn.yaml").read_text())
+    assert entry["dataset"] == {"id": "me/squares", "task_id": "knn"}
+    assert entry["value"] == row["metrics"]["top1"]["value"]
 
 
 def test_what_timm_does_not_have_says_how_it_is_built(here: Path) -> None:
