@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKERS ?= auto
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: bench test test-all test-cluster check docs format golden golden-new clean
+.PHONY: bench test test-all test-oldest test-cluster check docs format golden golden-new clean
 
 bench: .venv/done
 	$(BIN)/ssl-bench bench quick --out $(OUT)
@@ -16,6 +16,11 @@ test: .venv/done
 
 test-all: .venv/done
 	$(PYTEST) -m "not cluster"
+
+# The same with the oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest: BIN = .venv-oldest/bin
+test-oldest: .venv-oldest/done
+	$(PYTEST) -m "not slow and not cluster"
 
 # A suite on a real SLURM of this machine: slurmctld, slurmd, munge and slurm-client must be installed.
 test-cluster: .venv/done
@@ -50,5 +55,12 @@ golden-new: .venv/done
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# What the direct dependencies need themselves is as new as ever: only their own lower bounds are ours to test.
+.venv-oldest/done: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest

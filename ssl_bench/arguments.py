@@ -79,6 +79,8 @@ def make_parser() -> Parser:
     sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/...)")
     sub.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out and count them")
     sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
+    text = "how several processes share the work: ddp, or fsdp, which shards the weights (default: ddp)"
+    sub.add_argument("--strategy", default="ddp", metavar="ddp|fsdp", help=text)
     sub.add_argument("--keys", action="store_true", help="only print the keys of the method's recipe")
 
     sub = command("tune", "Search keys of a recipe on images held out of the training set (needs optuna).")

@@ -45,6 +45,7 @@ def pretrain(
     out: str | Path | None = None,
     skip_unreadable: bool = False,
     logger: Sequence[str] = DEFAULT,
+    strategy: str = "ddp",
 ) -> Path:
     """Pre-train a method: the Python form of ``ssl-bench pretrain``.
 
@@ -59,6 +60,8 @@ def pretrain(
         out: Folder of the run; ``runs/...`` when left out.
         skip_unreadable: Leave unreadable images out and count them in the rows.
         logger: Where the learning curves go: any of csv, tensorboard, wandb.
+        strategy: How several processes share the work: "ddp", or "fsdp" for networks whose weights and moments don't
+            fit into one GPU. The numbers are the same.
 
     Returns:
         The encoder file.
@@ -75,7 +78,7 @@ def pretrain(
     images = images or load(resolved.data, skip_unreadable=skip_unreadable)
     if is_first() and (said := shrunk(images.train, [resolved.backbone["name"]])):
         print(f"{said}; --backbone takes one of another size", file=sys.stderr)
-    return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger)
+    return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger, strategy)
 
 
 def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
@@ -83,7 +86,7 @@ def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:
     return Path(root) / f"{recipe.method}-{data.train.name}-{recipe.seed}-{identify(recipe.identity(data))[:12]}"
 
 
-def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEFAULT) -> Path:
+def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEFAULT, strategy: str = "ddp") -> Path:
     """Train, or go on where ``last.ckpt`` in the folder left off, and write ``encoder.pt``; at once if it is there.
 
     Raises:
@@ -102,19 +105,20 @@ def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEF
         if not is_whole(target):  # another process may have made it meanwhile
             if is_first():
                 remove_leftovers(folder)
-            _make(recipe, data, folder, target, loggers)
+            _make(recipe, data, folder, target, loggers, strategy)
     if process()[1] > 1:
         torch.distributed.barrier()  # the file is there when any process goes on
     return target
 
 
-def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Sequence[str]) -> None:
+def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Sequence[str], strategy: str) -> None:
     fit, dev = hold_out(data.train)
     source = source_hash(recipe.cls)  # before it trains: files may be edited meanwhile
     images, identity = recipe.images(data), recipe.identity(data)
     beside = {keyword: run_folder(needed, data, folder.parent) for keyword, needed in recipe.teachers.items()}
     trained = {
-        keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers)) for keyword in beside
+        keyword: load_encoder(run(recipe.teachers[keyword], data, beside[keyword], loggers, strategy))
+        for keyword in beside
     }
     files = {keyword: file for keyword in recipe.cls.teachers if (file := named_encoder(recipe.settings[keyword]))}
     begun = newest_checkpoint(folder) is not None  # which has what the backbone took from the images
@@ -125,7 +129,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
         if not begun:
             method.prepare(images)
         title = f"{recipe.method}, seed {recipe.seed}"
-        cost = train(method, images, folder, title, monitored=(fit, dev), loggers=loggers)
+        cost = train(method, images, folder, title, monitored=(fit, dev), loggers=loggers, strategy=strategy)
         facts = method.finish(images)
     if not is_first():
         return

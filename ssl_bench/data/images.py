@@ -133,7 +133,7 @@ class Files(Encoded):
 
 
 class Cells(Encoded):
-    """Image bytes in an Arrow column, kept encoded in memory.
+    """Image bytes in an Arrow column, kept encoded in memory or mapped from a file.
 
     Args:
         column: The column.
@@ -141,10 +141,30 @@ class Cells(Encoded):
         rows: int64 (N,) which of its rows these are.
         sizes: int64 (N,) bytes of each image.
         folder: Where files must lie that cells may name instead of bytes; anywhere if left out.
+        mapped: The file of Arrow's that the column is mapped from, and its name there, for other processes.
     """
 
-    def __init__(self, column: Any, name: str, rows: np.ndarray, sizes: np.ndarray, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        column: Any,
+        name: str,
+        rows: np.ndarray,
+        sizes: np.ndarray,
+        folder: str | None = None,
+        mapped: tuple[str, str] | None = None,
+    ) -> None:
         self.column, self.name, self.rows, self.sizes, self.folder = column, name, rows, sizes, folder
+        self.mapped = mapped
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "column": None} if self.mapped else vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.mapped:
+            import pyarrow as pa
+
+            self.column = pa.ipc.open_file(pa.memory_map(self.mapped[0])).read_all()[self.mapped[1]]
 
     def open(self, index: int) -> BinaryIO:
         cell = self.column[int(self.rows[index])].as_py()
@@ -172,7 +192,7 @@ class Cells(Encoded):
         return f"{self.name} row {self.rows[index]}"
 
     def take(self, indices: np.ndarray) -> Cells:
-        return Cells(self.column, self.name, self.rows[indices], self.sizes[indices], self.folder)
+        return Cells(self.column, self.name, self.rows[indices], self.sizes[indices], self.folder, self.mapped)
 
 
 class Ragged(Sequence[Tensor]):

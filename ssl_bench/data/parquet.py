@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ssl_bench.data.arrow_files import arrow_file, open_mapped
 from ssl_bench.data.images import Cells, reason
+from ssl_bench.data.reading import memory_budget
 from ssl_bench.data.sources import MOST_CLASSES, TEST_NAMES, Raw, some
 from ssl_bench.utils.errors import UserError, first_line
-from ssl_bench.utils.memory import free_memory
 from ssl_bench.utils.progress import progress
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-COLUMNS = (IMAGE_COLUMNS, LABEL_COLUMNS)
 
 
 def read_parquet(path: str) -> tuple[Raw, Raw | None]:
@@ -66,23 +66,32 @@ def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
         raise UserError("reading Parquet needs pyarrow: pip install pyarrow") from error
     import pyarrow as pa
 
-    tables, size = [], 0
+    sizes, columns = [], ("", "")
     for file in progress(files, "reading Parquet"):
         try:
             about = pq.read_metadata(file)
-            columns = [_column(file, about.schema.to_arrow_schema().names, names) for names in COLUMNS]
-            size += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-            if size > (free := free_memory()):
-                raise UserError(f"{file} takes {size:,} bytes in memory, where {free:,} are free")
-            tables.append(pq.read_table(file, columns=columns))
+            names = about.schema.to_arrow_schema().names
+            columns = (_column(file, names, IMAGE_COLUMNS), _column(file, names, LABEL_COLUMNS))
+            sizes.append(sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {file}: {reason(error)}") from error
-    try:
-        table = pa.concat_tables(tables)
-    except pa.ArrowException as error:
-        raise UserError(f"the columns of {files[0]} and the files beside it differ: {reason(error)}") from error
+    share = memory_budget() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of each process of this machine
+    mapped = arrow_file(files, columns, sum(sizes)) if sum(sizes) > share else None
+    if mapped:
+        table = open_mapped(mapped)
+    else:
+        tables = []
+        for file in files:
+            try:
+                tables.append(pq.read_table(file, columns=list(columns)))
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                raise UserError(f"cannot read {file}: {reason(error)}") from error
+        try:
+            table = pa.concat_tables(tables)
+        except pa.ArrowException as error:
+            raise UserError(f"the columns of {files[0]} and the files beside it differ: {reason(error)}") from error
     folder = os.path.dirname(os.path.abspath(files[0]))
-    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]), folder)
+    return from_arrow(table, columns[0], columns[1], classes, os.path.basename(files[0]), folder, mapped)
 
 
 def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
@@ -93,7 +102,13 @@ def _column(file: str, names: Sequence[str], wanted: Sequence[str]) -> str:
 
 
 def from_arrow(
-    table: Any, image: str, label: str, classes: tuple[str, ...] | None, name: str, folder: str | None = None
+    table: Any,
+    image: str,
+    label: str,
+    classes: tuple[str, ...] | None,
+    name: str,
+    folder: str | None = None,
+    mapped: str | None = None,
 ) -> Raw:
     """Images and labels of an Arrow table.
 
@@ -104,6 +119,7 @@ def from_arrow(
         classes: Class names of the training images; None when these are the training images.
         name: What to call the table in messages.
         folder: As of ``Cells``.
+        mapped: As of ``Cells``.
 
     Raises:
         UserError: Columns of other types, labels that are missing, negative or not of the training images.
@@ -152,7 +168,8 @@ def from_arrow(
     classes = classes or names
     if labels.max() >= len(classes):
         raise UserError(f"{label} {labels.max()} in {name} is not one of the {len(classes)} training classes")
-    return Raw(Cells(column, name, np.arange(len(labels)), sizes, folder), labels, classes)
+    files = (mapped, image) if mapped else None
+    return Raw(Cells(column, name, np.arange(len(labels)), sizes, folder, files), labels, classes)
 
 
 def _names(schema: Any, label: str, name: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
+from ssl_bench.nn.sharding import clip_norm, shard
 from ssl_bench.utils.distributed import one_process, process
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.make import make_views
@@ -212,6 +213,11 @@ class Method(LightningModule):
 
     # Called by the trainer -------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        """Shard the blocks, where the trainer has a mesh for it."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"], "training_step")
+
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""
         config = self.training_config
@@ -225,9 +231,7 @@ class Method(LightningModule):
         self._step, self._draws = step, 0
         seed = step_seed(self.seed, step, self.global_rank)
         torch.default_generator.manual_seed(seed)
-        if (
-            self.device.type == "cuda"
-        ):  # torch.manual_seed on a CPU would queue a call and a stack trace for CUDA each time
+        if self.device.type == "cuda":  # on a CPU it would queue a call and a stack trace for CUDA each time
             torch.cuda.manual_seed(seed)
         optimizer: Any = self.optimizers()
         lr = self.learning_rate(step, steps)
@@ -273,12 +277,9 @@ class Method(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """The recipe's clipping: of the global norm, or of each tensor's."""
-        if not self.training_config.clip_grad:
-            return
-        if self.training_config.clip_per_tensor:
-            clip_each(self.parameters(), self.training_config.clip_grad)
-        else:
-            nn.utils.clip_grad_norm_(self.parameters(), self.training_config.clip_grad)
+        if self.training_config.clip_grad:
+            clip = clip_each if self.training_config.clip_per_tensor else clip_norm
+            clip(self.parameters(), self.training_config.clip_grad)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update, then whatever the method updates last; a checkpoint always sees both."""

@@ -9,6 +9,8 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
+from ssl_bench.nn.sharding import local
+
 
 @torch.no_grad()
 def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
@@ -17,7 +19,7 @@ def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
     Parameters that only one of them has, and buffers, stay as they are.
     """
     own = dict(source.named_parameters())
-    pairs = [(p, own[name]) for name, p in target.named_parameters() if name in own]
+    pairs = [(local(p), local(own[name])) for name, p in target.named_parameters() if name in own]
     torch._foreach_lerp_([p for p, _ in pairs], [p for _, p in pairs], 1 - momentum)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_bench.nn.schedules import Schedule, cosine, learning_rate
+from ssl_bench.nn.sharding import kinds, local, whole
 from ssl_bench.utils.bounds import Count, Epochs, NonNegative, Positive, Rate, check_fields
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.references import is_reference, look_up
@@ -203,10 +204,10 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
         >>> [round(v, 4) for v in p.grad.tolist()]
         [1.8, 2.4]
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if grads:
-        norms = torch._foreach_norm(grads)
-        torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    for grads in kinds(p.grad for p in parameters if p.grad is not None):
+        norms = [whole(norm) for norm in torch._foreach_norm(grads)]
+        scales = [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+        torch._foreach_mul_([local(grad) for grad in grads], scales)
 
 
 class LARS(Optimizer):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.nn.sharding import is_sharded
 from ssl_bench.teachers.codes import least_perplexity
 from ssl_bench.teachers.dalle import perplexity
 from ssl_bench.training.callbacks import Report
@@ -57,7 +58,8 @@ class Monitor(Callback):
         if hasattr(pl_module.encoder, "codebook_size"):
             self.report.extra = self.codes(pl_module, 2 * step >= trainer.max_steps)
         elif hasattr(pl_module.encoder, "features"):
-            self.report.extra = self.measure(pl_module) if trainer.is_global_zero else {}
+            every_process = is_sharded(pl_module)
+            self.report.extra = self.measure(pl_module) if trainer.is_global_zero or every_process else {}
             if self.report.extra:
                 self._judge(pl_module, self.report.extra, step, step + every > trainer.max_steps)
 

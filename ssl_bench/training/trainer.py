@@ -18,13 +18,17 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader, batches
 from ssl_bench.methods.method import Method
+from ssl_bench.nn.sharding import unshard
 from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
 from ssl_bench.training.health import Health
 from ssl_bench.training.loggers import make_loggers
 from ssl_bench.training.monitor import Monitor
 from ssl_bench.training.resume import CheckpointFiles, Resume, newest_checkpoint
-from ssl_bench.utils.errors import Stopped, UserError
+from ssl_bench.training.sharded import Sharded
+from ssl_bench.utils.errors import Stopped, UserError, unknown
+
+STRATEGIES = ("ddp", "fsdp")  # weights whole in every process, or sharded
 
 
 def train(
@@ -37,6 +41,7 @@ def train(
     loggers: Sequence[str] = ("csv",),
     drop_last: bool = True,
     uneven: bool = False,
+    strategy: str = "ddp",
 ) -> dict[str, Any]:
     """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
@@ -49,6 +54,7 @@ def train(
         loggers: Of ``loggers.LOGGERS``.
         drop_last: Leave out the images that do not fill an epoch's last batch; otherwise they are one.
         uneven: Allow batches that several processes can't share evenly; each computes all of such a batch.
+        strategy: Of ``STRATEGIES``, where there are several processes.
 
     Returns:
         What it cost: the fields of a row's ``pretraining``.
@@ -59,6 +65,10 @@ def train(
         Stopped: SIGTERM, SIGUSR1 or SIGHUP came, and ``last.ckpt`` has everything until then.
     """
     config = method.training_config
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    if strategy == "fsdp" and config.precision == "16-mixed":
+        raise UserError("strategy fsdp: precision 16-mixed has no sharded form; choose bf16-mixed or 32")
     if len(images) < config.batch_size:
         raise UserError(
             f"batch_size {config.batch_size} is larger than the {len(images)} training images of {images.name}"
@@ -74,7 +84,7 @@ def train(
         max_steps=steps,
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
-        **_launched(),
+        **_launched(strategy),
         callbacks=[*([Monitor(title, report, *monitored)] if monitored else []), report, Health(title), resume],
         logger=make_loggers(loggers, folder, _steps_done(last)),
         enable_autolog_hparams=False,
@@ -108,6 +118,7 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, interrupt)
+    unshard(method)
     whole, rest = divmod(steps, per_epoch)
     seen = whole * min(per_epoch * config.batch_size, len(images)) + rest * config.batch_size
     return {
@@ -134,7 +145,7 @@ def _steps_done(checkpoint: Path | None) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def _launched() -> dict[str, Any]:
+def _launched(strategy: str) -> dict[str, Any]:
     """One process, or those that `torchrun -m ssl_bench.cli pretrain ...` has started."""
     world, local = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     # Named, so that Lightning doesn't take a job of SLURM for its own: it would save and requeue by itself.
@@ -144,7 +155,7 @@ def _launched() -> dict[str, Any]:
     return {
         "devices": local,
         "num_nodes": world // local,
-        "strategy": "ddp",
+        "strategy": Sharded(world) if strategy == "fsdp" else strategy,
         "plugins": [environment, CheckpointFiles()],
     }
 

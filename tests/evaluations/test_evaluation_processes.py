@@ -7,66 +7,54 @@ import os
 import socket
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from faults.harness import EVALUATORS, with_targets
 from tiny import NANO, blobs
 
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.commands.evaluate import run_evaluations
-from ssl_bench.data.datasets import ImageSet, Splits
-from ssl_bench.data.targets import Targets
+from ssl_bench.data.datasets import Splits
+from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Evaluator
-from ssl_bench.evaluations.frozen.knn import KNN
-from ssl_bench.evaluations.frozen.logistic import Logistic
-from ssl_bench.evaluations.trained.detection import Detection
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.results.rows.predictions import read_predictions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 TUNE: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "base_lr": (0.02, 0.1), "drop_path": 0.0, "head_init": 0.02}
-DETECT: dict[str, Any] = {
-    **{"steps": 2, "warmup": 0, "batch_size": 4, "short_side": 16, "long_side": 16},
-    **{"channels": 8, "hidden": 16, "mask_layers": 1, "proposals": 20, "sampled": 8},
-}
 
 
 def evaluators() -> dict[str, Evaluator]:
-    """45 training images: fits have 41, batches of 15 and 16, and last ones of 13 and 11."""
-    return {
-        "knn": KNN(k=(1, 5), headline_k=5),
-        "logistic": Logistic(C=(0.01, 1.0)),
+    """Every one. 45 training images: fits have 41, batches of 15 and 16, and last ones of 13 and 11."""
+    every: dict[str, Any] = EVALUATIONS
+    settings = {
+        name: {key: tuple(value) if isinstance(value, list) else value for key, value in of_name.items()}
+        for name, of_name in EVALUATORS.items()
+    }
+    return {name: every[name](**of_name) for name, of_name in settings.items()} | {
+        "detection-trained": every["detection"](**settings["detection"], frozen=False),
         "probe": Probe(base_lr=(0.01, 0.1), poolings=("mean", "cls"), epochs=2, batch_size=16, batch_norm=True),
         "probe-plain": Probe(base_lr=(0.1,), poolings=("mean",), epochs=2, batch_size=15),
         "finetune": FineTune(**TUNE, batch_size=16, repeated_augmentation=2, randaugment="", color_jitter=0.4),
-        "detection": Detection(**DETECT, frozen=False),
         "finetune-odd": FineTune(**TUNE, batch_size=15, mixup=0, cutmix=0, randaugment=""),
     }
-
-
-def splits() -> Splits:
-    return Splits(*(seen(blobs(n, split, seed)) for n, split, seed in ((45, "train", 0), (25, "test", 1))))
-
-
-def seen(images: ImageSet) -> ImageSet:
-    """With the square of each as an object."""
-    assert images.decoded is not None
-    there = (images.decoded.amax(1) > 200).to(torch.uint8)
-    masks = there * (1 + images.labels.view(-1, 1, 1)).to(torch.uint8)
-    return replace(images, targets=Targets(("none", *images.classes), masks, there))
 
 
 def evaluate(folder: Path) -> list[Any]:
     torch.manual_seed(0)
     os.chdir(folder)
     encoder = Checkpoint(ViT(NANO), "nano", {}, "c" * 64)
-    return run_evaluations(encoder, evaluators(), splits(), Path(), None)
+    return run_evaluations(encoder, evaluators(), images(), Path(), None)
+
+
+def images() -> Splits:
+    return Splits(with_targets(blobs(45, "train", 0)), with_targets(blobs(25, "test", 1)))
 
 
 def _process(rank: int, port: int, folder: Path) -> None:
@@ -99,8 +87,7 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, monkeypatch: pytest.Monke
     one = {row["evaluation"]["name"]: row for row in evaluate(tmp_path / "one")}
     os.chdir(tmp_path / "two")
     two = {row["evaluation"]["name"]: row for row in run_evaluations(
-        Checkpoint(_same(), "nano", {}, "c" * 64), evaluators(),
-        splits(), Path(), None,
+        Checkpoint(_same(), "nano", {}, "c" * 64), evaluators(), images(), Path(), None
     )}  # fmt: skip
     assert not list(Path("runs/evaluations").iterdir())
     for name, row in one.items():

@@ -2,7 +2,8 @@
 
 Every attempt at the suite is a process forked from this one, which has everything imported, and leads a group of its
 own. A fault ends it with its whole group (SIGKILL), lets an operation on a file fail (a full disk, an input/output
-error), or, between two attempts, cuts a file off. The next attempt goes on from what is left.
+error), or, between two attempts, cuts a file off. The next attempt goes on from what is left. Where a fault happens is
+counted in operations on files within one method, teacher or evaluator, so that all of them get their share.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -25,21 +27,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tiny import blobs, tiny_recipe
 
 from ssl_bench.commands import bench as bench_module
 from ssl_bench.config.method_facts import method_facts
-from ssl_bench.data.datasets import Splits
+from ssl_bench.data.datasets import ImageSet, Splits
+from ssl_bench.data.targets import Search, Searches, Targets
+from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.feature_cache import FeatureCache
 from ssl_bench.methods import BASELINES, METHODS
 from ssl_bench.training.resume import Resume
 from ssl_bench.utils.errors import RunError
 
+SUITE = "suite"
+NAMES = {cls: name for name, cls in EVALUATIONS.items()}
 KINDS = ("kill", "kill while writing", "disk full", "input/output error", "truncate")
-STUCK = 300  # seconds after which an attempt counts as hanging
+STUCK = 1200  # seconds after which an attempt counts as hanging
 TIMES = {"wall_seconds", "time", "peak_memory_bytes", "checksum", "code"}  # "code": others may edit files meanwhile
-# Of evaluators, as small as they go: every one that needs labels or factors.
+# Of evaluators, as small as they go: every one.
 EVALUATORS: dict[str, dict[str, Any]] = {
     "knn": {"k": [1, 5], "headline_k": 5},
     "linear": {"min_steps": 10, "epochs": 1, "batch_size": 16},
@@ -53,13 +60,42 @@ EVALUATORS: dict[str, dict[str, Any]] = {
     "robustness": {"corruptions": ["gaussian_noise"], "severities": [3], "C": [0.1]},
     "factors": {},
     "diagnostics": {"images": 12},
+    "segmentation-knn": {"memory": 200, "k": 5},
+    "segmentation-linear": {"steps": 4, "warmup": 1, "batch_size": 4, "crop": 16, "stride": 16},
+    "patch-linear": {"C": [0.1, 1.0], "patches": 200},
+    "vos": {"frames": 2, "radius": 2, "topk": 2, "short_side": 16},
+    "attention-jaccard": {},
+    "detection": {
+        **{"steps": 2, "warmup": 0, "batch_size": 4, "lr": 0.01, "short_side": 16, "long_side": 16, "channels": 8},
+        **{"hidden": 16, "mask_layers": 1, "proposals": 20, "sampled": 8},
+    },
+    "segmentation-finetune": {
+        **{"steps": 2, "warmup": 1, "batch_size": 4, "crop": 16, "stride": 12, "channels": 8, "drop_path": 0.0},
+    },
+    "multilabel": {"C": [0.01, 1.0]},
+    "depth-linear": {"steps": 3, "warmup": 1, "batch_size": 4, "crop": [16, 16], "bins": 8, "border": [0, 0, 0, 0]},
+    "video-linear": {"frames": 4, "C": [0.01, 1.0]},
+    "copy-detection": {"images": 8, "whitening": 20},
+    "landmarks": {"side": 12, "kind": "cls+gem"},
 }
 
 
 def tiny_splits() -> Splits:
-    """48 training and 24 test images of 16 px, with a factor of two values."""
-    train, test = blobs(48, "train", 0), blobs(24, "test", 1)
-    return Splits(*(replace(x, factors={"half": torch.arange(len(x)) // 3 % 2}) for x in (train, test)))
+    """48 training and 24 test images of 16 px with all that evaluators may ask for."""
+    return Splits(*(with_targets(images) for images in (blobs(48, "train", 0), blobs(24, "test", 1))))
+
+
+def with_targets(images: ImageSet) -> ImageSet:
+    """The square of each image is its object, of its class, and nearer; twelve images are a clip. Each image searches
+    for those of its class among the first training images. A factor has two values."""
+    every = torch.arange(len(images))
+    square = (images.images == 220).any(dim=1).to(torch.uint8)  # type: ignore[union-attr]
+    masks = square * (1 + images.labels.to(torch.uint8))[:, None, None]
+    places = [np.flatnonzero(np.arange(30) % 3 == k) for k in range(3)]
+    found = [Search(places[k][:5], places[k][5:], places[(k + 1) % 3][:2]) for k in images.labels.tolist()]
+    maps = {"depths": 5.0 - masks.float() / 2, "searches": Searches(found)}
+    targets = Targets(("none", *images.classes), masks, square, every // 12, **maps)
+    return replace(images, factors={"half": every // 3 % 2}, targets=targets)
 
 
 @dataclass
@@ -97,34 +133,26 @@ class Bench:
         path.write_text(json.dumps(recipe))
         return f"{method}:protocols/{path.name}"
 
-    def attempt(self, faults: Faults | None = None, kill_after: float | None = None) -> tuple[int, float]:
+    def attempt(self, faults: Faults | None = None) -> int:
         """Run the suite in a forked process.
 
         Args:
-            faults: To do to it when it works with files.
-            kill_after: Seconds after which its group is killed.
+            faults: To do to it.
 
         Returns:
-            Its status, as ``os.waitstatus_to_exitcode`` has it, and seconds.
+            Its status, as ``os.waitstatus_to_exitcode`` has it.
         """
-        started = time.monotonic()
         pid = self.start(faults)
-        until = started + (STUCK if kill_after is None else kill_after)
-        while True:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() > until:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
-                _, status = os.waitpid(pid, 0)
-                if kill_after is None:
-                    raise AssertionError(f"an attempt hung:\n{self.log()}")
+        until = time.monotonic() + STUCK
+        hung = False
+        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if hung := time.monotonic() > until:
                 break
             time.sleep(0.005)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # whoever it started
-        return os.waitstatus_to_exitcode(status), time.monotonic() - started
+        assert not hung, f"an attempt hung:\n{self.log()}"
+        return os.waitstatus_to_exitcode(ended[1])
 
     def start(self, faults: Faults | None = None) -> int:
         """The process of an attempt, which leads a group of its own."""
@@ -155,6 +183,8 @@ class Bench:
         except BaseException:
             traceback.print_exc()
         finally:
+            if faults is not None:
+                faults.report()
             os._exit(status)
 
     def log(self) -> str:
@@ -219,18 +249,34 @@ def differences(value: Any, expected: Any, key: str = "") -> list[str]:
     return [] if value == expected else [f"{key}: {value!r}, not {expected!r}"]
 
 
-@dataclass
-class Faults:
-    """Faults of one attempt, at the n-th operation on a file each: an open for writing, a write, a flush, a rename.
+@dataclass(frozen=True)
+class Fault:
+    """One of ``KINDS``.
 
-    A single input/output error doesn't end the attempt, so the next fault of the list follows; a full disk stays full
-    until the group is killed, some operations later.
+    Args:
+        kind: Which.
+        where: The method, teacher or evaluator that is at work; ``SUITE`` before and after them.
+        moment: In [0, 1), of the operations on files there.
     """
 
-    planned: list[tuple[str, int]]
-    seen: Path  # a line for each fault that happened
-    count: int = 0
-    full: bool = False
+    kind: str
+    where: str
+    moment: float
+
+
+@dataclass
+class Faults:
+    """Faults of one attempt, each at an operation on a file: an open for writing, a write, a flush, a rename.
+
+    A single input/output error doesn't end the attempt; a full disk stays full until the group is killed, some
+    operations later; a kill comes a moment after the operation, wherever the process is then.
+    """
+
+    planned: dict[int, tuple[Fault, int]]  # number of the fault -> what, and at which operation there
+    seen: Path  # a line with the number of each fault that happened
+    counts: Counter[str] = field(default_factory=Counter)
+    where: str = SUITE
+    full: int = 0  # operations that still fail
 
     def install(self) -> None:
         """From here on, every operation in this process counts."""
@@ -250,6 +296,28 @@ class Faults:
         builtins.open = io.open = opened  # type: ignore[assignment]
         for name in ("replace", "rename", "fsync"):
             setattr(os, name, self._counted(getattr(os, name)))
+        pretrain: Any = sys.modules["ssl_bench.commands.pretrain"]
+        evaluate: Any = sys.modules["ssl_bench.commands.evaluate"]
+        bench_module.run_task = self._at(bench_module.run_task, lambda task, *_: task.recipe.method)
+        pretrain._make = self._at(pretrain._make, lambda recipe, *_: recipe.method)
+        evaluate._run = self._at(evaluate._run, lambda evaluator, *_: NAMES[type(evaluator)])
+        evaluate.write_row = self._at(evaluate.write_row, lambda path, row, *_: row["evaluation"]["name"])
+
+    def report(self) -> None:
+        """Write how many operations there were of each method, teacher and evaluator."""
+        self.planned.clear()
+        self.full = 0
+        self.seen.with_suffix(".json").write_text(json.dumps(self.counts))
+
+    def _at(self, call: Any, name: Any) -> Any:
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            before, self.where = self.where, name(*args)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.where = before
+
+        return inside
 
     def _counted(self, call: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -260,20 +328,32 @@ class Faults:
 
     def operation(self) -> None:
         """One more; the fault that is due happens."""
-        self.count += 1
-        due = bool(self.planned) and self.count >= self.planned[0][1]
-        if due:
-            kind, _ = self.planned.pop(0)
-            os.write(self._done, f"{kind}\n".encode())
-            self.count = 0
-            if kind == "kill while writing":
-                os.killpg(0, signal.SIGKILL)
-            if kind == "input/output error":
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            self.full = True
-            self.planned = [("kill while writing", 12)]
+        self.counts[self.where] += 1
         if self.full:
+            self.full -= 1
+            if not self.full:
+                os.killpg(0, signal.SIGKILL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        here = [(number, at) for number, (fault, at) in self.planned.items() if fault.where == self.where]
+        due = [number for number, at in here if self.counts[self.where] >= at]
+        if not due:
+            return
+        number = due[0]
+        fault, _ = self.planned.pop(number)
+        if fault.kind == "kill":
+            threading.Timer(0.1 * (fault.moment * 7 % 1), self._kill, [number]).start()
+            return
+        os.write(self._done, f"{number}\n".encode())
+        if fault.kind in ("kill while writing", "truncate"):
+            os.killpg(0, signal.SIGKILL)
+        if fault.kind == "input/output error":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.full = 12
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _kill(self, number: int) -> None:
+        os.write(self._done, f"{number}\n".encode())
+        os.killpg(0, signal.SIGKILL)
 
 
 class _Raw(io.FileIO):
@@ -288,69 +368,88 @@ class _Raw(io.FileIO):
         return super().write(content) or 0
 
 
-def disturbed(bench: Bench, undisturbed: dict[str, Any], seconds: float, n: int, seed: int) -> Counter[str]:
-    """Do at least ``n`` faults to a suite, as often from its beginning as that takes; each time its rows must come out.
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a suite does without faults: its rows, and operations on files by method, teacher and evaluator."""
+
+    rows: dict[str, Any]
+    operations: dict[str, int]
+
+
+def undisturbed(bench: Bench) -> Undisturbed:
+    """Run a suite once."""
+    bench.prepare()
+    seen = bench.folder / "faults.txt"
+    status = bench.attempt(Faults({}, seen))
+    assert status == 0, bench.log()
+    assert not bench.leftovers()
+    return Undisturbed(bench.rows(), json.loads(seen.with_suffix(".json").read_text()))
+
+
+def disturbed(bench: Bench, expected: Undisturbed, n: int, seed: int) -> list[Fault]:
+    """Do ``n`` faults to a suite, as often from its beginning as that takes; each time its rows must come out.
 
     Args:
         bench: The suite.
-        undisturbed: Its rows without faults.
-        seconds: That it took without faults.
-        n: Faults.
+        expected: The same without faults.
+        n: Faults, spread over all methods, teachers and evaluators.
         seed: Of their kinds and moments.
 
     Returns:
-        How many there were of each kind.
+        Those that happened: all.
     """
     draw = random.Random(seed)
-    happened: Counter[str] = Counter()
-    kinds = _kinds(draw)
-    each = 1.5 * seconds / max(3, min(n, 25))  # so that a suite takes about as many faults as it has tasks
-    while happened.total() < n:
+    places, kinds = _over_and_over(draw, list(expected.operations)), _over_and_over(draw, KINDS)
+    left = {number: Fault(next(kinds), next(places), draw.random()) for number in range(n)}
+    happened: list[Fault] = []
+    while left:
         bench.prepare()
         seen = bench.folder / "faults.txt"
-        status = 1
-        while happened.total() < n and status != 0:
-            kind = next(kinds)
-            if kind == "truncate":
-                happened[kind] += truncate(bench.folder, draw)
-                continue
-            if kind == "kill":
-                status, _ = bench.attempt(kill_after=0.3 + draw.uniform(0, 2 * each))
-                happened[kind] += status == -signal.SIGKILL
-            else:
-                seen.write_text("")
-                planned = [(kind, draw.randint(1, 60)), ("kill while writing", draw.randint(1, 120))]
-                status, _ = bench.attempt(Faults(planned, seen))
-                happened.update(seen.read_text().splitlines())
-            assert status in (0, 1, -signal.SIGKILL), f"status {status} after a {kind}:\n{bench.log()}"
-        for _ in range(2):  # once more, where the last error let a task fail
-            status, _ = bench.attempt()
-            if status == 0:
-                break
-        assert status == 0, bench.log()
-        rows = bench.rows()
-        assert rows.keys() == undisturbed.keys(), sorted(rows.keys() ^ undisturbed.keys())
-        wrong = [f"{name}{text}" for name in rows for text in differences(rows[name], undisturbed[name])]
-        assert not wrong, "\n".join(wrong[:20])
-        assert not (left := bench.leftovers()), left
+        status, idle = 1, 0
+        before: Counter[str] = Counter()
+        while status != 0:
+            planned, again = {}, Counter(before)
+            for number, fault in left.items():  # what is left of a place has fewer operations each time
+                again[fault.where] += 1
+                operations = expected.operations[fault.where] * 0.5 ** (again[fault.where] - 1)
+                planned[number] = (fault, 1 + int(fault.moment * operations))
+            seen.write_text("")
+            status = bench.attempt(Faults(planned, seen))
+            new = [left.pop(number) for number in map(int, seen.read_text().split())]
+            assert status in (0, 1, -signal.SIGKILL), f"status {status} after {new}:\n{bench.log()}"
+            idle = 0 if new else idle + 1
+            assert idle < 3, f"it doesn't end:\n{bench.log()}"
+            for fault in new:
+                before[fault.where] += 1
+                if fault.kind == "truncate":
+                    truncate(bench.folder, draw)
+            happened += new
+        _check(bench, expected)
     return happened
 
 
-def _kinds(draw: random.Random) -> Iterator[str]:
-    """All kinds in a random order, over and over."""
+def _check(bench: Bench, expected: Undisturbed) -> None:
+    """See that a suite has ended as it does without faults."""
+    rows = bench.rows()
+    assert rows.keys() == expected.rows.keys(), sorted(rows.keys() ^ expected.rows.keys())
+    wrong = [f"{name}{text}" for name in rows for text in differences(rows[name], expected.rows[name])]
+    assert not wrong, "\n".join(wrong[:20])
+    assert not (left := bench.leftovers()), left
+
+
+def _over_and_over(draw: random.Random, items: Sequence[str]) -> Iterator[str]:
+    """All in a random order, again and again."""
     while True:
-        yield from draw.sample(KINDS, len(KINDS))
+        yield from draw.sample(items, len(items))
 
 
-def truncate(folder: Path, draw: random.Random) -> int:
-    """Cut off a file that the suite has written: how many that were."""
+def truncate(folder: Path, draw: random.Random) -> None:
+    """Cut off a file that the suite has written."""
     files = sorted(path for name in ("runs", "results") for path in (folder / name).rglob("*") if path.is_file())
     files = [path for path in files if path.stat().st_size and path.name not in (".lock", "method.pt")]
-    if not files:
-        return 0
-    path = draw.choice(files)
-    os.truncate(path, draw.randrange(path.stat().st_size))
-    return 1
+    if files:
+        path = draw.choice(files)
+        os.truncate(path, draw.randrange(path.stat().st_size))
 
 
 def all_methods() -> list[str]:

@@ -185,11 +185,21 @@ def write(path: Path, image: Any = PNG, label: Any = WHOLE, metadata: bytes | No
     return path
 
 
+@pytest.fixture(params=["held", "mapped"])
+def fits(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables in memory, and those that are copied and mapped because they don't fit."""
+    if request.param == "mapped":
+        monkeypatch.setenv("SSL_BENCH_MEMORY", "0")
+        monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.usefixtures("fits")
 @pytest.mark.parametrize("kind", LABELS)
 def test_labels_of_another_type(tmp_path: Path, kind: str) -> None:
     assert "t.parquet" in said(write(tmp_path / "t.parquet", label=LABELS[kind]()), "parquet")
 
 
+@pytest.mark.usefixtures("fits")
 @pytest.mark.parametrize("kind", IMAGES)
 def test_images_of_another_type(tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()
@@ -233,6 +243,7 @@ def test_any_metadata_of_hugging_face(examples: int, tmp_path: Path) -> None:
     try_many(examples, contents, check)
 
 
+@pytest.mark.usefixtures("fits")
 @HOW_MANY
 def test_any_bytes_of_a_table(examples: int, tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet")

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import torch
 import torch.multiprocessing as mp
 from tiny import NANO
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from ssl_bench.backbones import build_backbone, family_of, options_for
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import resolve_method
 from ssl_bench.methods import METHODS, TEACHERS
 from ssl_bench.methods.method import Method
+from ssl_bench.nn.optimizers import clip_each
+from ssl_bench.nn.sharding import average_gradients, clip_norm, shard, step_apart, unshard
 from ssl_bench.training.compute import count_step
 from ssl_bench.training.without_data import without_data
 from ssl_bench.utils.distributed import all_mean
@@ -177,18 +181,18 @@ def test_card_lists_the_deviations(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+def two_processes() -> dict[str, Any]:
     """Every method's losses and weights after two steps in two gloo processes, from one pair of processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork" if sys.platform == "linux" else "spawn")  # a fork has imported everything
     results = context.SimpleQueue()
     processes = [context.Process(target=_process, args=(rank, port, results)) for rank in range(2)]
     for process in processes:
         process.start()
     found: dict[str, Any] = {}
-    while len(found) < len([*CASES, *IN_TWO]):
+    while len(found) < 2 * len([*CASES, *IN_TWO]):
         if not results.empty():
             found |= [pickle.loads(results.get())]
         elif not all(process.is_alive() for process in processes):
@@ -199,15 +203,17 @@ def two_processes() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     return found
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("name", [*CASES, *IN_TWO])
-def test_two_processes_are_one_with_the_joint_batch(
-    name: str, two_processes: dict[str, tuple[list[float], dict[str, Tensor]]]
-) -> None:
+def test_two_processes_are_one_with_the_joint_batch(name: str, sharded: bool, two_processes: dict[str, Any]) -> None:
+    """Weights in both, as DDP has them, and sharded, as FSDP does."""
     losses, weights = _two_steps(name)
-    assert two_processes[name][0] == pytest.approx(losses, rel=2e-5, abs=1e-5)
+    in_two = two_processes[name, sharded]
+    assert in_two[0] == pytest.approx(losses, rel=2e-5, abs=1e-5)
+    assert in_two[1].keys() == weights.keys()
     for key, value in weights.items():
         torch.testing.assert_close(
-            two_processes[name][1][key], value, rtol=1e-6, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+            in_two[1][key], value, rtol=1e-6, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
         )
 
 
@@ -215,36 +221,50 @@ def _process(rank: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     for name in [*CASES, *IN_TWO]:
-        outcome = _two_steps(name, rank, 2)
-        if rank == 0:
-            results.put(pickle.dumps((name, outcome)))
+        for sharded in (False, True):
+            outcome = _two_steps(name, rank, 2, sharded)
+            if rank == 0:
+                results.put(pickle.dumps(((name, sharded), outcome)))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def _two_steps(name: str, rank: int = 0, world: int = 1) -> tuple[list[float], dict[str, Tensor]]:
-    """Two SGD steps on this process's part of a batch of eight; gradients averaged, as DDP does."""
+def _two_steps(
+    name: str, rank: int = 0, world: int = 1, sharded: bool = False
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Two SGD steps, the second clipped, on this process's part of a batch of eight; the mean gradients of all."""
     settings = {"batch_norm": True} if name in IN_TWO else {}
     method = make(IN_TWO.get(name, name), drop_path=0.0, **settings)  # every process draws its own drop path
     if name in MASKED:
         method.masks = lambda batch: MASKED[name].chunk(world, dim=1)[rank].flatten(0, 1)  # type: ignore[assignment]
     method.seed = 3
+    if sharded:
+        shard(method, init_device_mesh("cpu", (world,)), "training_step")
     optimizer = torch.optim.SGD(method.param_groups(), lr=0.01, weight_decay=0.1)
+    if sharded:
+        step_apart(optimizer)
     losses = []
     for step in range(2):
         method._step, method._draws, method.progress, method.epoch = step, 0, step / 2, float(step)
         views = [view.chunk(world)[rank] for view in batch(method, seed=step)]
         assert method.labels is not None
-        method.labels = method.labels.chunk(world)[rank]
-        loss = method.loss(views)["loss"]
+        loss = method.training_step({"views": views, "labels": method.labels.chunk(world)[rank], "step": step}, 0)
         optimizer.zero_grad()
         loss.backward()
-        for p in method.parameters():
-            if p.grad is not None and world > 1:
+        if sharded:
+            average_gradients(method)
+        for p in method.parameters() if world > 1 and not sharded else ():
+            if p.grad is not None:
                 torch.distributed.all_reduce(p.grad)
                 p.grad /= world
         method.before_step()
+        if step:  # the first one shows the scale of the gradients
+            clip_each(method.parameters(), 0.5)
+            clip_norm(method.parameters(), 0.8)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.03
         optimizer.step()
         method.after_step()
         losses.append(all_mean(loss).item())
+    unshard(method)
     return losses, {key: value.clone() for key, value in method.state_dict().items()}

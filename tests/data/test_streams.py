@@ -1,0 +1,163 @@
+"""Streams: any number of processes and workers sees the same images in the same order, and goes on anywhere in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from ssl_bench.data import arrow_files
+from ssl_bench.data.datasets import ImageSet, load
+from ssl_bench.data.images import Cells
+from ssl_bench.data.loader import Loader
+from ssl_bench.utils.errors import UserError
+from ssl_bench.views.view import View
+
+COUNT, BATCH, STEPS = 26, 4, 9  # six batches an epoch, and two images that fill none
+VIEWS = [View(size=8, count=2), View(size=4, scale=(0.1, 0.4))]
+
+
+def png(i: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 256, (12, 10 + i % 3, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_parquet(path: Path, of: range, label: Any = None) -> None:
+    labels = label or pa.array([("a", "b")[i % 2] for i in of]).dictionary_encode()
+    table = pa.table({"other": list(of), "image": [{"bytes": png(i), "path": None} for i in of], "label": labels})
+    pq.write_table(table, path, row_group_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same images in class folders and in three Parquet files of several row groups."""
+    monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(arrow_files, "ROWS", 3)
+    for split, count in (("train", COUNT), ("test", 2)):
+        for i in range(count):
+            path = tmp_path / "folder" / split / ("a", "b")[i % 2] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(i))
+    (tmp_path / "parquet").mkdir()
+    for number, start in enumerate(range(0, COUNT, 10)):
+        write_parquet(tmp_path / "parquet" / f"train-{number}.parquet", range(start, min(start + 10, COUNT)))
+    write_parquet(tmp_path / "parquet" / "test-0.parquet", range(2))
+    return tmp_path
+
+
+def streamed(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    monkeypatch.setenv("SSL_BENCH_MEMORY", "0")
+    images = load(f"{kind}:{folder / kind}").train
+    assert images.streamed and (kind == "folder" or images.images.mapped)  # type: ignore[union-attr]
+    return images
+
+
+def joint(images: ImageSet, world: int, workers: int, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The batches of all processes together."""
+    settings: dict[str, Any] = {"batch_size": BATCH, "steps": STEPS, "seed": 5, "workers": workers}
+    loaders = [Loader(images, VIEWS, rank=rank, world=world, **settings) for rank in range(world)]
+    for loader in loaders:
+        loader.load_state_dict({"step": start})
+    for parts in zip(*loaders, strict=True):
+        assert len({part["step"] for part in parts}) == 1
+        whole = {key: torch.cat([part[key] for part in parts]) for key in ("index", "labels")}
+        views = [torch.cat(of_view) for of_view in zip(*(part["views"] for part in parts), strict=True)]
+        yield {**whole, "views": views, "step": parts[0]["step"], "state": loaders[0].state_dict()}
+
+
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [batch["step"] for batch in found] == [batch["step"] for batch in expected]
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one["index"], two["index"]) and torch.equal(one["labels"], two["labels"])
+        assert all(torch.equal(a, b) for a, b in zip(one["views"], two["views"], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_every_number_of_processes_and_workers_sees_the_same(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(joint(load(f"{kind}:{folder / kind}").train, 1, 0))  # held in memory
+    assert len({i for batch in expected[:6] for i in batch["index"].tolist()}) == 6 * BATCH
+    images = streamed(folder, kind, monkeypatch)
+    for world in (1, 2, 4):
+        for workers in (0, 2):
+            assert_same(list(joint(images, world, workers)), expected)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_another_number_of_processes_goes_on_within_an_epoch(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = streamed(folder, kind, monkeypatch)
+    expected = list(joint(images, 1, 0))
+    for before, workers, after in ((1, 0, 4), (2, 2, 1), (4, 0, 2)):
+        stream = joint(images, before, workers)
+        for _ in range(3):
+            state = next(stream)["state"]
+        stream.close()
+        assert state == {"step": 3}
+        assert_same(list(joint(images, after, 2 - workers, state["step"])), expected[3:])
+
+
+def test_a_process_reads_its_own_images_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = streamed(folder, "parquet", monkeypatch)
+    opened: list[int] = []
+    usual = Cells.open
+    monkeypatch.setattr(Cells, "open", lambda self, index: opened.append(index) or usual(self, index))
+    read = []
+    for rank in range(2):
+        loader = Loader(images, VIEWS, batch_size=BATCH, steps=6, seed=5, rank=rank, world=2, workers=0)
+        assert len(list(loader)) == 6
+        read.append(set(opened))
+        opened.clear()
+    assert len(read[0]) == len(read[1]) == 12 and not read[0] & read[1]
+
+
+def test_parquet_that_does_not_fit_is_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = load(f"parquet:{folder / 'parquet'}").train
+    images = streamed(folder, "parquet", monkeypatch)
+    assert images.fingerprint == held.fingerprint and images.classes == held.classes == ("a", "b")
+    assert torch.equal(images.labels, held.labels)
+    assert len(pickle.dumps(images.images)) < 2000  # processes map it for themselves
+    again = pickle.loads(pickle.dumps(images.subset(torch.tensor([7, 3]), "dev")))
+    assert torch.equal(again.images[1], held.images[3])
+    copies = sorted((folder / "data" / "arrow").glob("*.arrow"))
+    before = [path.stat().st_mtime_ns for path in copies]
+    assert len(copies) == 2  # train and test
+    streamed(folder, "parquet", monkeypatch)
+    assert [path.stat().st_mtime_ns for path in copies] == before
+    write_parquet(folder / "parquet" / "train-0.parquet", range(5, 15))
+    assert streamed(folder, "parquet", monkeypatch).fingerprint != held.fingerprint
+    assert len(list((folder / "data" / "arrow").glob("*.arrow"))) == 2  # the old copy is gone
+    assert not [name for name in os.listdir(folder / "data" / "arrow") if name.endswith(".part")]
+
+
+def test_what_cannot_be_copied_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_BENCH_MEMORY", "0")
+    spec = f"parquet:{folder / 'parquet'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(arrow_files.shutil, "disk_usage", lambda _: type("", (), {"free": 10}))
+        with pytest.raises(UserError, match=r"more than fit into memory, and .*data/arrow, .* has 10 free"):
+            load(spec)
+    write_parquet(folder / "parquet" / "train-1.parquet", range(3), label=[1.5, 2.5, 3.5])
+    with pytest.raises(UserError, match=r"columns of .*train-0\.parquet and of .*train-1\.parquet beside it differ"):
+        load(spec)
+    assert not list((folder / "data" / "arrow").glob("*.a*")) + list((folder / "data" / "arrow").glob(".*.part"))
+    (folder / "data" / "arrow" / ".lock").unlink()
+    (folder / "data" / "arrow").rmdir()
+    (folder / "data" / "arrow").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot copy .*train-0\.parquet and what is beside it to ") as error:
+        load(spec)
+    assert "\n" not in str(error.value)
