@@ -86,7 +86,7 @@ def tiny_splits() -> Splits:
 
 
 def with_targets(images: ImageSet) -> ImageSet:
-    """The square of each image is its object, of its class, and nearer; twelve images are a clip. Each image searches
+    """The square of each image is its object, of its class, and nearer; four images are a clip. Each image searches
     for those of its class among the first training images. A factor has two values."""
     every = torch.arange(len(images))
     square = (images.images == 220).any(dim=1).to(torch.uint8)  # type: ignore[union-attr]
@@ -94,7 +94,7 @@ def with_targets(images: ImageSet) -> ImageSet:
     places = [np.flatnonzero(np.arange(30) % 3 == k) for k in range(3)]
     found = [Search(places[k][:5], places[k][5:], places[(k + 1) % 3][:2]) for k in images.labels.tolist()]
     maps = {"depths": 5.0 - masks.float() / 2, "searches": Searches(found)}
-    targets = Targets(("none", *images.classes), masks, square, every // 12, **maps)
+    targets = Targets(("none", *images.classes), masks, square, every // 4, **maps)
     return replace(images, factors={"half": every // 3 % 2}, targets=targets)
 
 
