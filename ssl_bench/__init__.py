@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ssl_bench.commands.pretrain import pretrain as pretrain
     from ssl_bench.commands.reproduce import reproduce as reproduce
     from ssl_bench.commands.show import show as show
+    from ssl_bench.commands.speed import speed as speed
     from ssl_bench.commands.table import table as table
     from ssl_bench.commands.tune import tune as tune
     from ssl_bench.data.datasets import ImageSet as ImageSet
@@ -71,6 +72,7 @@ _PLACES = {
     "pretrain": ("ssl_bench.commands.pretrain", "pretrain"),
     "reproduce": ("ssl_bench.commands.reproduce", "reproduce"),
     "show": ("ssl_bench.commands.show", "show"),
+    "speed": ("ssl_bench.commands.speed", "speed"),
     "table": ("ssl_bench.commands.table", "table"),
     "tune": ("ssl_bench.commands.tune", "tune"),
 }
@@ -103,6 +105,7 @@ __all__ = [
     "pretrain",
     "reproduce",
     "show",
+    "speed",
     "table",
     "tune",
 ]

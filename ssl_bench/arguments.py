@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 from ssl_bench.utils.bounds import (
     Between,
+    Count,
     Depth,
     Epochs,
     NonNegative,
@@ -21,6 +22,7 @@ from ssl_bench.utils.bounds import (
 from ssl_bench.utils.errors import UserError
 
 Jobs = Annotated[int, Between(1, 1024)]  # processes of a machine
+Rounds = Annotated[int, Between(1, 1000)]  # of a measurement
 Rows = Annotated[int, Between(1, 1000)]  # of a picture
 
 
@@ -97,6 +99,20 @@ def make_parser() -> Parser:
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the runs and of the search (default: 0)")
     sub.add_argument("--out", metavar="DIR", default="runs/tune", help="folder of the search (default: runs/tune)")
     sub.add_argument("--logger", type=_names, default=["csv", "tensorboard"], metavar="A,B", help=logger_help)
+
+    sub = command("speed", "How fast a method trains on this machine, and where the time goes.")
+    sub.add_argument("method", metavar="METHOD", help=method_help)
+    sub.add_argument("--recipe", metavar="NAME|FILE", help="a shipped recipe of the method, or a YAML file")
+    text = f"synthetic (noise in memory, the default), or {data_help}"
+    sub.add_argument("--data", metavar="DATA", default="synthetic", help=text)
+    sub.add_argument("--backbone", metavar="B", help=backbone_help)
+    sub.add_argument("--batch", type=_number(Count), metavar="N", help="images a step, instead of the recipe's")
+    sub.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any key of the recipe")
+    text = "keys in which a second setting differs; it runs in turn with the first"
+    sub.add_argument("--against", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text)
+    sub.add_argument("--rounds", type=_number(Rounds), default=5, metavar="N", help="of each setting (default: 5)")
+    sub.add_argument("--seconds", type=_number(Positive), default=5.0, metavar="S", help="of a round (default: 5)")
+    sub.add_argument("--json", action="store_true", help="as JSON")
 
     sub = command("evaluate", "Evaluate an encoder and write rows.")
     text = (

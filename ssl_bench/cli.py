@@ -94,6 +94,15 @@ def run_tune(a: argparse.Namespace) -> None:
     print(tune(a.method, space=parse_overrides(a.set), **_options(a, "method", "set")))
 
 
+def run_speed(a: argparse.Namespace) -> None:
+    """``ssl-bench speed``."""
+    from ssl_bench.commands.speed import speed
+    from ssl_bench.config.parsing import parse_overrides
+
+    options = _options(a, "method", "set", "against", "json")
+    speed(a.method, overrides=parse_overrides(a.set), against=parse_overrides(a.against), as_json=a.json, **options)
+
+
 def run_evaluate(a: argparse.Namespace) -> None:
     """``ssl-bench evaluate``."""
     from ssl_bench.commands.evaluate import evaluate
@@ -209,6 +218,7 @@ RUNS = {
     "list": run_list,
     "pretrain": run_pretrain,
     "tune": run_tune,
+    "speed": run_speed,
     "evaluate": run_evaluate,
     "bench": run_bench,
     "table": run_table,

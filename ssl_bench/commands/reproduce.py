@@ -17,7 +17,7 @@ from ssl_bench.config.cost import training_flops
 from ssl_bench.config.method_facts import Release
 from ssl_bench.config.parsing import read_yaml
 from ssl_bench.data.names import DATASETS
-from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes
+from ssl_bench.results.papers.cost import DEVICES, IMAGES, encoder_flops, evaluation_passes, fleets, state_bytes
 from ssl_bench.results.papers.matching import (
     ROWS,
     Measurement,
@@ -142,7 +142,7 @@ def reproduce(
     where = "as given" if tflops is not None else f"assumed for {device}"
     show(f"{name}: {len(steps)} encoders; hours at {speed:g} TFLOPS sustained ({where})")
     for step in steps:
-        for line in describe(step, speed, max_hours):
+        for line in describe(step, speed, max_hours, device):
             show(line)
     show(summary(steps, speed, max_hours))
     if dry_run:
@@ -208,7 +208,7 @@ def too_long(step: Step, speed: float, max_hours: float | None) -> bool:
     return max_hours is not None and (estimate is None or estimate > max_hours)
 
 
-def describe(step: Step, speed: float, max_hours: float | None) -> list[str]:
+def describe(step: Step, speed: float, max_hours: float | None, device: str = "h100") -> list[str]:
     """The plan of one encoder, in lines."""
     lines = [f"\n{step.wanted.encoder}"]
     if step.done:
@@ -221,6 +221,11 @@ def describe(step: Step, speed: float, max_hours: float | None) -> list[str]:
         cost = step.cost
         if cost and cost[1]:
             lines.append(f"  {cost[0]:.2e} images, {cost[1]:.1e} FLOPs, about {format_hours(hours(step, speed))}")
+            lines.append(f"  {fleets(hours(step, speed) or 0.0, device)}")
+            if isinstance(step.run, Run) and not step.found:
+                lines.append(
+                    f"  {state_bytes(step.run.resolved) / 1e9:.2g} GB of weights, gradients and moments on each"
+                )
     lines += [f"  {count} of its numbers can't be: {reason}" for reason, count in step.skipped.items() if step.missing]
     if step.skip and step.skip != "measured":
         lines.append(f"  skipped: {step.skip}")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.reading import processors
 from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.stopwatch import part
 from ssl_bench.views.make import view_image
 from ssl_bench.views.view import View, augmented
 
@@ -128,7 +129,8 @@ class Loader:
         return count % self.world > 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._cut() if self._pixels is None else self._gather(self._pixels):
+        left, following = self._cut() if self._pixels is None else self._gather(self._pixels), part("data")(next)
+        while batch := following(left, None):
             # Before the batch is handed out: a checkpoint made while it is in use says that the next one is due.
             self._next = batch["step"] + 1
             yield {**batch, "whole": True} if self._whole(batch["step"]) else batch
@@ -205,8 +207,8 @@ def _joined(pieces: Iterable[dict[str, Any] | Exception], images_of: Callable[[i
             views = [torch.empty(count, *view.shape[1:], pin_memory=pin) for view in piece["views"]]
             keys = {key: torch.empty(count, dtype=piece[key].dtype) for key in ("labels", "index")}
             whole = {"views": views, **keys, "step": piece["step"]}
-        for into, part in zip(whole["views"], piece["views"], strict=True):
-            into[at : at + n] = part
+        for into, rows in zip(whole["views"], piece["views"], strict=True):
+            into[at : at + n] = rows
         for key in ("labels", "index"):
             whole[key][at : at + n] = piece[key]
         at = (at + n) % count

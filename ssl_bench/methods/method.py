@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from lightning import LightningModule
@@ -14,10 +14,13 @@ from torch.optim import Optimizer
 
 from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.nn.accumulation import parts_of, rows_of_batch
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.nn.sharding import clip_norm, shard
-from ssl_bench.utils.distributed import one_process, process
+from ssl_bench.utils.distributed import one_process
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.seeds import step_seed as step_seed
+from ssl_bench.utils.stopwatch import part
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -192,7 +195,7 @@ class Method(LightningModule):
             float32: this process's rows of what is drawn for the joint batch, so that the number of processes doesn't
             change a run.
         """
-        rank, world = process()
+        rank, world = rows_of_batch()
         generator = None
         if self._step is not None:
             generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, self._step) + 2 + self._draws)
@@ -202,13 +205,9 @@ class Method(LightningModule):
 
     @property
     def drawn_views(self) -> list[View]:
-        """``views``; those that the backbone sees, of ImageNet's statistics by default, with the backbone's own.
-
-        What a teacher sees (``View.same``, or other statistics) stays as it is.
-        """
+        """``views``; those of ImageNet's statistics with the backbone's own, but for what a teacher sees (``same``)."""
         mean, std = self.statistics
-        usual = (IMAGENET_MEAN, IMAGENET_STD)
-        seen = [not view.same and (view.mean, view.std) == usual for view in self.views]
+        seen = [not view.same and (view.mean, view.std) == (IMAGENET_MEAN, IMAGENET_STD) for view in self.views]
         return [replace(v, mean=mean, std=std) if own else v for v, own in zip(self.views, seen, strict=True)]
 
     # Called by the trainer -------------------------------------------------------------------------------------------
@@ -220,8 +219,7 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The recipe's optimiser; rates are set before each step."""
-        config = self.training_config
-        return build_optimizer(self.param_groups(), config, config.lr)
+        return build_optimizer(self.param_groups(), self.training_config, self.training_config.lr)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Place this step in the schedules, and make its randomness a function of (seed, step) alone."""
@@ -240,26 +238,37 @@ class Method(LightningModule):
         if self.training_config.final_weight_decay is not None:
             set_weight_decay(optimizer, self.training_config.weight_decay_at(step, steps))
 
+    @part("forward")
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Views, then the loss. Batches carry uint8 images (views are drawn here) or ready views.
 
-        A batch that several processes couldn't share evenly is computed whole by each: the mean of their gradients is
-        the gradient.
+        What several processes couldn't share evenly each computes whole; the mean of their gradients is the gradient.
         """
+        count = self.training_config.accumulate
         with one_process() if batch.get("whole") else contextlib.nullcontext():
-            return self._step_loss(batch)
+            if count == 1:
+                return self._step_loss(batch)
+            cast(Any, self.optimizers()).zero_grad()  # the parts' gradients add up; the last part's loss is returned
+            found = []
+            for piece in parts_of(batch, count):
+                self._draws = 0
+                loss = self._step_loss(piece) / count
+                found.append({key: value.detach() for key, value in self.scalars.items()})
+                if len(found) < count:
+                    self.trainer.strategy.backward(loss, None)
+            self.scalars = {key: torch.stack([each[key] for each in found]).mean(dim=0) for key in found[0]}
+            return loss
 
     def _step_loss(self, batch: dict[str, Any]) -> Tensor:
-        if "views" in batch:
-            views = batch["views"]
-        else:
-            images = batch["images"]
-            generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, batch["step"]) + 1)
-            with torch.autocast(images.device.type, enabled=False):
-                views = make_views(images, self.drawn_views, generator, process())
         self.labels = batch["labels"] if self.uses_labels else None
-        self.scalars = self.checked_loss(views)
+        self.scalars = self.checked_loss(batch.get("views") or self._draw(batch["images"], batch["step"]))
         return self.scalars["loss"]
+
+    @part("views")
+    def _draw(self, images: Tensor, step: int) -> list[Tensor]:
+        generator = torch.Generator(images.device).manual_seed(step_seed(self.seed, step) + 1)
+        with torch.autocast(images.device.type, enabled=False):
+            return make_views(images, self.drawn_views, generator, rows_of_batch())
 
     def checked_loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """``loss``, of the kind that it must be; a ``UserError`` where it is something else."""
@@ -271,6 +280,11 @@ class Method(LightningModule):
         said = f"a dict whose 'loss' is {kind}" if isinstance(found, dict) else kind
         raise UserError(f"{type(self).__name__}.loss returns {said}; it must be a dict whose 'loss' is a scalar tensor")
 
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Parts of a batch have left their gradients before this is called."""
+        if self.training_config.accumulate == 1:
+            super().optimizer_zero_grad(*args, **kwargs)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The method's own say on the gradients."""
         self.before_step()
@@ -281,20 +295,8 @@ class Method(LightningModule):
             clip = clip_each if self.training_config.clip_per_tensor else clip_norm
             clip(self.parameters(), self.training_config.clip_grad)
 
+    @part("optimiser")
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The update, then whatever the method updates last; a checkpoint always sees both."""
         super().optimizer_step(*args, **kwargs)
         self.after_step()
-
-
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A seed for one step of one process, spread over 62 bits (splitmix64).
-
-    Example:
-        >>> step_seed(0, 1) != step_seed(1, 0) != step_seed(0, 0, 1)
-        True
-    """
-    z = (seed * 0x9E3779B97F4A7C15 + step * 0xD1342543DE82EF95 + rank * 0xA0761D6478BD642F + 1) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) >> 2

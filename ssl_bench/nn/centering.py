@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.nn.accumulation import batch_part
 from ssl_bench.utils.distributed import all_mean
 
 
@@ -27,14 +28,21 @@ class Center(nn.Module):
         self.momentum = momentum
         self.register_buffer("center", torch.zeros(1, out_dim))
         self.center: Tensor
+        self.seen: Tensor  # the mean of the parts of this batch so far
 
     def sharpen(self, logits: Tensor, temperature: float) -> Tensor:
         """The teacher's distribution softmax((logits - c) / temperature): (..., K) -> (..., K) float32."""
         return ((logits.float() - self.center) / temperature).softmax(dim=-1)
 
     def update(self, logits: Tensor) -> None:
-        """Move towards the mean of (..., K) logits of all processes, after they have been used."""
-        self.center.lerp_(all_mean(logits.float().flatten(0, -2).mean(dim=0)), 1 - self.momentum)
+        """Move towards the mean of (..., K) logits of all processes, after they have been used.
+
+        Where a batch is computed in parts it moves once, after the last, towards the mean over all of them.
+        """
+        mean, (number, count) = all_mean(logits.float().flatten(0, -2).mean(dim=0)), batch_part()
+        self.seen = mean / count if number == 0 else self.seen + mean / count
+        if number == count - 1:
+            self.center.lerp_(self.seen, 1 - self.momentum)
 
 
 def temperature_at(epoch: float, first: float, last: float, warmup: int) -> float:

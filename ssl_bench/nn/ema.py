@@ -9,15 +9,21 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
+from ssl_bench.nn.accumulation import batch_part
 from ssl_bench.nn.sharding import local
+from ssl_bench.utils.stopwatch import part
 
 
+@part("EMA")
 @torch.no_grad()
 def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Parameters of ``target`` <- momentum * target + (1 - momentum) * those of ``source`` with the same name.
 
-    Parameters that only one of them has, and buffers, stay as they are.
+    Parameters that only one of them has, and buffers, stay as they are. Once a step: where a batch is computed in
+    parts, all but the first change nothing.
     """
+    if batch_part()[0] > 0:
+        return
     own = dict(source.named_parameters())
     pairs = [(local(p), local(own[name])) for name, p in target.named_parameters() if name in own]
     torch._foreach_lerp_([p for p, _ in pairs], [p for _, p in pairs], 1 - momentum)

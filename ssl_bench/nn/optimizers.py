@@ -41,6 +41,12 @@ class Training:
         eps: Adam's.
         precision: auto (bf16 where the hardware computes in it, otherwise 32 bit; the environment variable
             SSL_BENCH_PRECISION overrides the hardware), bf16-mixed, 16-mixed or 32.
+        accumulate: Equal parts that a step's batch is computed in, one after another, to save memory. Batch norm and
+            losses between the images of a batch see a part; gradients add up, and what moves once a step (momentum
+            encoders, centres) moves once.
+        checkpoint: Keep of each block its input alone, and compute it again for the gradient: less memory, a third more
+            work.
+        compile: Compile the backbone's blocks (torch.compile). The first step takes a minute or more; it pays on GPUs.
     """
 
     epochs: Epochs = 100
@@ -58,6 +64,9 @@ class Training:
     clip_per_tensor: bool = False
     eps: Positive = 1e-8
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32"] = "auto"
+    accumulate: Count = 1
+    checkpoint: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

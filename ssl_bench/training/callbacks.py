@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_bench.utils.distributed import all_mean
 from ssl_bench.utils.progress import INTERVAL, Progress
+from ssl_bench.utils.stopwatch import part
 
 
 class Report(Callback):
@@ -54,6 +55,7 @@ class Report(Callback):
                 logger.save()
         self.read_at = time.monotonic()
 
+    @part("log")
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -73,7 +75,8 @@ class Report(Callback):
                 self.loss, self.read_at = scalars["loss"], time.monotonic()
         if self.progress is not None and self.progress.due:
             if math.isnan(self.loss) or time.monotonic() - self.read_at >= INTERVAL:
-                self.loss, self.read_at = float(outputs["loss"]), time.monotonic()
+                latest: Any = pl_module.scalars
+                self.loss, self.read_at = float(latest["loss"].detach()), time.monotonic()
             self.progress.show(step, f"loss {self.loss:.3f}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -91,6 +91,14 @@ class Cost(NamedTuple):
     patches: float  # encoded with gradient
     patches_without_gradient: float  # encoded without: by momentum encoders and teachers
 
+    def encodings(self, method: Method) -> float:
+        """Whole images that the backbone could encode instead, without gradient; 1 where nothing encodes patches.
+
+        The backward pass is taken for two forward passes.
+        """
+        rows, columns = method.backbone.grid
+        return max(1.0, (3 * self.patches + self.patches_without_gradient) / (rows * columns))
+
 
 def step_cost(method: Method, images: int, classes: int) -> Cost:
     """What one training step costs, counted from shapes: the same on every machine and in every precision.

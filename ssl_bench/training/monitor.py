@@ -21,7 +21,11 @@ from ssl_bench.training.compute import autocast
 from ssl_bench.training.health import Diverged, collapse, remedy
 from ssl_bench.utils.errors import RunError
 from ssl_bench.utils.flags import COLLAPSED
+from ssl_bench.utils.stopwatch import part
 from ssl_bench.views.evaluation import eval_images, resize_crop
+
+SHARE = 0.01  # of the encoding of a training, at most, goes into looking at it
+FEWEST = 128  # images of bank and of queries: the rank and the spread of their features are still those of many
 
 
 class Monitor(Callback):
@@ -29,9 +33,10 @@ class Monitor(Callback):
 
     Of a tokenizer it is the use of its codebook. It stands before the ``Report`` among the callbacks.
 
-    It costs a few hundred forward passes a time; nothing is selected by it. A collapse is said when it is seen: early
-    on, features of low rank recover, as do codes that aren't used. Features that are collapsed at the end put a flag on
-    the encoder; a codebook that is collapsed twice in the second half ends the training.
+    Nothing is selected by it, so it takes what a short training can spare (``fit_to``), and at most four times 512
+    images of bank and of queries. A collapse is said when it is seen: early on, features of low rank recover, as do
+    codes that aren't used. Features that are collapsed at the end put a flag on the encoder; a codebook that is
+    collapsed twice in the second half ends the training.
     """
 
     def __init__(
@@ -43,6 +48,15 @@ class Monitor(Callback):
         self.sets = [
             images.subset(torch.randperm(len(images), generator=generator)[:size], "dev") for images in (bank, queries)
         ]
+
+    def fit_to(self, count: float) -> None:
+        """Look at so few images that a hundredth of the training's encoding is spent, as far as ``FEWEST`` allows.
+
+        Args:
+            count: Images that could be encoded, without gradient, for the price of the encoding that it does.
+        """
+        size = max(FEWEST, int(count * SHARE) // (2 * self.times))
+        self.sets = [images.subset(torch.arange(min(size, len(images))), "dev") for images in self.sets]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,6 +88,7 @@ class Monitor(Callback):
             if last:
                 method.flags.append(COLLAPSED)
 
+    @part("monitor")
     @torch.no_grad()
     def codes(self, method: Any, late: bool) -> dict[str, float]:
         """Perplexity of the codes of a tokenizer.
@@ -99,6 +114,7 @@ class Monitor(Callback):
             )
         return {"code_perplexity": used}
 
+    @part("monitor")
     @torch.no_grad()
     def measure(self, method: LightningModule) -> dict[str, float]:
         """Accuracy in percent, where images have labels, and the spread of the features."""

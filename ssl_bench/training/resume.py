@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from ssl_bench.utils.errors import STOPPING, RunError, Stopped
 from ssl_bench.utils.files import is_whole, replacing
+from ssl_bench.utils.stopwatch import part
 
 NEWEST, OLDER = "last.ckpt", "previous.ckpt"
 AGREE = 10  # steps between two questions whether any process is to save or stop; each waits for the device
@@ -119,6 +120,7 @@ class Resume(Callback):
             if stopping:
                 raise Stopped(stopping)
 
+    @part("checkpoint")
     def save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``.
 

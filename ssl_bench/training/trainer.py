@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -19,6 +19,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.loader import Loader, batches
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.sharding import unshard
+from ssl_bench.training.blocks import prepare_blocks
 from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import best_precision, device_name, peak_memory, reset_peak_memory, step_cost
 from ssl_bench.training.health import Health
@@ -42,6 +43,7 @@ def train(
     drop_last: bool = True,
     uneven: bool = False,
     strategy: str = "ddp",
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Fit a method by its ``training_config`` and ``seed``, or go on where ``last.ckpt`` in the folder left off.
 
@@ -55,6 +57,7 @@ def train(
         drop_last: Leave out the images that do not fill an epoch's last batch; otherwise they are one.
         uneven: Allow batches that several processes can't share evenly; each computes all of such a batch.
         strategy: Of ``STRATEGIES``, where there are several processes.
+        callbacks: Called before the trainer's own.
 
     Returns:
         What it cost: the fields of a row's ``pretraining``.
@@ -78,6 +81,7 @@ def train(
     precision = best_precision(config.precision)
     folder.mkdir(parents=True, exist_ok=True)
     resume, report = Resume(folder), Report(title)
+    monitors = [Monitor(title, report, *monitored)] if monitored else []
     last = newest_checkpoint(folder)
     _quiet()
     trainer = Trainer(
@@ -85,7 +89,7 @@ def train(
         max_epochs=1,
         precision=precision,  # type: ignore[arg-type]
         **_launched(strategy),
-        callbacks=[*([Monitor(title, report, *monitored)] if monitored else []), report, Health(title), resume],
+        callbacks=[*callbacks, *monitors, report, Health(title), resume],
         logger=make_loggers(loggers, folder, _steps_done(last)),
         enable_autolog_hparams=False,
         enable_checkpointing=False,
@@ -94,8 +98,18 @@ def train(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+    shares = config.accumulate * trainer.world_size
+    if config.accumulate > 1 and strategy == "fsdp" and trainer.world_size > 1:
+        raise UserError(f"accumulate {config.accumulate}: the parts of a batch can't follow one another with fsdp")
+    if config.accumulate > 1 and (config.batch_size % shares or not drop_last):
+        raise UserError(
+            f"accumulate {config.accumulate}: {shares} equal parts of batch_size {config.batch_size} can't be"
+        )
     device = trainer.strategy.root_device
     cost = step_cost(method.to(device), config.batch_size, len(images.classes))
+    prepare_blocks(method, config)
+    for monitor in monitors if hasattr(method.encoder, "features") else ():  # a codebook needs all images to be judged
+        monitor.fit_to(cost.encodings(method) * config.batch_size * steps)
     reset_peak_memory(device)
     loader = Loader(
         images,

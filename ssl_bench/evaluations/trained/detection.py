@@ -22,11 +22,11 @@ from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_linear import rate
 from ssl_bench.evaluations.trained.detector import detector
 from ssl_bench.evaluations.trained.network import layer_groups
-from ssl_bench.methods.method import step_seed
 from ssl_bench.metrics.detection import Found, contributions, detection_metrics, match, pair_iou
 from ssl_bench.utils.bounds import Area, Count, Few, Natural, NonNegative, Pixels, Positive, Rate, Seed, Width
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
+from ssl_bench.utils.seeds import step_seed
 from ssl_bench.views.execution import seeded
 
 INSIDE = 0.5  # of a mask's pixels, what is more is the object

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ssl_bench.backbones.backbone import RGB
 from ssl_bench.evaluations.trained.network import Network, layer_groups
-from ssl_bench.methods.method import Method, step_seed
+from ssl_bench.methods.method import Method
 from ssl_bench.utils.distributed import gather, process
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.seeds import step_seed
 from ssl_bench.views.execution import seeded
 from ssl_bench.views.view import IMAGENET_MEAN, View
 

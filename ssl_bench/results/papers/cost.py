@@ -7,6 +7,8 @@ from functools import cache
 from typing import Any
 
 from ssl_bench.backbones import build_backbone
+from ssl_bench.config.build import build_with_teachers
+from ssl_bench.config.recipe import Recipe
 from ssl_bench.training.compute import forward_flops
 from ssl_bench.training.without_data import built_without_data
 
@@ -21,6 +23,26 @@ IMAGES = {  # training and test images, and classes
 # Sustained TFLOPS in training, an assumption: 40 % of the dense bf16 peak (989, 312, 91), which plain PyTorch reaches
 # on ViT-B and larger with a fast loader; a CPU of 32 cores with AVX-512.
 DEVICES = {"h100": 395.0, "a100": 125.0, "l40": 36.0, "cpu": 1.0}
+PRICES = {"h100": 3.0, "a100": 1.8, "l40": 1.0, "cpu": 0.5}  # US dollars an hour of one, rented: an assumption
+FLEETS = (1, 8, 64)  # devices
+
+
+def fleets(hours: float, device: str) -> str:
+    """What a run of so many hours on one device takes on several, if it scales, and costs.
+
+    Example:
+        >>> fleets(640.0, "h100")
+        'on 1, 8, 64: 640 h, 80 h, 10 h if it scales; about 1,920 USD'
+    """
+    spans = ", ".join(f"{hours / count:,.3g} h" for count in FLEETS)
+    return f"on {', '.join(map(str, FLEETS))}: {spans} if it scales; about {hours * PRICES[device]:,.0f} USD"
+
+
+def state_bytes(recipe: Recipe) -> int:
+    """Bytes of a training without activations: weights, and of those that are trained gradients and two moments."""
+    with built_without_data():
+        method = build_with_teachers(recipe, [f"class {i}" for i in range(10)])
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in method.parameters())
 
 
 @cache

@@ -27,10 +27,10 @@ from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.trained import probe, probing
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.evaluations.trained.probing import HeadGrid, Probing, parts_of
-from ssl_bench.methods.method import step_seed
 from ssl_bench.nn.optimizers import LARS
 from ssl_bench.training import resume
 from ssl_bench.utils.errors import RunError, UserError
+from ssl_bench.utils.seeds import step_seed
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import IMAGENET_MEAN, IMAGENET_STD
 
