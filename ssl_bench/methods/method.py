@@ -232,9 +232,8 @@ class Method(LightningModule):
         if self.device.type == "cuda":  # on a CPU it would queue a call and a stack trace for CUDA each time
             torch.cuda.manual_seed(seed)
         optimizer: Any = self.optimizers()
-        lr = self.learning_rate(step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = self.learning_rate(step, steps) * group.get("lr_scale", 1.0)
         if self.training_config.final_weight_decay is not None:
             set_weight_decay(optimizer, self.training_config.weight_decay_at(step, steps))
 
@@ -244,9 +243,8 @@ class Method(LightningModule):
 
         What several processes couldn't share evenly each computes whole; the mean of their gradients is the gradient.
         """
-        count = self.training_config.accumulate
         with one_process() if batch.get("whole") else contextlib.nullcontext():
-            if count == 1:
+            if (count := self.training_config.accumulate) == 1:
                 return self._step_loss(batch)
             cast(Any, self.optimizers()).zero_grad()  # the parts' gradients add up; the last part's loss is returned
             found = []
