@@ -22,7 +22,7 @@ PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```sh" in pag
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with two classes of small images of different sizes, the examples and a user's suite."""
     random = np.random.default_rng(0)
-    for number in range(330):  # a batch of 256 must fit into 80 % of them
+    for number in range(400):  # a batch of 256 must fit into 90 % of 80 % of them
         side = 32 + number % 5
         pixels = random.integers(0, 128, (side, side + 3, 3)) + (100 if number % 2 else 0)
         place = tmp_path / "photos" / ("cats", "dogs")[number % 2]

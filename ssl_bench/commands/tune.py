@@ -145,7 +145,7 @@ def _search(score: Callable[[Any], float], journal: Path, name: str, seed: int, 
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a wrong request it would show a traceback
     study = optuna.create_study(
         study_name=name,
         storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),

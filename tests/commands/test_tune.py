@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -68,3 +69,11 @@ def test_what_cannot_be_searched(tmp_path: Path, tiny_data: Splits, monkeypatch:
     monkeypatch.setattr(module, "run", fails)
     with pytest.raises(RunError, match="no trial succeeded"):
         search(tiny_data, trials=2)
+
+    def refuses(*_: Any) -> Path:
+        raise UserError("batch_size 256 is larger")
+
+    monkeypatch.setattr(module, "run", refuses)
+    with pytest.raises(UserError, match="batch_size 256 is larger"):
+        search(tiny_data, trials=2)
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR  # below, it prints the traceback
