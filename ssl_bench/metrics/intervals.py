@@ -55,11 +55,12 @@ def jackknife_metric(value: float, left_out: Sequence[float], n: int, bounds: tu
     return Metric(value, n, min(value, low), max(value, high))
 
 
-def mean_metric(values: Tensor) -> Metric:
-    """The mean of one number a test image, in [0, 100], with its interval.
+def mean_metric(values: Tensor, most: float = 100.0) -> Metric:
+    """The mean of one number a test image, in [0, `most`], with its interval.
 
     Args:
         values: (N,) float.
+        most: The largest possible value.
 
     Example:
         >>> mean_metric(torch.tensor([50.0, 60.0, 70.0]))
@@ -67,9 +68,9 @@ def mean_metric(values: Tensor) -> Metric:
     """
     n, value = len(values), float(values.double().mean())
     if n < 2:
-        return Metric(value, n, 0.0, 100.0)
+        return Metric(value, n, 0.0, most)
     half = Z * float(values.double().std()) / math.sqrt(n)
-    return Metric(value, n, max(0.0, value - half), min(100.0, value + half))
+    return Metric(value, n, max(0.0, value - half), min(most, value + half))
 
 
 def ratio_metric(parts: Parts) -> Metric:

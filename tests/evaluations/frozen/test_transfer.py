@@ -28,6 +28,8 @@ from ssl_bench.evaluations.frozen.landmarks import LEVELS, Landmarks, ranked
 from ssl_bench.evaluations.frozen.multilabel import MultiLabel
 from ssl_bench.evaluations.frozen.retrieval import average_precision
 from ssl_bench.evaluations.frozen.video_linear import VideoLinear, segment_centres
+from ssl_bench.metrics.depth import depth_errors
+from ssl_bench.metrics.intervals import LARGEST, mean_metric
 from ssl_bench.utils.errors import RunError, UserError
 
 NAMES = ("background", "a", "b", "c")
@@ -139,6 +141,10 @@ def test_depth_from_perfect_features_and_from_noise() -> None:
     assert result.metrics["a1"].value > 70 > noise.metrics["a1"].value + 20
     assert result.metrics["rmse"].value < 0.6 * noise.metrics["rmse"].value
     assert 100 * result.correct.mean() == pytest.approx(result.metrics["a1"].value, rel=1e-6)
+    for found in (result, noise):
+        assert all(metric.low <= metric.value <= metric.high for metric in found.metrics.values())
+    far = depth_errors(torch.full((4, 4), 9.0), torch.full((4, 4), 0.5), 10.0)["sq_rel"]
+    assert mean_metric(torch.tensor([far, far + 1]), LARGEST).high > far > 100
     assert set(result.metrics) == {"a1", "a2", "a3", "rmse", "abs_rel", "sq_rel", "rmse_log", "log10", "silog"}
 
 
