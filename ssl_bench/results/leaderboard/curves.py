@@ -18,7 +18,7 @@ from ssl_bench.training.loggers import METRICS
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.identity import identify
 
-ACROSS = {"knn": "FLOPs so far, those of teachers first", "loss": "percent of the training"}
+ACROSS = {"knn": "TFLOP so far, those of teachers first", "loss": "percent of the training"}
 LABELS = {"knn": "online k-NN on held-out images, %", "loss": "loss, from its highest (1) to its lowest (0)"}
 SMOOTHED = 5  # points of a loss whose mean is drawn, of about a hundred
 
@@ -40,11 +40,11 @@ class Run:
     before: float
 
     def curve(self, key: str) -> list[tuple[float, float]]:
-        """Online k-NN over FLOPs, or the smoothed loss over its own range and the percent of the training."""
+        """Online k-NN over TFLOP, or the smoothed loss over its own range and the percent of the training."""
         last = max(point["step"] for point in self.points)
         found = [(point["step"] / last, point[key]) for point in self.points if key in point]
         if key == "knn":
-            return [(self.before + self.flops * x, y) for x, y in found]
+            return [((self.before + self.flops * x) / 1e12, y) for x, y in found]
         return [(100 * x, y) for x, y in _from_one_to_zero(_smoothed(found))]
 
 

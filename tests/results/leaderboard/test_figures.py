@@ -211,7 +211,7 @@ def test_curves_are_those_of_the_rows(tmp_path: Path, add_row: Any) -> None:
     figure = training_curves(build(read_rows(tmp_path)), tmp_path)
     assert not isinstance(figure, str)
     knn, loss = ([list(zip(*line.get_data(), strict=True)) for line in axes.lines] for axes in figure.axes)
-    assert sorted(knn) == [[(5e8, 20), (1e9, 30)], [(3e9, 25)]]
+    assert sorted(knn) == [[(5e-4, 20), (1e-3, 30)], [(3e-3, 25)]]
     assert sorted(loss) == [[(10, 1), (100, 0)], [(25, 1), (50, 0.5), (100, 0)]]
 
 
