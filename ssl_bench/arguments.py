@@ -254,6 +254,7 @@ def make_parser() -> Parser:
     sub = command("claims", "Answer claims about methods by the rows of a folder.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
     sub.add_argument("--file", metavar="YAML", help="the claims (default: claims.yaml of the folder)")
+    sub.add_argument("--out", metavar="DIR", help="folder for the page (default: that of the rows)")
 
     sub = command("check", "Whether the rows of a folder, and its leaderboard, are sound.")
     sub.add_argument("folder", metavar="DIR", help="a folder with rows/")

@@ -193,7 +193,7 @@ def run_claims(a: argparse.Namespace) -> None:
     """``ssl-bench claims``."""
     from ssl_bench.commands.claims import claims
 
-    claims(a.folder, file=a.file)
+    claims(a.folder, file=a.file, out=a.out)
 
 
 def run_check(a: argparse.Namespace) -> int:

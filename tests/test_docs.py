@@ -42,6 +42,8 @@ def test_commands(page: Path, photos: Path, capsys: pytest.CaptureFixture[str]) 
     text = page.read_text()
     for suite in re.findall(r"```yaml\n(name: .*?)```", text, re.DOTALL):
         (photos / "mine.yaml").write_text(suite)
+    for claims in re.findall(r"```yaml\n(claims:.*?)```", text, re.DOTALL):
+        (photos / "claims.yaml").write_text(claims)
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert lines and all(line.startswith("ssl-bench ") for line in lines)
     for line in lines:

@@ -16,14 +16,21 @@ from ssl_bench.utils.files import write_atomic
 PAGE = "CLAIMS.md"
 
 
-def claims(folder: str | Path, *, file: str | Path | None = None, show: Callable[[str], Any] = print) -> list[Answer]:
+def claims(
+    folder: str | Path,
+    *,
+    file: str | Path | None = None,
+    out: str | Path | None = None,
+    show: Callable[[str], Any] = print,
+) -> list[Answer]:
     """Answer the claims of a file by the rows of a folder: the Python form of ``ssl-bench claims``.
 
-    Writes ``CLAIMS.md`` beside the rows.
+    Writes ``CLAIMS.md``.
 
     Args:
         folder: Has ``rows/``.
         file: YAML of the claims; ``claims.yaml`` of the folder when left out.
+        out: Folder for the page; that of the rows when left out.
         show: What to do with each block of text.
 
     Returns:
@@ -40,7 +47,7 @@ def claims(folder: str | Path, *, file: str | Path | None = None, show: Callable
     show(terminal_table("Claims", HEADER, lines(found), 4, wrap=True))
     for text in notes(found):
         show(folded(text))
-    show(f"wrote {write_atomic(Path(folder) / PAGE, page(found))}")
+    show(f"wrote {write_atomic(Path(out or folder) / PAGE, page(found))}")
     return found
 
 

@@ -139,8 +139,8 @@ def test_a_method_without_rows_is_named(folder: Path) -> None:
     (answer,) = claims(folder, show=quiet)
     assert answer.verdict == "not measured: no rows of mae with linear"
     write(folder, "claims: [{claim: A, higher: [good], lower: [bad], evaluations: [linear], backbone: swin}]")
-    (answer,) = claims(folder, show=quiet)
-    assert answer.missing
+    (answer,) = claims(folder, out=folder / "elsewhere", show=quiet)
+    assert answer.missing and (folder / "elsewhere" / "CLAIMS.md").is_file()
 
 
 @pytest.mark.parametrize(
