@@ -15,6 +15,7 @@ from ssl_bench.backbones.igpt import ImageGPT
 from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.swin import Swin
 from ssl_bench.backbones.timm_model import TimmModel
+from ssl_bench.backbones.timm_model import parse_timm_name as parse_timm_name
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.utils.bounds import check_keywords
 from ssl_bench.utils.errors import UserError, unknown

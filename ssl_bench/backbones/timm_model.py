@@ -47,7 +47,7 @@ class TimmModel(Backbone):
 
     def __init__(self, name: str, *, drop_path: Rate = 0.0) -> None:
         super().__init__()
-        model, size = parse_name(name)
+        model, size = parse_timm_name(name)
         config: Any = timm.get_pretrained_cfg(model)
         self.model = _create(name, model, size, drop_path)
         self.name, self.image_size = name, size or tuple(config.input_size[1:])
@@ -67,8 +67,8 @@ class TimmModel(Backbone):
 
     @classmethod
     def check_name(cls, name: str) -> None:
-        """See ``parse_name``."""
-        parse_name(name)
+        """See ``parse_timm_name``."""
+        parse_timm_name(name)
 
     @classmethod
     def patterns(cls) -> dict[str, dict[str, Any]]:
@@ -152,11 +152,11 @@ class TimmModel(Backbone):
         self.layers = {name: layer for name, layer in self.layers.items() if name in names}
 
 
-def parse_name(name: str) -> tuple[str, tuple[int, int] | None]:
+def parse_timm_name(name: str) -> tuple[str, tuple[int, int] | None]:
     """timm's name and the image size, if one is given, of ``timm:NAME``; a whole name of timm's goes first.
 
     Example:
-        >>> parse_name("timm:resnet18_64"), parse_name("timm:mobilenetv3_large_100")
+        >>> parse_timm_name("timm:resnet18_64"), parse_timm_name("timm:mobilenetv3_large_100")
         (('resnet18', (64, 64)), ('mobilenetv3_large_100', None))
     """
     model, size = name.removeprefix("timm:"), None

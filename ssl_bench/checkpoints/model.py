@@ -14,9 +14,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from ssl_bench.backbones import build_backbone
+from ssl_bench.backbones import build_backbone, parse_timm_name
 from ssl_bench.backbones.backbone import RGB, Backbone
-from ssl_bench.backbones.timm_model import parse_name
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError, first_line, unknown
@@ -117,7 +116,7 @@ def load_model(
         return as_checkpoint(_of_hub(rest), name or rest.rpartition("/")[2], image_size, mean, std)
     own, _, file = rest.partition("@")
     if kind == "timm":
-        sized = f"{own}_{image_size}" if image_size and parse_name(f"timm:{own}")[1] is None else own
+        sized = f"{own}_{image_size}" if image_size and parse_timm_name(f"timm:{own}")[1] is None else own
         return as_checkpoint(_of_timm(sized, file), name or own, image_size, mean, std)
     network = _of_torchvision(own, file)
     return as_checkpoint(network, name or own, image_size, mean, std)

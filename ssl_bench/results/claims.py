@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ class Claim:
     Attributes:
         text: The sentence.
         source: Who says it.
-        higher: Methods that are said to be better: labels of a leaderboard, names of methods (all their recipes), or
-            ``category:NAME``.
+        higher: Methods that are said to be better: labels of a leaderboard, names of methods (all their recipes),
+            ``METHOD (SETTING VALUE)``, or ``category:NAME``.
         lower: Methods that they are compared with.
         predictor: ``EVALUATION:METRIC`` that is said to order the methods as an evaluation does; instead of the two.
         evaluations: Where it is said to be seen; one answer each.
@@ -169,10 +170,17 @@ def _contrast(answer: Answer, members: Sequence[Aggregate]) -> Answer:
 
 
 def _named(members: Sequence[Aggregate], name: str) -> list[Aggregate]:
-    """Those of a category, else the one of a label, else all of a method."""
+    """Those of a category, else the one of a label, else all of a method, or those of it with a setting."""
     if name.startswith(CATEGORY):
         return [each for each in members if each.competes and each.first["category"] == name.removeprefix(CATEGORY)]
-    return [each for each in members if each.label == name] or [each for each in members if each.method == name]
+    method, key, value = (re.fullmatch(r"(.+) \((\w+) (.+)\)", name) or re.fullmatch("(.*)()()", name)).groups()  # type: ignore[union-attr]
+    of = [each for each in members if each.method == method and (not key or str(_setting(each, key)) == value)]
+    return [each for each in members if each.label == name] or of
+
+
+def _setting(aggregate: Aggregate, key: str) -> object:
+    recipe = aggregate.first["recipe"] or {}
+    return {**recipe.get("settings", {}), **recipe.get("backbone", {})}.get(key)
 
 
 def _correlation(answer: Answer, members: Sequence[Aggregate]) -> Answer:
@@ -244,57 +252,3 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
         return 0.0, 1.0
     found = stats.spearmanr(a, b)
     return float(found.statistic), float(found.pvalue)
-
-
-# The page -------------------------------------------------------------------------------------------------------------
-
-HEADER = ["claim", "evaluation", "answer", "result", "p", "seeds"]
-
-
-def lines(found: Sequence[Answer]) -> list[list[str]]:
-    """The answers as text, in the order of ``HEADER``."""
-    return [[answer.claim.text, answer.evaluation, answer.verdict, *_result(answer)] for answer in found]
-
-
-def _result(answer: Answer) -> list[str]:
-    if answer.missing:
-        return ["–", "–", "–"]
-    p = "< 0.001" if answer.p < 0.001 else f"{answer.p:.3f}"
-    if answer.claim.predictor:
-        return [f"rank correlation {answer.value:+.2f}", p, str(answer.seeds)]
-    return [f"{answer.value:+.1f} ± {answer.half:.1f} points", p, str(answer.seeds)]
-
-
-def details(answer: Answer) -> str:
-    """Which methods an answer compares, with their values; for a predictor, what it would have chosen."""
-    if answer.missing or answer.higher is None or answer.lower is None:
-        return ""
-    if answer.claim.predictor:
-        chosen = max(answer.higher, key=answer.higher.__getitem__)
-        best = max(answer.lower, key=answer.lower.__getitem__)
-        return (
-            f"Over {len(answer.higher)} methods. It would have chosen {chosen} ({answer.lower[chosen]:.1f}); "
-            f"the best is {best} ({answer.lower[best]:.1f})."
-        )
-    ahead = sum(a > b for a in answer.higher.values() for b in answer.lower.values())
-    pairs = len(answer.higher) * len(answer.lower)
-    return f"{_values(answer.higher)} against {_values(answer.lower)}; the first ahead in {ahead} of {pairs} pairs."
-
-
-def _values(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{label} {value:.1f}" for label, value in values.items())
-
-
-def notes(found: Sequence[Answer]) -> Iterator[str]:
-    """How the answers are made, and what they can't say."""
-    yield (
-        "Answer: of a two-sided test at 5 %, p adjusted by Holm's method over all answers of this page. Result: the "
-        "mean of the methods of one group minus that of the other, with its 95 % interval, paired over test images, "
-        "with the variance over seeds; or Spearman's rank correlation over methods. The methods are those of this page "
-        "and no sample of all methods."
-    )
-    if any(answer.seeds == 1 for answer in found):
-        yield (
-            "Where a method has one seed, the answer is about these encoders: what another seed would have given is "
-            "not in its interval."
-        )

@@ -143,6 +143,15 @@ def test_a_method_without_rows_is_named(folder: Path) -> None:
     assert answer.missing and (folder / "elsewhere" / "CLAIMS.md").is_file()
 
 
+def test_a_setting_names_a_recipe_beside_others_or_alone(tmp_path: Path, add_row: Any) -> None:
+    write(tmp_path, 'claims: [{claim: A, higher: ["a (crops 4)"], lower: [b], evaluations: [linear]}]')
+    for count in (4, 0):
+        add_row("a", 0, np.arange(100) < 50 + count, recipe={"settings": {"crops": count}})
+        add_row("b", 0, np.arange(100) < 20)
+        (answer,) = claims(tmp_path, show=quiet)
+        assert list((answer.higher or {}).values()) == [54]
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

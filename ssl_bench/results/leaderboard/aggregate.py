@@ -133,7 +133,7 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
     """The method; where it is there more than once, with what tells it apart.
 
     That is the backbone, for untrained networks all options in which they differ, for others on one backbone the
-    settings of the method in which they differ, and else the hash of the recipe.
+    settings of method or backbone in which they differ, and else the hash of the recipe.
     """
     hows = [each.backbone for each in aggregates]
     untrained = [at for at, each in enumerate(aggregates) if each.method == "untrained"]
@@ -145,7 +145,8 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
     for at, each in enumerate(aggregates):
         groups.setdefault((each.method, hows[at]), []).append(at)
     for same in groups.values():
-        settings = [(aggregates[at].first["recipe"] or {}).get("settings", {}) for at in same]
+        made = [aggregates[at].first["recipe"] or {} for at in same]
+        settings = [{**recipe.get("settings", {}), **recipe.get("backbone", {})} for recipe in made]
         for at, how in zip(same, _settings_labels(settings, [recipes[at][:6] for at in same]), strict=True):
             hows[at] = how if len(same) > 1 else hows[at]
     return [
@@ -155,18 +156,21 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
 
 
 def _settings_labels(settings: Sequence[Mapping[str, object]], otherwise: Sequence[str]) -> list[str]:
-    """For each of several recipes, the settings in which they differ, where one or two tell all of them apart.
+    """For each of several recipes, the first setting that tells all of them apart, or all in which they differ, if two.
 
     Example:
-        >>> _settings_labels([{"n_local": 4, "momentum": 0.98}, {"n_local": 0, "momentum": 0.98}], ["a1", "b2"])
+        >>> _settings_labels([{"n_local": 4, "scale": 0.4}, {"n_local": 0, "scale": 0.1}], ["a1", "b2"])
         ['n_local 4', 'n_local 0']
         >>> _settings_labels([{"n_local": 4}, {"n_local": 4}], ["a1", "b2"])
         ['a1', 'b2']
     """
     keys = dict.fromkeys(key for each in settings for key in each)
     differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
-    labels = [", ".join(f"{key} {each[key]}" for key in differ if key in each) for each in settings]
-    return labels if len(differ) <= 2 and len(set(labels)) == len(labels) else list(otherwise)
+    for shown in [[key] for key in differ] + [differ] * (len(differ) == 2):
+        labels = [", ".join(f"{key} {each.get(key)}" for key in shown) for each in settings]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(otherwise)
 
 
 def summarise(rows: Sequence[Row], metric: str | None = None) -> Cell:
