@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor, nn
@@ -182,3 +183,24 @@ def patch_classes(mask: Tensor, grid: tuple[int, int], classes: int, ignore_as: 
     cells = torch.where(cells < classes, cells, classes if ignore_as is None else ignore_as)
     counts = torch.zeros(len(cells), classes + 1)
     return counts.scatter_add_(1, cells, torch.ones_like(cells, dtype=torch.float32))[:, :classes] / cells.shape[1]
+
+
+def shuffled_batches(count: int, size: int, steps: int, random: np.random.Generator) -> Iterator[list[int]]:
+    """Indices of images in passes of a new order each; a batch may end one pass and begin the next.
+
+    Args:
+        count: Images.
+        size: Of a batch.
+        steps: Batches.
+        random: Draws an order when the one before is used up.
+
+    Example:
+        >>> [len(set(batch)) for batch in shuffled_batches(4, 2, 3, np.random.default_rng(0))]
+        [2, 2, 2]
+    """
+    waiting: list[int] = []
+    for _ in range(steps):
+        while len(waiting) < size:
+            waiting += random.permutation(count).tolist()
+        yield waiting[:size]
+        waiting = waiting[size:]

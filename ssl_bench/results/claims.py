@@ -174,13 +174,8 @@ def _named(members: Sequence[Aggregate], name: str) -> list[Aggregate]:
     if name.startswith(CATEGORY):
         return [each for each in members if each.competes and each.first["category"] == name.removeprefix(CATEGORY)]
     method, key, value = (re.fullmatch(r"(.+) \((\w+) (.+)\)", name) or re.fullmatch("(.*)()()", name)).groups()  # type: ignore[union-attr]
-    of = [each for each in members if each.method == method and (not key or str(_setting(each, key)) == value)]
+    of = [each for each in members if each.method == method and (not key or str(each.settings.get(key)) == value)]
     return [each for each in members if each.label == name] or of
-
-
-def _setting(aggregate: Aggregate, key: str) -> object:
-    recipe = aggregate.first["recipe"] or {}
-    return {**recipe.get("settings", {}), **recipe.get("backbone", {})}.get(key)
 
 
 def _correlation(answer: Answer, members: Sequence[Aggregate]) -> Answer:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.dense import in_threads, resized
+from ssl_bench.evaluations.dense import in_threads, resized, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.metrics.depth import depth_errors
 from ssl_bench.metrics.intervals import LARGEST, mean_metric
@@ -153,11 +153,7 @@ class DepthLinear(Evaluator):
     def _batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops uint8 (B, 3, H, W) and their depths (B, H, W) float32, of `steps` batches."""
         random = np.random.default_rng(self.seed)
-        waiting: list[int] = []
-        for step in range(self.steps):
-            while len(waiting) < self.batch_size:
-                waiting += random.permutation(len(images)).tolist()
-            at, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+        for step, at in enumerate(shuffled_batches(len(images), self.batch_size, self.steps, random)):
             crops, depths = zip(*in_threads(partial(self._cut, images, at, step), range(len(at))), strict=True)
             yield torch.stack(crops), torch.stack(depths)
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import IGNORE
-from ssl_bench.evaluations.dense import in_threads, resized, resized_mask
+from ssl_bench.evaluations.dense import in_threads, resized, resized_mask, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
@@ -139,11 +139,7 @@ class SegmentationLinear(Evaluator):
     def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops uint8 (B, 3, crop, crop) and their masks uint8 (B, crop, crop), of `steps` batches."""
         random = np.random.default_rng(self.seed)
-        waiting: list[int] = []
-        for step in range(self.steps):
-            while len(waiting) < self.batch_size:
-                waiting += random.permutation(len(images)).tolist()
-            at, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+        for step, at in enumerate(shuffled_batches(len(images), self.batch_size, self.steps, random)):
             cut = partial(self._cut, images, at, step)
             crops, masks = zip(*in_threads(cut, range(self.batch_size)), strict=True)
             yield torch.stack(crops), torch.stack(masks)

@@ -17,7 +17,7 @@ from torchvision.models.detection import MaskRCNN
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import Objects
-from ssl_bench.evaluations.dense import in_threads
+from ssl_bench.evaluations.dense import in_threads, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_linear import rate
 from ssl_bench.evaluations.trained.detector import detector
@@ -184,11 +184,7 @@ class Detection(Evaluator):
     ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
         """Pictures (3, H, W) float32 in [0, 1] and what is to be found in each, of `steps` batches."""
         random = np.random.default_rng(self.seed)
-        waiting: list[int] = []
-        for _ in range(self.steps):
-            while len(waiting) < self.batch_size:
-                waiting += random.permutation(len(images)).tolist()
-            at, waiting = waiting[: self.batch_size], waiting[self.batch_size :]
+        for at in shuffled_batches(len(images), self.batch_size, self.steps, random):
             turned = (random.random(self.batch_size) < 0.5).tolist()
             pairs = in_threads(lambda k, at=at, turned=turned: _example(images, at[k], turned[k]), range(len(at)))  # type: ignore[misc]
             yield (

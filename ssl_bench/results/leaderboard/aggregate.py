@@ -79,6 +79,12 @@ class Aggregate:
         return "–" if self.method == "raw_pixels" else self.first["backbone"]["name"]
 
     @property
+    def settings(self) -> dict[str, object]:
+        """Settings of its method and options of its backbone; nothing without a recipe."""
+        recipe = self.first["recipe"] or {}
+        return {**recipe.get("settings", {}), **recipe.get("backbone", {})}
+
+    @property
     def pretrained_on(self) -> str | None:
         """The data set of the pre-training; None without one, and where it isn't known."""
         return pretrained_on(self.first)
@@ -145,8 +151,7 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
     for at, each in enumerate(aggregates):
         groups.setdefault((each.method, hows[at]), []).append(at)
     for same in groups.values():
-        made = [aggregates[at].first["recipe"] or {} for at in same]
-        settings = [{**recipe.get("settings", {}), **recipe.get("backbone", {})} for recipe in made]
+        settings = [aggregates[at].settings for at in same]
         for at, how in zip(same, _settings_labels(settings, [recipes[at][:6] for at in same]), strict=True):
             hows[at] = how if len(same) > 1 else hows[at]
     return [
