@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ssl_bench.config.cost import training_flops
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.data.datasets import Splits
 from ssl_bench.results.papers.cost import DEVICES
+from ssl_bench.training.compute import best_precision, device_name
+from ssl_bench.training.speed import matrix_rate
+
+SHARE = 0.5  # of the rate of matrix products, in training: `ssl-bench speed` measures it (37 to 75 % on CPUs)
 
 
 def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
@@ -31,9 +37,14 @@ def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
         state = "done" if done else "to do"
         where = f"{recipe.method}, seed {recipe.seed} on {recipe.backbone['name']}"
         lines.append(f"{where} ({state}): {'; '.join(costs)}")
-    hours = ", ".join(f"{total / 1e12 / speed / 3600:,.2g} h at {speed:g} ({name})" for name, speed in DEVICES.items())
-    return [
-        *lines,
-        f"to do: {total / 1e12:,.4g} TFLOP of pre-training (teachers that several runs share are trained once); "
-        f"by sustained TFLOPS: {hours}",
-    ]
+    todo = f"to do: {total / 1e12:,.4g} TFLOP of pre-training (teachers that several runs share are trained once)"
+    if not total:
+        return [*lines, todo]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = SHARE * matrix_rate(device, best_precision())
+    rates = {
+        f"here, {device_name(device)}": here / 1e12,
+        **{name: speed for name, speed in DEVICES.items() if name != "cpu"},
+    }
+    hours = ", ".join(f"{total / 1e12 / speed / 3600:,.2g} h at {speed:.3g} ({name})" for name, speed in rates.items())
+    return [*lines, f"{todo}; by sustained TFLOPS: {hours}"]
