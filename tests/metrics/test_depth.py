@@ -22,6 +22,9 @@ def test_the_losses_of_the_released_code() -> None:
     batch = torch.stack([PREDICTED * k for k in (1, 1.5, 0.5, 2)])[:, None]
     truths = torch.stack([TRUTH * k for k in (1, 1, 1.2, 1)])[:, None]
     assert gradient_loss(batch, truths, 10.0).item() == pytest.approx(0.290636, abs=1e-6)
+    pairs = zip(batch[:, 0], truths[:, 0], strict=True)
+    of_maps = [gradient_loss(predicted, truth, 10.0).item() for predicted, truth in pairs]
+    assert sum(of_maps) / 4 == pytest.approx(0.143337, abs=1e-6)  # what it was meant to be
 
 
 def test_the_depth_of_scores() -> None:

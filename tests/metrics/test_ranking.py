@@ -28,6 +28,18 @@ def test_worked_numbers(rule: str, expected: list[float]) -> None:
         assert mean_average_precision(SCORES, TRUE) == pytest.approx(0.722222, abs=1e-6)
 
 
+def test_all_labels_in_one_ranking_are_another_quantity() -> None:
+    assert average_precision(SCORES.flatten(), TRUE.flatten()) == pytest.approx(0.559286, abs=1e-6)
+
+
+def test_torchmetrics_counts_a_label_without_an_image_as_nothing() -> None:
+    scores, true = np.array([[0.9, 0.9, 0.9], [0.1, 0.5, 0.1]]), np.array([[0, 0, 1], [0, 1, 0]], dtype=bool)
+    each = [average_precision(scores[:, k], true[:, k]) for k in (1, 2)]
+    assert each == [0.5, 1] and mean_average_precision(scores, true) == 0.75
+    theirs = multilabel_average_precision(torch.from_numpy(scores), torch.from_numpy(true).int(), 3, average="macro")
+    assert theirs.item() == pytest.approx(0.5)
+
+
 def test_a_label_that_no_image_has_is_left_out() -> None:
     more = np.concatenate([TRUE, np.zeros((4, 1), bool)], 1)
     scores = np.concatenate([SCORES, SCORES[:, :1]], 1)

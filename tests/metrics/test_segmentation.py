@@ -28,6 +28,23 @@ def test_worked_numbers() -> None:
     assert each == pytest.approx({"iou/a": 50, "iou/b": 60, "iou/c": 50, "iou/d": 50})
 
 
+def test_counts_and_other_means_of_the_worked_numbers() -> None:
+    """torchmetrics has other means, and says 0 of a class that is nowhere."""
+    counts = pixel_counts(PREDICTION, TRUTH, 5)
+    assert counts.tolist() == [[2, 3, 3], [3, 5, 3], [1, 1, 2], [1, 1, 2], [0, 0, 0]]
+    intersection, union = iou_parts(counts[None])[0, :4].double().T
+    true = counts[:4, 2]
+    of_pixels, weighted = intersection.sum() / union.sum(), (intersection / union * true).sum() / true.sum()
+    assert of_pixels.item() == pytest.approx(0.538462, abs=1e-6) and weighted.item() == pytest.approx(0.53, abs=1e-6)
+
+    def theirs(average: str, classes: int = 5) -> Tensor:
+        return jaccard_index(PREDICTION, TRUTH, "multiclass", num_classes=classes, average=average, ignore_index=255)  # type: ignore[arg-type]
+
+    assert theirs("micro").item() == pytest.approx(0.538462, abs=1e-6)
+    assert theirs("weighted").item() == pytest.approx(0.53, abs=1e-6)
+    assert theirs("macro", 6).item() == pytest.approx(0.525) and theirs("none")[4] == 0
+
+
 def confusion(predictions: list[Tensor], truths: list[Tensor], classes: int) -> list[list[int]]:
     """Pixel by pixel."""
     matrix = [[0] * classes for _ in range(classes)]

@@ -54,7 +54,7 @@ class SegmentationFineTune(Evaluator):
         UserError: A number out of range.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     task: ClassVar[str] = "segmentation"
     needs: ClassVar[str] = "masks"
     encoder_needs = ("train",)
@@ -63,7 +63,7 @@ class SegmentationFineTune(Evaluator):
 
     def __init__(
         self,
-        lr: Positive = 8e-4,
+        lr: Positive = 8e-5,
         weight_decay: NonNegative = 0.05,
         layer_decay: Area = 0.65,
         drop_path: Rate = 0.1,

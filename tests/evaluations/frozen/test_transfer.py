@@ -289,6 +289,9 @@ def test_the_generalised_mean_and_the_whitening_of_the_released_code() -> None:
     training = torch.tensor([[1.0, 2], [2, 0], [0, 1], [3, 1]])
     queries, database = whitened(training, torch.tensor([[1.0, 1], [2, 2]])), whitened(training, training)
     assert (queries[0] @ queries[1]).item() == pytest.approx(0.251976, abs=1e-6)
+    values, vectors = np.linalg.eigh(np.cov(training.numpy().T, bias=True))  # centred, as it would be without the slip
+    centred = (np.array([[1.0, 1], [2, 2]]) - [1.5, 1]) @ vectors / np.sqrt(values)
+    assert centred[0] @ centred[1] / np.linalg.norm(centred, axis=1).prod() == pytest.approx(-0.554700, abs=1e-6)
     assert (queries[0] @ database.T).tolist() == pytest.approx([0.721336, -0.721336, 1, -1], abs=1e-6)
     assert (queries[1] @ database.T).tolist() == pytest.approx([0.851998, -0.851998, 0.251976, -0.251976], abs=1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,13 @@ def test_measures_of_the_toolkit(shape: tuple[int, int], truth: tuple, predictio
     a, b = square(shape, *truth), square(shape, *prediction)
     assert region(b, a) == pytest.approx(j, abs=1e-6)
     assert boundary(b, a) == pytest.approx(f, abs=1e-6)
+
+
+def test_the_boundary_of_a_frame_of_davis_may_be_off_by_8_pixels() -> None:
+    """0.008 of the diagonal of 480 x 854, rounded up."""
+    truth = square((480, 854), (100, 300), (200, 500))
+    assert boundary(square((480, 854), (108, 308), (200, 500)), truth) == 1
+    assert boundary(square((480, 854), (109, 309), (200, 500)), truth) < 1
 
 
 def test_empty_masks() -> None:
@@ -168,7 +176,26 @@ def test_only_the_first_and_the_last_frames_are_remembered(data: Data) -> None:
     assert torch.equal(found[0], clip.targets.instance(0))
 
 
+def test_the_first_frame_and_seven_others_give_labels(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[int] = []
+
+    def counted(sources: Tensor, *rest: Any) -> Tensor:
+        contexts.append(len(sources))
+        return propagated(sources, *rest)
+
+    monkeypatch.setattr("ssl_bench.evaluations.frozen.vos.propagated", counted)
+    list(VOS().propagate(Colours(), data.test.subset(torch.arange(scenes.FRAMES), "test")))  # type: ignore[arg-type]
+    assert contexts == [*range(1, 9), *[8] * (scenes.FRAMES - 9)]
+
+
+def test_a_token_may_move_by_twelve() -> None:
+    """25 x 25 tokens around it, of 30 x 52."""
+    near = neighbourhood((30, 52), VOS().radius)
+    assert near.shape == (1560, 1560) and near.sum(1).max() == 625 and near[0].sum() == 169
+
+
 def test_frames_of_davis_are_resized_as_the_authors_do() -> None:
+    assert frame_size((480, 854), 480) == (480, 832)  # 30 x 52 tokens of 16
     assert frame_size((480, 910), 480) == (480, 896)
     assert frame_size((1080, 1920), 480) == (480, 832)
     assert frame_size((854, 480), 480) == (832, 480)

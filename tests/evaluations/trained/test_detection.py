@@ -127,6 +127,17 @@ def test_maps_of_every_family(name: str, side: int) -> None:
     assert found["masks"].shape[1:] == (1, side, side)
 
 
+def test_anchors_and_sizes_of_vitdet() -> None:
+    """One size a level, of 8 strides: 32 at stride 4 to 512 at 64; images of 800 x 1333 pixels, 256 channels."""
+    own = {key: getattr(Detection(), key) for key in ("channels", "hidden", "mask_layers", "proposals", "sampled")}
+    sides = (Detection().short_side, Detection().long_side)
+    model: Any = detector(build_backbone("vit_nano_patch16_224"), 81, frozen=False, sides=sides, **own)
+    assert [size for (size,) in model.rpn.anchor_generator.sizes] == [32, 64, 128, 256, 512]
+    assert set(model.rpn.anchor_generator.aspect_ratios) == {(0.5, 1.0, 2.0)}
+    assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
+    assert model.backbone.out_channels == 256 and model.roi_heads.box_predictor.cls_score.out_features == 81
+
+
 def test_boxes_turn_with_their_images(data: Data) -> None:
     from ssl_bench.evaluations.trained.detection import _example
 

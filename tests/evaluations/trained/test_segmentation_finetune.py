@@ -14,7 +14,7 @@ from ssl_bench.data.targets import Targets
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune, pixel_loss
-from ssl_bench.evaluations.trained.upernet import UPerNet, thirds
+from ssl_bench.evaluations.trained.upernet import POOLED, UPerNet, thirds
 from ssl_bench.utils.errors import UserError
 
 FAST: dict[str, Any] = {
@@ -72,6 +72,21 @@ def test_scores_of_every_family(name: str) -> None:
 def test_blocks_of_the_papers() -> None:
     assert thirds(12) == [4, 6, 8, 12]  # 3, 5, 7 and 11, counted from 0
     assert thirds(24) == [8, 12, 16, 24]  # 7, 11, 15 and 23
+
+
+def test_the_head_of_the_papers() -> None:
+    """Maps at strides 4 to 32, pooled to 1, 2, 3 and 6 cells; as wide as the encoder, 256 channels beside it."""
+    model = UPerNet(build_backbone("vit_nano_patch16_224"), 150, 0).eval()
+    seen: list[tuple[int, ...]] = []
+    for scale in model.scales:
+        scale.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        scores, beside = model(torch.zeros(1, 3, 224, 224))
+    assert seen == [(24, 56, 56), (24, 28, 28), (24, 14, 14), (24, 7, 7)]
+    assert scores.shape == (1, 150, 56, 56) and beside.shape == (1, 150, 14, 14)
+    assert len(model.pooled) == len(POOLED) == 4 and POOLED == (1, 2, 3, 6)
+    layers: Any = (model.classifier, model.auxiliary)
+    assert [layer[-1].in_channels for layer in layers] == [24, 256] and [layer[-2].p for layer in layers] == [0.1, 0.1]
 
 
 def test_the_loss_is_a_mean_over_pixels_with_a_class() -> None:
