@@ -51,6 +51,7 @@ class ImageSet:
         reader: What made the pixels, one of ``data.VERSIONS``.
         origin: The set this one is a subset of, and the indices (N,) int64 there.
         targets: What is known beyond the labels.
+        one_size: Height and width of streamed images that share them.
         given: How it was asked for, as `references.without_place` gives it; empty where it came from Python.
     """
 
@@ -65,6 +66,7 @@ class ImageSet:
     reader: str = "images"
     origin: tuple[ImageSet, Tensor] | None = None
     targets: Targets | None = None
+    one_size: tuple[int, int] | None = None
     given: str = ""
 
     def __len__(self) -> int:
@@ -74,6 +76,14 @@ class ImageSet:
     def decoded(self) -> Tensor | None:
         """uint8 (N, 3, H, W), or None when the images differ in size or are decoded on access."""
         return self.images if isinstance(self.images, Tensor) else None
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width that all images share, held or streamed: what is computed of them must not depend on which.
+
+        None where they differ.
+        """
+        return self.one_size if self.decoded is None else (self.decoded.shape[2], self.decoded.shape[3])
 
     @property
     def streamed(self) -> bool:
@@ -282,7 +292,8 @@ def _image_set(raw: Raw, name: str, split: str, hold: bool) -> tuple[ImageSet, l
     description = f"{'decoding' if hold else 'checking'} {name} {split}"
     done = (read_with_targets if raw.targets else read)(raw, description, hold)
     labels = torch.from_numpy(raw.labels[done.kept])
-    images = ImageSet(name, split, labels, raw.classes, done.fingerprint, done.images, skipped=len(done.unreadable))
+    images = ImageSet(name, split, labels, raw.classes, done.fingerprint, done.images, one_size=done.sides)
+    images = replace(images, skipped=len(done.unreadable))
     if done.targets:
         images = replace(images, targets=done.targets, reader="masks")
     return images, done.unreadable

@@ -195,6 +195,19 @@ class Cells(Encoded):
         return Cells(self.column, self.name, self.rows[indices], self.sizes[indices], self.folder, self.mapped)
 
 
+def unchanged(images: Tensor | Ragged | Encoded, index: int, sides: tuple[int, int]) -> Tensor:
+    """An image of a data set whose images were all of one size.
+
+    Raises:
+        RunError: It can't be read any more, or has another size by now.
+    """
+    image = images[index]
+    if (found := tuple(image.shape[1:])) != sides:
+        where = images.where(index) if isinstance(images, Encoded) else str(index)
+        raise RunError(f"image {where} has changed: {found[1]} x {found[0]} pixels, not {sides[1]} x {sides[0]}")
+    return image
+
+
 class Ragged(Sequence[Tensor]):
     """Decoded images of different sizes in one block of memory, which worker processes share.
 

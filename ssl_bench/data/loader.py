@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.images import unchanged
 from ssl_bench.data.reading import processors
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.stopwatch import part
@@ -33,12 +34,13 @@ class Loader:
     Iterating continues at the next step that was not delivered, so that ``load_state_dict`` resumes a run at the exact
     image.
 
-    Decoded images of one size come as they are, for the training device to cut all views of a batch at once::
+    Images of one size come as they are, for the training device to cut all views of a batch at once. Worker processes
+    read them where they aren't held decoded, which changes no pixel of a view::
 
         {"images": uint8 (b, 3, H, W), "labels": int64 (b,), "index": int64 (b,), "step": int}
 
-    Images that differ in size or are decoded on access have their views cut one by one in worker processes, and so have
-    all images when a view has an `augment`::
+    Images that differ in size have their views cut one by one in worker processes, and so have all images when a view
+    has an `augment`::
 
         {"views": list of float32 (b, 3, size, size), "labels": ..., "index": ..., "step": ...}
 
@@ -47,7 +49,7 @@ class Loader:
 
     Args:
         images: The training images.
-        views: The crops to cut; used where workers cut them.
+        views: The crops to cut; used where workers cut them. None for images of one size.
         batch_size: Images per step, over all ranks.
         steps: Length of the run.
         seed: 0 or more; decides the order of the images and the views that workers cut.
@@ -89,13 +91,14 @@ class Loader:
             )
         if seed < 0:
             raise UserError(f"seed {seed} is negative: choose 0 or more")
-        assert images.decoded is not None or views is not None, "images that workers read need views"
+        assert images.sides is not None or views is not None, "images that differ in size need views"
         assert drop_last or uneven or world == 1, "a smaller last batch can't always be shared evenly"
         self.images, self.views = images, views
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
         self.drop_last = drop_last
         self.workers = _default_workers(world) if workers is None else workers
-        self._pixels = None if augmented(views or ()) else images.decoded
+        self._cuts = views if images.sides is None or augmented(views or ()) else None  # by workers
+        self._pixels = None if self._cuts else images.decoded
         self._labels = images.labels
         if self._pixels is not None and device is not None and _fits(self._pixels, torch.device(device)):
             self._pixels, self._labels = self._pixels.to(device), self._labels.to(device)
@@ -129,7 +132,7 @@ class Loader:
         return count % self.world > 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        left, following = self._cut() if self._pixels is None else self._gather(self._pixels), part("data")(next)
+        left, following = self._read() if self._pixels is None else self._gather(self._pixels), part("data")(next)
         while batch := following(left, None):
             # Before the batch is handed out: a checkpoint made while it is in use says that the next one is due.
             self._next = batch["step"] + 1
@@ -147,12 +150,12 @@ class Loader:
                 images = pixels[index.to(pixels.device)]
             yield {"images": images, "labels": self._labels[index.to(pixels.device)], "index": index, "step": step}
 
-    def _cut(self) -> Iterator[dict[str, Any]]:
-        assert self.views is not None
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """Batches of views, or of images of one size, from worker processes."""
         # Workers are forked where that is safe, so that they share the decoded images instead of copying them.
         fork = self.workers > 0 and sys.platform == "linux"
         pieces = DataLoader(
-            _Cutter(self.images, self.views, self.seed),
+            _Reader(self.images, self._cuts, self.seed),
             batch_sampler=self._jobs(),
             num_workers=self.workers,
             prefetch_factor=PREFETCH if self.workers else None,
@@ -171,8 +174,9 @@ class Loader:
 
     def _jobs(self) -> Iterator[list[tuple[int, int, int]]]:
         """(step, position in the global batch, index) of each image of each step that is left, a piece at a time."""
-        assert self.views is not None
-        each = sum(4 * 3 * view.count * view.sides[0] * view.sides[1] for view in self.views)  # bytes of an image
+        height, width = self.images.sides or (1, 1)
+        views = self._cuts or ()
+        each = sum(4 * 3 * view.count * view.sides[0] * view.sides[1] for view in views) or 3 * height * width  # bytes
         piece = max(1, MOST_AHEAD // (each * PREFETCH * max(1, self.workers)))
         for step in range(self._next, self.steps):
             index = self.indices(step).tolist()
@@ -203,34 +207,47 @@ def _joined(pieces: Iterable[dict[str, Any] | Exception], images_of: Callable[[i
             yield piece
             continue
         if at == 0:
-            pin = torch.cuda.is_available()
-            views = [torch.empty(count, *view.shape[1:], pin_memory=pin) for view in piece["views"]]
-            keys = {key: torch.empty(count, dtype=piece[key].dtype) for key in ("labels", "index")}
-            whole = {"views": views, **keys, "step": piece["step"]}
-        for into, rows in zip(whole["views"], piece["views"], strict=True):
+            whole = {key: _larger(value, count) for key, value in piece.items()}
+        for into, rows in zip(_tensors(whole), _tensors(piece), strict=True):
             into[at : at + n] = rows
-        for key in ("labels", "index"):
-            whole[key][at : at + n] = piece[key]
         at = (at + n) % count
         if at == 0:
             yield whole
             whole = {}  # its memory is free before the next is taken
 
 
-class _Cutter(Dataset[Any]):
-    """Cuts the views of one image; runs in the worker processes."""
+def _larger(value: Any, count: int) -> Any:
+    """A tensor like ``value``, or a list of such, for ``count`` images; any other value as it is."""
+    if isinstance(value, list):
+        return [_larger(view, count) for view in value]
+    if not isinstance(value, Tensor):
+        return value
+    pin = torch.cuda.is_available() and value.ndim > 1
+    return torch.empty(count, *value.shape[1:], dtype=value.dtype, pin_memory=pin)
 
-    def __init__(self, images: ImageSet, views: Sequence[View], seed: int) -> None:
+
+def _tensors(batch: dict[str, Any]) -> list[Tensor]:
+    """All tensors of a batch, those of its views too."""
+    return [*batch.get("views", []), *(value for value in batch.values() if isinstance(value, Tensor))]
+
+
+class _Reader(Dataset[Any]):
+    """Reads one image and cuts its views, if any are given; runs in the worker processes."""
+
+    def __init__(self, images: ImageSet, views: Sequence[View] | None, seed: int) -> None:
         self.images, self.views, self.seed = images, views, seed
 
     def __getitem__(self, job: tuple[int, int, int]) -> dict[str, Any] | Exception:
         step, position, index = job
+        about = {"labels": self.images.labels[index], "index": index, "step": step}
         random = np.random.SeedSequence((self.seed, step, position)).generate_state(1, np.uint64)
         try:
-            views = view_image(self.images.images[index], self.views, int(random[0]))
+            if self.views is None:
+                assert self.images.sides is not None
+                return {"images": unchanged(self.images.images, index, self.images.sides), **about}
+            return {"views": view_image(self.images.images[index], self.views, int(random[0])), **about}
         except (UserError, RunError) as error:
             return error  # raised in a worker, it would reach the user as a traceback
-        return {"views": views, "labels": self.images.labels[index], "index": index, "step": step}
 
 
 def _collate(items: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:

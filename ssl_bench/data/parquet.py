@@ -75,8 +75,7 @@ def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
             sizes.append(sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)))
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {file}: {reason(error)}") from error
-    share = memory_budget() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of each process of this machine
-    mapped = arrow_file(files, columns, sum(sizes)) if sum(sizes) > share else None
+    mapped = arrow_file(files, columns, sum(sizes)) if sum(sizes) > memory_budget() else None
     if mapped:
         table = open_mapped(mapped)
     else:

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from PIL import ExifTags
 from torch import Tensor
 
 from ssl_bench.data.images import Encoded, Ragged, decode, open_image, pack, reason
@@ -30,6 +31,7 @@ SIZE_SAMPLE = 256  # headers read to estimate the decoded size of a split
 
 # How a complete file ends. Valid files may carry bytes after their end, so another end only leads to a full decode.
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Read:
         fingerprint: 64 hex digits.
         unreadable: "path (why)" of each image that was left out.
         targets: Of the images that are kept.
+        sides: Height and width that all images share, held or not; None where they differ.
     """
 
     images: Tensor | Ragged | Encoded
@@ -49,6 +52,7 @@ class Read:
     fingerprint: str
     unreadable: list[str]
     targets: Targets | None = None
+    sides: tuple[int, int] | None = None
 
 
 def read(raw: Raw, description: str, hold: bool) -> Read:
@@ -70,9 +74,11 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
     if isinstance(source, Tensor):
         digests = [hashlib.sha256(row.tobytes()).digest() for row in source.numpy()]
         every = np.arange(len(source))
-        return Read(source, every, _fingerprint("contents", raw.classes, raw.labels, digests), [])
+        fingerprint = _fingerprint("contents", raw.classes, raw.labels, digests)
+        return Read(source, every, fingerprint, [], sides=(source.shape[2], source.shape[3]))
     full = int(source.sizes.sum()) <= FULL_HASH_BYTES
     sample = set(np.random.default_rng(0).permutation(len(source))[:HASH_SAMPLE].tolist())
+    seen: set[tuple[int, int]] = set()  # sizes of images that stay encoded; two are as good as all
 
     def visit(index: int) -> tuple[Tensor | None, bytes, str]:
         record = b"" if full else f"{source.key(index)}\0{source.sizes[index]}\0".encode(errors="surrogateescape")
@@ -83,7 +89,10 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
                     file.seek(0)
                 if hold:
                     return source.decode(file), record, ""
-                _check(file)
+                sides = _check(file)
+                if len(seen) < 2:
+                    file.seek(0)
+                    seen.add(_upright(file, sides))
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises almost anything for broken files
@@ -103,7 +112,12 @@ def read(raw: Raw, description: str, hold: bool) -> Read:
     indices = np.array(kept, dtype=np.int64)
     kind = "contents" if full else "sampled"
     fingerprint = _fingerprint(kind, raw.classes, raw.labels[indices], records)
-    return Read(pack(images) if images else source.take(indices), indices, fingerprint, unreadable)
+    if not images:
+        sides = seen.pop() if len(seen) == 1 else None
+        return Read(source.take(indices), indices, fingerprint, unreadable, sides=sides)
+    packed = pack(images)
+    sides = (packed.shape[2], packed.shape[3]) if isinstance(packed, Tensor) else None
+    return Read(packed, indices, fingerprint, unreadable, sides=sides)
 
 
 def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
@@ -134,18 +148,36 @@ def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
     if raw.targets.clips is not None:
         targets = replace(targets, clips=raw.targets.clips[kept])
     fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + of_maps.fingerprint)).hexdigest()
-    return Read(done.images, kept, fingerprint, of_maps.unreadable + done.unreadable, targets)
+    return Read(done.images, kept, fingerprint, of_maps.unreadable + done.unreadable, targets, done.sides)
 
 
-def _check(file: BinaryIO) -> None:
-    """Raise what Pillow raises if an image can't be decoded, without decoding it where that is possible."""
+def _check(file: BinaryIO) -> tuple[int, int]:
+    """Raise what Pillow raises if an image can't be decoded, without decoding it where that is possible.
+
+    Returns:
+        Height and width, as they are stored.
+    """
     with open_image(file) as image:
+        width, height = image.size
         ending = ENDINGS.get(image.format or "")
         file.seek(-len(ending) if ending else 0, os.SEEK_END)
         complete = ending is None or file.read() == ending
     if not complete:
         file.seek(0)
         decode(file)
+    return height, width
+
+
+def _upright(file: BinaryIO, sides: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image that is turned as its EXIF orientation says, which only JPEG has in the header."""
+    if sides[0] == sides[1]:
+        return sides
+    with open_image(file) as image:
+        if image.format == "JPEG":
+            return sides[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) in QUARTER_TURNS else sides
+    file.seek(0)
+    pixels = decode(file)
+    return pixels.shape[1], pixels.shape[2]
 
 
 def _fingerprint(kind: str, classes: tuple[str, ...], labels: np.ndarray, records: list[bytes]) -> str:
@@ -175,17 +207,18 @@ def processors() -> int:
 
 
 def memory_budget() -> int:
-    """Bytes that decoded images may take: SSL_BENCH_MEMORY, otherwise half of the memory that is free.
+    """Bytes that decoded images may take in this process: SSL_BENCH_MEMORY, otherwise half of the memory that is free.
+
+    The processes that torchrun starts on a machine each get the same part of it.
 
     Raises:
         UserError: SSL_BENCH_MEMORY is not a whole number.
     """
     given = os.environ.get("SSL_BENCH_MEMORY")
-    if given is not None:
-        if not given.isdecimal():
-            raise UserError(f"SSL_BENCH_MEMORY is {given!r}: expected a number of bytes, such as 8000000000")
-        return int(given)
-    return free_memory() // 2
+    if given is not None and not given.isdecimal():
+        raise UserError(f"SSL_BENCH_MEMORY is {given!r}: expected a number of bytes, such as 8000000000")
+    budget = int(given) if given is not None else free_memory() // 2
+    return budget // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _parallel(function: Callable[[int], T], count: int, chunk: int = 64) -> Iterator[T]:

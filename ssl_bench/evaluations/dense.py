@@ -108,8 +108,7 @@ def common_size(images: ImageSet, large: int = LARGE) -> tuple[int, int]:
         >>> common_size(ImageSet("one", "train", torch.zeros(1, dtype=torch.int64), (), "00" * 32, pixels))
         (64, 96)
     """
-    whole = images.decoded
-    return (large, large) if whole is None else (whole.shape[2], whole.shape[3])
+    return images.sides or (large, large)
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

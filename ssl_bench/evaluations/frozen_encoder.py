@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.images import unchanged
 from ssl_bench.evaluations.dense import feature_map
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
@@ -216,16 +217,21 @@ def _mapped(rows: Tensor, at: Tensor, folder: Path) -> Tensor:
 
 
 class _Crops(Dataset[Tensor | RunError]):
-    """Centre crops of images of any size, for worker processes."""
+    """Images for worker processes to read: centre crops of any, but whole ones where they are of one size.
+
+    Those are cropped as a batch and on the device, as where they are held: to the bit.
+    """
 
     def __init__(self, images: ImageSet, size: tuple[int, int]) -> None:
-        self.images, self.size = images.images, size
+        self.images, self.sides, self.size = images.images, images.sides, size
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor | RunError:
         try:
+            if self.sides is not None:
+                return unchanged(self.images, index, self.sides)
             return resize_crop(self.images[index], self.size)
         except RunError as error:
             return error  # raised in a worker, it would reach the user as a traceback

@@ -127,8 +127,9 @@ class Monitor(Callback):
         for images in self.sets:
             size: Any = method.backbone.image_size  # type: ignore[union-attr]
             pixels = images.decoded
-            if pixels is None:  # of several sizes
-                pixels = torch.stack([resize_crop(images.images[i], size) for i in range(len(images))])
+            if pixels is None:
+                every = [images.images[i] for i in range(len(images))]
+                pixels = torch.stack(every if images.sides else [resize_crop(image, size) for image in every])
             batch = eval_images(pixels.to(method.device), size, encoder.mean, encoder.std)
             with autocast(method.device, method.trainer.precision):
                 features.append(encoder.features(batch, ["mean"])["mean"])

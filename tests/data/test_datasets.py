@@ -272,6 +272,16 @@ def test_memory_limit_from_the_environment(folder: Path, monkeypatch: pytest.Mon
     assert not load(f"folder:{folder}").train.streamed
     monkeypatch.setenv("SSL_BENCH_MEMORY", str(need - 1))
     assert load(f"folder:{folder}").train.streamed
+    monkeypatch.setenv("SSL_BENCH_MEMORY", str(2 * need))  # which two processes of this machine share
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not load(f"folder:{folder}").train.streamed
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert load(f"folder:{folder}").train.streamed
+    monkeypatch.delenv("SSL_BENCH_MEMORY")
+    monkeypatch.setattr(reading, "free_memory", lambda: 6 * need - 1)
+    assert load(f"folder:{folder}").train.streamed
+    monkeypatch.setattr(reading, "free_memory", lambda: 6 * need)
+    assert not load(f"folder:{folder}").train.streamed
     monkeypatch.setenv("SSL_BENCH_MEMORY", "8 GB")
     assert "'8 GB'" in problem(f"folder:{folder}")
 

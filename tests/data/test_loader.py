@@ -13,13 +13,14 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ssl_bench.data import loader as loader_module
 from ssl_bench.data.datasets import ImageSet, load
 from ssl_bench.data.images import pack
 from ssl_bench.data.loader import Loader
+from ssl_bench.evaluations.dense import common_size
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.views.view import View
 
@@ -211,6 +212,41 @@ def test_streamed_and_held_images_give_the_same_views(folder: Path) -> None:
     assert not held.streamed
     runs = [list(Loader(s, VIEWS, batch_size=4, steps=4, seed=0, workers=2)) for s in (held, streamed)]
     assert all(same(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 2**33), (2, 2**33), (2, 3000)])
+def test_images_of_one_size_are_streamed_as_they_are_held(
+    tmp_path: Path, workers: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that all views of a batch are drawn together, by the same numbers and the same code."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # stored as 9 x 16, shown as 16 x 9
+    for i in range(26):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 16, 3) if i % 2 else (16, 9, 3), dtype=np.uint8)
+        path = tmp_path / ("train" if i < 24 else "test") / "ab"[i // 2 % 2] / f"{i:02d}.{('png', 'jpg')[i // 4 % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, **({} if i % 2 else {"exif": turned}))
+    held, streamed = load(f"folder:{tmp_path}").train, load(f"folder:{tmp_path}", memory=0).train
+    assert held.sides == streamed.sides == streamed.subset(torch.tensor([1, 2]), "dev").sides == (9, 16)
+    assert streamed.streamed and not held.streamed and common_size(streamed) == (9, 16)
+    monkeypatch.setattr(loader_module, "MOST_AHEAD", ahead)
+    settings: dict[str, Any] = {"batch_size": 6, "steps": 7, "seed": 3, "world": 2, "workers": workers}
+    for rank in (0, 1):
+        runs = [list(Loader(s, VIEWS, rank=rank, **settings)) for s in (held, streamed)]
+        assert "images" in runs[1][0] and all(same(a, b) for a, b in zip(*runs, strict=True))
+    whole = {**settings, "world": 1, "drop_last": False}
+    assert all(same(a, b) for a, b in zip(*(Loader(s, VIEWS, **whole) for s in (held, streamed)), strict=True))
+    coloured = [View(size=8, augment=_as_it_is)]
+    runs = [list(Loader(s, coloured, **settings)) for s in (held, streamed)]
+    assert "views" in runs[1][0] and all(same(a, b) for a, b in zip(*runs, strict=True))
+    changed = next((tmp_path / "train").rglob("05.*"))
+    Image.new("RGB", (4, 3)).save(changed)
+    with pytest.raises(RunError, match=r"image .*05\.jpg has changed: 4 x 3 pixels, not 16 x 9"):
+        list(Loader(streamed, VIEWS, **settings))
+
+
+def _as_it_is(image: Tensor) -> Tensor:
+    return image
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,11 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_recipe
 
+from ssl_bench.checkpoints.encoder_file import load_encoder
+from ssl_bench.commands.pretrain import run
+from ssl_bench.config.recipe import load_recipe
 from ssl_bench.data import arrow_files
 from ssl_bench.data.datasets import ImageSet, load
 from ssl_bench.data.images import Cells
 from ssl_bench.data.loader import Loader
+from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.view import View
 
@@ -161,3 +166,23 @@ def test_what_cannot_be_copied_is_one_line(folder: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"cannot copy .*train-0\.parquet and what is beside it to ") as error:
         load(spec)
     assert "\n" not in str(error.value)
+
+
+def test_training_and_features_do_not_depend_on_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of one size: learning curves with the online k-NN, weights and features are those of held images."""
+    for split, count in (("train", 48), ("test", 8)):
+        for i in range(count):
+            path = tmp_path / "photos" / split / ("a", "b")[i % 2] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    recipe = load_recipe("dino", str(tiny_recipe("dino")), {"backbone": "vit_nano_patch4_16", "epochs": 1})
+    found = []
+    for memory in (10**9, 0):
+        splits = load(f"folder:{tmp_path / 'photos'}", memory=memory)
+        network = load_encoder(run(recipe, splits, tmp_path / str(memory), ("csv",))).encoder
+        found.append((FrozenEncoder(network).features(splits.train, ["cls"])["cls"], network.state_dict()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
+    curves = [(tmp_path / str(memory) / "metrics.csv").read_text() for memory in (10**9, 0)]
+    assert curves[0] == curves[1] and "knn" in curves[0]

@@ -163,7 +163,7 @@ class DepthLinear(Evaluator):
         image, depth = images.images[at[place]], images.targets.depth(at[place])
         if image.shape[1:] != depth.shape:
             raise RunError(f"depth-linear: image {at[place]} of {images.name} has another size than its depths")
-        whole = images.decoded is not None and depth.shape[0] <= self.crop[0] and depth.shape[1] <= self.crop[1]
+        whole = images.sides is not None and depth.shape[0] <= self.crop[0] and depth.shape[1] <= self.crop[1]
         if not whole:
             grow = max(1.0, *(side / own for side, own in zip(self.crop, depth.shape, strict=True)))
             size = (max(self.crop[0], round(grow * depth.shape[0])), max(self.crop[1], round(grow * depth.shape[1])))
