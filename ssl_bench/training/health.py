@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ EVERY = 100  # steps at most between two looks at the loss; each waits for the d
 EXPLODED = 1000.0  # times the first loss, plus one
 COLLAPSED_RANK = 2.0  # features along a line, plus noise
 COLLAPSED_STD = 0.01  # of 1 for features that fill the sphere
+FEW = 8  # images, of which nothing is said: some may well be alike
 REMEDIES = {  # by category, after a collapse
     "contrastive": "a smaller base_lr, a longer warm-up or a larger batch_size",
     "self-distillation": "a smaller base_lr, a momentum nearer to 1 or a lower temperature of the teacher",
@@ -83,24 +85,65 @@ class Health(Callback):
             )
 
 
-def collapse(rank: float, spread: float, dim: int) -> list[str]:
+def collapse(rank: float, spread: float, dim: int, count: int) -> list[str]:
     """What is wrong with features that have (nearly) collapsed; empty when they have not.
+
+    Few images show less rank than there is (128 of features with 768 dimensions and rank 6 show 2), so it must also be
+    below what ``rank_of_a_line`` gives for as many.
 
     Args:
         rank: Their effective rank.
         spread: Mean standard deviation of the L2-normalised features times sqrt(D).
         dim: D.
+        count: Images.
 
     Example:
-        >>> collapse(1.2, 0.5, 192)
+        >>> collapse(1.2, 0.5, 192, 128)
         ['effective rank 1.2 of 192: the features lie along a line']
+        >>> collapse(1.2, 0.5, 192, 4)
+        []
     """
-    reasons = []
-    if rank < min(COLLAPSED_RANK, dim / 2):
+    reasons: list[str] = []
+    if count < FEW:
+        return reasons
+    if rank < min(COLLAPSED_RANK, dim / 2) and rank < rank_of_a_line(dim, count):
         reasons.append(f"effective rank {rank:.1f} of {dim}: the features lie along a line")
     if spread < COLLAPSED_STD:
         reasons.append(f"feature std {spread:.4f} of 1: the features of all images point the same way")
     return reasons
+
+
+@lru_cache(maxsize=16)
+def rank_of_a_line(dim: int, count: int) -> float:
+    """The effective rank that ``count`` images show of the features next to a collapse, less three standard deviations.
+
+    Those are normal, with one large and D - 1 small equal variances such that their effective rank is
+    ``COLLAPSED_RANK``: of all features of that rank they show the least of it.
+
+    Args:
+        dim: D.
+        count: Images; beyond 8 D the bias is gone.
+
+    Example:
+        >>> round(rank_of_a_line(768, 128), 1), round(rank_of_a_line(64, 4096), 1)
+        (1.2, 1.8)
+    """
+    count = min(count, 8 * dim)
+    low, high = 0.0, 1.0  # of the small standard deviations
+    for _ in range(50):
+        middle = (low + high) / 2
+        p = torch.full((dim,), middle, dtype=torch.float64)
+        p[0] = 1
+        low, high = (middle, high) if _rank(p) < min(COLLAPSED_RANK, dim / 2) else (low, middle)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, count, dim, generator=generator) * torch.tensor([1.0] + [high] * (dim - 1))
+    seen = [_rank(torch.linalg.svdvals(each - each.mean(dim=0))) for each in drawn]
+    return 1 + (sum(seen) / len(seen) - 1) * (1 - 3 / count**0.5)
+
+
+def _rank(values: Tensor) -> float:
+    """Effective rank by singular values."""
+    return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
 def remedy(category: str) -> str:

@@ -25,7 +25,7 @@ from ssl_bench.utils.stopwatch import part
 from ssl_bench.views.evaluation import eval_images, resize_crop
 
 SHARE = 0.01  # of the encoding of a training, at most, goes into looking at it
-FEWEST = 128  # images of bank and of queries: the rank and the spread of their features are still those of many
+FEWEST = 128  # images of bank and of queries
 
 
 class Monitor(Callback):
@@ -71,7 +71,7 @@ class Monitor(Callback):
             return
         if hasattr(pl_module.encoder, "codebook_size"):
             self.report.extra = self.codes(pl_module, 2 * step >= trainer.max_steps)
-        elif hasattr(pl_module.encoder, "features"):
+        elif hasattr(pl_module.encoder, "features") and len(self.sets[0]) > 1:  # one image has no spread
             every_process = is_sharded(pl_module)
             self.report.extra = self.measure(pl_module) if trainer.is_global_zero or every_process else {}
             if self.report.extra:
@@ -81,7 +81,7 @@ class Monitor(Callback):
         """Say that features have collapsed, and mark what the training ends with."""
         if not math.isfinite(found["feature_std"]):
             raise Diverged(f"{self.title}: features are no numbers at step {step}; try {remedy(method.category)}")
-        reasons = collapse(found["effective_rank"], found["feature_std"], self.dim)
+        reasons = collapse(found["effective_rank"], found["feature_std"], self.dim, len(self.sets[0]))
         if reasons:
             text = f"{self.title}: collapsed at step {step} ({'; '.join(reasons)}); try {remedy(method.category)}"
             print(f"WARNING: {text}", file=sys.stderr, flush=True)

@@ -112,6 +112,39 @@ def test_a_collapse_that_recovers_is_said_and_not_marked(
     assert about["flags"] == []
 
 
+def drawn(count: int, dim: int, rank: float, kind: str, seed: int) -> torch.Tensor:
+    """Features of an effective rank: a few strong directions, the others weak and equal, or weaker and weaker."""
+    low, high = 1e-6, 1e2
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        s = torch.arange(1, dim + 1).double() ** (-1 / middle) if kind == "power" else torch.full((dim,), middle / 100)
+        s[0] = 1
+        if kind == "two":
+            s[1] = min(1.0, middle)
+        low, high = (middle, high) if torch.special.entr(s / s.sum()).sum().exp() < rank else (low, middle)
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * s.float()
+
+
+@pytest.mark.parametrize("kind", ["line", "two", "power"])
+@pytest.mark.parametrize(("dim", "count"), [(64, 128), (192, 128), (768, 128), (768, 512), (192, 40), (192, 8)])
+def test_few_images_raise_no_false_flag_and_show_a_collapse(kind: str, dim: int, count: int) -> None:
+    def reasons(rank: float, seed: int) -> list[str]:
+        meters = monitor.collapse_meters(drawn(count, dim, rank, kind, seed))
+        return health.collapse(meters["effective_rank"], meters["feature_std"], dim, count)
+
+    assert not any(reasons(rank, seed) for rank in (2.0, 2.5, 6.0) for seed in range(10 if dim < 700 else 3))
+    found = [reasons(1.1, seed) for seed in range(3)]
+    assert all(len(each) == 1 and "along a line" in each[0] for each in found) or count < 40
+
+
+def test_of_a_handful_of_images_nothing_is_said() -> None:
+    for count in range(1, health.FEW):
+        assert health.collapse(1.0, 0.0, 192, count) == []
+    alike = torch.ones(16, 192) + 1e-6 * torch.randn(16, 192)
+    meters = monitor.collapse_meters(alike)
+    assert len(health.collapse(meters["effective_rank"], meters["feature_std"], 192, 16)) == 1
+
+
 def test_an_encoder_that_ends_collapsed_has_no_rank(
     tiny_data: Splits, tmp_path: Path, equal_features: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

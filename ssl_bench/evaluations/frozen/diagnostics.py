@@ -92,7 +92,7 @@ class Diagnostics(Evaluator):
                 found["alignment"] = alignment(normalize(views[0][name]), normalize(views[1][name]), self.seed)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             rank, spread = found["effective_rank"].value, found["feature_std"].value
-            collapsed[name] = collapse(rank, spread, features.shape[1])
+            collapsed[name] = collapse(rank, spread, features.shape[1], len(features))
         pooling = next(iter(test))
         own = {key.partition("/")[2]: value for key, value in metrics.items() if key.startswith(f"{pooling}/")}
         chosen: dict[str, object] = {
