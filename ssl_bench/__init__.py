@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ssl_bench.evaluations.evaluator import Evaluator as Evaluator
     from ssl_bench.evaluations.evaluator import Result as Result
     from ssl_bench.methods.method import Method as Method
+    from ssl_bench.metrics.intervals import mean_metric as mean_metric
     from ssl_bench.metrics.metric import Metric as Metric
     from ssl_bench.metrics.metric import accuracy_metric as accuracy_metric
     from ssl_bench.nn.optimizers import Training as Training
@@ -69,6 +70,7 @@ _PLACES = {
     "export": ("ssl_bench.commands.export", "export"),
     "leaderboard": ("ssl_bench.commands.leaderboard", "leaderboard"),
     "load_data": ("ssl_bench.data.datasets", "load"),
+    "mean_metric": ("ssl_bench.metrics.intervals", "mean_metric"),
     "pretrain": ("ssl_bench.commands.pretrain", "pretrain"),
     "reproduce": ("ssl_bench.commands.reproduce", "reproduce"),
     "show": ("ssl_bench.commands.show", "show"),
@@ -102,6 +104,7 @@ __all__ = [
     "export",
     "leaderboard",
     "load_data",
+    "mean_metric",
     "pretrain",
     "reproduce",
     "show",

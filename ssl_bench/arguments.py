@@ -60,7 +60,7 @@ def make_parser() -> Parser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, formatter_class=Help)
 
-    data_help = "shapes, cifar10, folder:PATH, parquet:PATH, ... (see `ssl-bench list datasets`)"
+    data_help = "shapes, cifar10, folder:PATH, path/to/file.py:function, ... (see `ssl-bench list datasets`)"
     logger_help = "learning curves: csv, tensorboard, wandb (default: csv,tensorboard)"
     evaluation_help = "a name of `ssl-bench list evaluations`, a YAML file, or path/to/file.py:Class"
     backbone_help = "a name of `ssl-bench list backbones`, such as vit_small_patch16_224, or path/to/file.py:Class"

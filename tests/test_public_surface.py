@@ -13,8 +13,8 @@ import ssl_bench.nn
 ROOT = Path(__file__).parents[1]
 SURFACE = """
     Backbone Data Encoder Evaluator ImageSet Method Metric Result RunError Splits Tokens Training UserError View
-    Stage accuracy_metric bench claims compare convert embed evaluate export leaderboard load_data pretrain reproduce
-    show speed table tune
+    Stage accuracy_metric bench claims compare convert embed evaluate export leaderboard load_data mean_metric pretrain
+    reproduce show speed table tune
 """
 NN = """
     LARS BatchNorm1d Center DINOHead EMATeacher IBOTHead WeightNormLinear all_mean block_masking cosine ema_update

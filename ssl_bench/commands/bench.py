@@ -19,7 +19,7 @@ from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.plan import plan
 from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.build import check_step
-from ssl_bench.config.protocol import named_evaluator
+from ssl_bench.config.protocol import named_evaluator, tried_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import Suite, load_suite, resolve
 from ssl_bench.data.datasets import Splits, load
@@ -266,7 +266,7 @@ def _load_sets(suite: Suite, skip_unreadable: bool, show: Callable[[str], None])
     """The data sets of a suite with their evaluators, that of the pre-training first."""
     places = [(suite.data, suite.evaluations), *((other, suite.transfer_evaluations) for other in suite.transfer)]
     for name in {name for _, names in places for name in names}:
-        named_evaluator(name)  # a wrong name is said before images are read
+        tried_evaluator(name)  # a mistake is said before images are read
     return [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from ssl_bench.backbones.backbone import RGB
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
 from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
-from ssl_bench.config.protocol import named_evaluator
+from ssl_bench.config.protocol import tried_evaluator
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
-from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Evaluator, Result, match_poolings
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.results.rows.identity import encoder_identity, number_identity
@@ -67,7 +67,7 @@ def evaluate(
     Raises:
         UserError: The request is wrong; nothing has been evaluated.
     """
-    evaluators = dict(named_evaluator(each) for each in evaluations)
+    evaluators = dict(tried_evaluator(each) for each in evaluations)
     of_model: dict[str, Any] = {"name": name, "image_size": image_size, "mean": mean, "std": std}
     if not isinstance(checkpoint, str | Path):
         encoder = as_checkpoint(checkpoint, **of_model)
@@ -140,7 +140,10 @@ def _run(evaluator: Evaluator, encoder: FrozenEncoder, data: Data) -> Result | N
     if not is_first():
         return None
     with one_process():
-        return evaluator.run(encoder, data)
+        result = evaluator.run(encoder, data)
+        return (
+            result if result.pooling else result.of_only_pooling(match_poolings(evaluator.poolings, encoder.poolings))
+        )
 
 
 @contextlib.contextmanager

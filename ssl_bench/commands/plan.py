@@ -12,6 +12,7 @@ from ssl_bench.data.datasets import Splits
 from ssl_bench.results.papers.cost import DEVICES
 from ssl_bench.training.compute import best_precision, device_name
 from ssl_bench.training.speed import matrix_rate
+from ssl_bench.utils.progress import duration
 
 SHARE = 0.5  # of the rate of matrix products, in training: `ssl-bench speed` measures it (37 to 75 % on CPUs)
 
@@ -23,9 +24,10 @@ def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
         runs: Recipes, and whether all of their rows are there.
         data: What they are trained on.
     """
-    lines, total = [], 0.0
+    lines, total, free = [], 0.0, 0
     for recipe, done in runs:
         if not recipe.cls.trains:
+            free += 1
             continue
         parts = {recipe.method: recipe, **{f"its {keyword}": teacher for keyword, teacher in recipe.teachers.items()}}
         costs = []
@@ -37,6 +39,8 @@ def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
         state = "done" if done else "to do"
         where = f"{recipe.method}, seed {recipe.seed} on {recipe.backbone['name']}"
         lines.append(f"{where} ({state}): {'; '.join(costs)}")
+    if free:
+        lines.append(f"{free} more runs of baselines that train nothing")
     todo = f"to do: {total / 1e12:,.4g} TFLOP of pre-training (teachers that several runs share are trained once)"
     if not total:
         return [*lines, todo]
@@ -46,5 +50,5 @@ def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
         f"here, {device_name(device)}": here / 1e12,
         **{name: speed for name, speed in DEVICES.items() if name != "cpu"},
     }
-    hours = ", ".join(f"{total / 1e12 / speed / 3600:,.2g} h at {speed:.3g} ({name})" for name, speed in rates.items())
+    hours = ", ".join(f"{duration(total / 1e12 / speed)} at {speed:.3g} ({name})" for name, speed in rates.items())
     return [*lines, f"{todo}; by sustained TFLOPS: {hours}"]

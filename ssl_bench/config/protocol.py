@@ -9,9 +9,27 @@ from typing import Any
 from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Evaluator
+from ssl_bench.evaluations.trial import try_out
 from ssl_bench.utils.errors import UserError, unknown
 from ssl_bench.utils.references import is_reference, look_up
 from ssl_bench.utils.shipped import find_yaml
+
+LACKING = {  # what a class from outside must state, and an example
+    "version": "version = 1, raised whenever a number can move",
+    "metric_help": 'metric_help = {"top1": "accuracy in percent"}, a line for each number',
+    "poolings": 'poolings = ("cls", "mean"), the features that it uses',
+}
+
+
+def tried_evaluator(given: str | type[Evaluator] | Evaluator) -> tuple[str, Evaluator]:
+    """``named_evaluator``; one from outside is tried on drawn features first.
+
+    Raises:
+        UserError: Also of ``evaluations.trial.try_out``.
+    """
+    name, evaluator = named_evaluator(given)
+    try_out(given if isinstance(given, str) else name, evaluator)
+    return name, evaluator
 
 
 def named_evaluator(given: str | type[Evaluator] | Evaluator) -> tuple[str, Evaluator]:
@@ -61,7 +79,7 @@ def _is_evaluator(it: Any) -> bool:
 
 def _of_class(cls: Any, name: str) -> Evaluator:
     """An evaluator from outside, at its defaults."""
-    missing = [key for key in ("version", "metric_help", "poolings") if not hasattr(cls, key)]
+    missing = [key for key in LACKING if not hasattr(cls, key)]
     try:
         evaluator: Evaluator = cls()
     except TypeError as error:
@@ -70,5 +88,6 @@ def _of_class(cls: Any, name: str) -> Evaluator:
     if "metric_help" not in missing and not evaluator.metric_help:
         raise UserError(f"evaluator {name}: its metric_help is empty; it names the metrics, one of them the headline")
     if missing:
-        raise UserError(f"evaluator {name} has no {', '.join(missing)}; see Evaluator's attributes")
+        examples = "; ".join(LACKING[key] for key in missing)
+        raise UserError(f"evaluator {name} has no {', '.join(missing)}: write {examples}")
     return evaluator

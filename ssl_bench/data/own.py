@@ -64,7 +64,7 @@ def _raw(
     where = f"the {split} images of {name!r}"
     if not len(images):
         raise UserError(f"{where} are none")
-    found = getattr(images, "targets", None)
+    found, known = _known(images)
     if found is None:
         every = progress(range(len(images)), f"labels of {name} {split}", len(images))
         found = [images[index][1] for index in every]
@@ -73,13 +73,26 @@ def _raw(
         raise UserError(f"the labels of {where} must be whole numbers from 0, one an image")
     if labels.max() >= MOST_CLASSES:
         raise UserError(f"{where} have labels up to {labels.max():,}: at most {MOST_CLASSES:,} classes are taken")
-    names: Any = getattr(images, "classes", None) or classes or range(int(labels.max()) + 1)
+    names: Any = known or classes or range(int(labels.max()) + 1)
     named = tuple(map(str, names))
     if labels.max() >= len(named) or (classes and named != classes):
         raise UserError(f"{where} have other classes than {', '.join(classes or named)}")
     picture = picture_of(images[0][0], f"image 0 of {where}")
     sizes = np.full(len(images), 3 * picture.width * picture.height, dtype=np.int64)
     return Raw(Items(images, where, np.arange(len(images)), sizes, reference, at), labels.astype(np.int64), named)
+
+
+def _known(images: Any) -> tuple[Any, Any]:
+    """The ``targets`` and ``classes`` of a data set, or None; those of a torch ``Subset`` are its set's."""
+    targets, classes = (getattr(images, key, None) for key in ("targets", "classes"))
+    inner, indices = (getattr(images, key, None) for key in ("dataset", "indices"))
+    if targets is None and inner is not None and indices is not None:
+        targets, found = _known(inner)
+        classes = classes or found
+        if targets is not None:
+            targets = np.asarray(targets)[np.asarray(indices)]
+    changed = getattr(images, "target_transform", None)
+    return (None if changed else targets), (None if changed else classes)
 
 
 def picture_of(image: Any, where: str) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +19,10 @@ from ssl_bench.utils.identity import differing
 
 if TYPE_CHECKING:
     from ssl_bench.data.datasets import ImageSet
+
+
+class BadResult(UserError):
+    """What an evaluator returns is no result; see ``Result``."""
 
 
 class Encoder(Protocol):
@@ -91,22 +95,54 @@ class Result:
             of C classes. (n, 1) float, of any size, what each image adds to a headline of another kind, which is 100
             times its mean. Empty (0,) when it is none of these.
         chosen: What was selected on `dev` and how it went there. JSON-able.
-        pooling: The features behind the headline.
+        pooling: The features behind the headline; left out, the only one of the evaluator's `poolings`.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
         selected: Whether dev had anything to choose.
+
+    Raises:
+        BadResult: A metric is no ``Metric``, or the headline none of the metrics.
     """
 
     metrics: dict[str, Metric]
     headline: str
-    correct: np.ndarray[Any, np.dtype[Any]]
-    chosen: dict[str, object]
-    pooling: str
+    correct: np.ndarray[Any, np.dtype[Any]] = field(default_factory=lambda: np.zeros(0))
+    chosen: dict[str, object] = field(default_factory=dict)
+    pooling: str = ""
     cost: dict[str, Any] = field(default_factory=dict)
     selected: bool = True
 
     def __post_init__(self) -> None:
+        for name, metric in self.metrics.items():
+            if not isinstance(metric, Metric):
+                made_by = (
+                    "accuracy_metric(correct) where images are right or wrong, mean_metric(values) of a number an image"
+                )
+                kind = type(metric).__name__
+                raise BadResult(
+                    f"metric {name!r} is a {kind}; it must be a Metric, made by {made_by}, or Metric itself"
+                )
         if self.headline not in self.metrics:
-            raise unknown("headline of an evaluation, which must be one of its metrics,", self.headline, self.metrics)
+            what = "headline of an evaluation, which must be one of its metrics,"
+            raise BadResult(str(unknown(what, self.headline, self.metrics)))
+        if isinstance(self.correct, Tensor):  # of an evaluator from outside
+            object.__setattr__(self, "correct", self.correct.cpu().numpy())
+        if not self.chosen:
+            object.__setattr__(self, "selected", False)
+
+    def of_only_pooling(self, wanted: Sequence[str]) -> Result:
+        """This result, its pooling filled in where it says none.
+
+        Args:
+            wanted: The evaluator's `poolings`.
+
+        Raises:
+            BadResult: It says none, and the evaluator has several.
+        """
+        if self.pooling:
+            return self
+        if len(wanted) != 1:
+            raise BadResult(f"the result doesn't say which pooling the headline is of: one of {', '.join(wanted)}")
+        return replace(self, pooling=wanted[0])
 
 
 class Evaluator(ABC):

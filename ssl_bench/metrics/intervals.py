@@ -55,12 +55,13 @@ def jackknife_metric(value: float, left_out: Sequence[float], n: int, bounds: tu
     return Metric(value, n, min(value, low), max(value, high))
 
 
-def mean_metric(values: Tensor, most: float = 100.0) -> Metric:
-    """The mean of one number a test image, in [0, `most`], with its interval.
+def mean_metric(values: Tensor, most: float = 100.0, least: float = 0.0) -> Metric:
+    """The mean of one number a test image, in [`least`, `most`], with its interval.
 
     Args:
         values: (N,) float.
         most: The largest possible value.
+        least: The smallest possible value.
 
     Example:
         >>> mean_metric(torch.tensor([50.0, 60.0, 70.0]))
@@ -68,9 +69,9 @@ def mean_metric(values: Tensor, most: float = 100.0) -> Metric:
     """
     n, value = len(values), float(values.double().mean())
     if n < 2:
-        return Metric(value, n, 0.0, most)
+        return Metric(value, n, least, most)
     half = Z * float(values.double().std()) / math.sqrt(n)
-    return Metric(value, n, max(0.0, value - half), min(most, value + half))
+    return Metric(value, n, max(least, value - half), min(most, value + half))
 
 
 def ratio_metric(parts: Parts) -> Metric:

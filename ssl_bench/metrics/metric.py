@@ -63,19 +63,20 @@ def accuracies(rank: Tensor) -> dict[str, Metric]:
     return {name: accuracy_metric((rank < k).numpy()) for name, k in (("top1", 1), ("top5", 5))}
 
 
-def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> Metric:
+def accuracy_metric(correct: np.ndarray[Any, np.dtype[np.bool_]] | Tensor) -> Metric:
     """Accuracy in percent with the 95 % Wilson score interval over test images.
 
     The interval covers the draw of test images only, not the seed of training.
 
     Args:
-        correct: (N,) bool, N >= 1.
+        correct: (N,) bool of NumPy or torch, N >= 1.
 
     Example:
         >>> metric = accuracy_metric(np.array([True] * 8 + [False] * 2))
         >>> f"{metric.value:.1f} % of {metric.n}, 95 % interval {metric.low:.1f} to {metric.high:.1f}"
         '80.0 % of 10, 95 % interval 49.0 to 94.3'
     """
+    correct = np.asarray(correct.cpu() if isinstance(correct, Tensor) else correct)
     n = len(correct)
     p = float(np.mean(correct))
     z = Z

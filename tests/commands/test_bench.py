@@ -311,6 +311,7 @@ def test_the_plan_runs_nothing(folder: Path, tiny_data: Splits, monkeypatch: pyt
     (line,) = (line for line in shown if line.startswith("mae, seed 0 on vit_nano_patch4_16 (to do): mae 1 epochs, 48"))
     flops = 48 * training_flops(load_recipe("mae", None, {"backbone": "vit_nano_patch4_16", "batch_size": 16}), 2)
     assert line.endswith(f"{flops / 1e12:,.3g} TFLOP")
+    assert shown[-2] == "2 more runs of baselines that train nothing" and " 0 s at 395 (h100)" in shown[-1]
     assert shown[-1].startswith("to do: ") and not (folder / "results").exists()
     assert "by sustained TFLOPS: " in shown[-1] and " (here, " in shown[-1] and "(h100)" in shown[-1]
 

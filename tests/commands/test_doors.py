@@ -16,6 +16,8 @@ from PIL import Image
 from tiny import NANO, blobs
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
 
 from ssl_bench import UserError, backbones, evaluate, load_data
 from ssl_bench.backbones import build_backbone
@@ -72,6 +74,16 @@ from ssl_bench import Evaluator
 
 class Bare(Evaluator):
     def run(self, encoder, data): ...
+"""
+SPREAD = """
+from ssl_bench import Evaluator, Result, mean_metric
+
+class Spread(Evaluator):
+    version, metric_help, poolings = 1, {"spread": "mean distance from the mean feature"}, ("mean",)
+    def run(self, encoder, data):
+        features = self.features(encoder, data.test).popitem()[1]
+        x = (features - features.mean(0)).norm(dim=1)
+        return RETURNED
 """
 METHOD = """
 import torch
@@ -246,8 +258,45 @@ def test_the_examples(here: Path) -> None:
 
 
 def test_what_an_evaluator_lacks_is_said_before_anything_runs(here: Path, tiny_data: Splits) -> None:
-    with pytest.raises(UserError, match=r"mine\.py:Bare has no version, metric_help, poolings"):
+    with pytest.raises(
+        UserError, match=r"mine\.py:Bare has no version, metric_help, poolings: write version = 1, .*cls"
+    ):
         evaluate("model.py:build", data=tiny_data, evaluations=["mine.py:Bare"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("0.3", "run returns a float; it must be a Result"),
+        (
+            "Result({'spread': 0.3}, 'spread')",
+            "metric 'spread' is a float; it must be a Metric, made by accuracy_metric",
+        ),
+        ("Result({'spread': mean_metric(x)}, 'top1')", "must be one of its metrics, 'top1'"),
+        ("Result({'spread': mean_metric(x)}, 'spread', x[:3])", "correct has 3 entries for 120 test images"),
+        ("Result({'spread': mean_metric(x)}, 'spread', x > 5)", "but 100 times the mean of correct is 0"),
+        ("Result({'spread': mean_metric(y)}, 'spread')", "mine.py line 9: NameError: name 'y' is not defined"),
+        ("Result({'spread': mean_metric(x)})", "mine.py line 9: TypeError: Result"),
+    ],
+)
+def test_a_broken_evaluator_is_one_line_before_anything_is_trained(
+    here: Path, capsys: pytest.CaptureFixture[str], returned: str, words: str
+) -> None:
+    (here / "mine.py").write_text(SPREAD.replace("RETURNED", returned))
+    assert bench("mae", "--evaluations", "mine.py:Spread") == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1
+    assert not (here / "runs").exists() and not (here / "out").exists()
+
+
+def test_what_a_trial_cannot_tell_is_left_to_the_run(here: Path, tiny_data: Splits) -> None:
+    text = SPREAD.replace("RETURNED", "Result({'spread': mean_metric(x, least=-100)}, 'spread')")
+    (here / "mine.py").write_text(
+        text.replace("x = ", "if data.train.name == 'drawn features': raise ValueError\n        x = ")
+    )
+    (row,) = evaluate("model.py:build", data=tiny_data, evaluations=["mine.py:Spread"])
+    assert row["headline"] == "spread" and row["predictions"] is None
+    assert row["evaluation"]["pooling"] == "features" and row["evaluation"]["selected_on"] == "nothing was selected"
 
 
 def test_an_evaluator_without_a_headline_writes_no_row(here: Path, tiny_data: Splits) -> None:
@@ -389,6 +438,22 @@ def test_a_function_that_returns_data_sets(here: Path) -> None:
     assert load_data("own.py:alone").train.name == "alone-80-20"
     with pytest.raises(UserError, match="missing 2 required"):
         load_data("own.py:Squares")
+
+
+def test_a_part_of_a_torch_data_set_has_its_labels_and_names(here: Path) -> None:
+    """Labels and names are those of the set inside, unless it changes them on the way."""
+    for number in range(12):
+        place = here / "set" / ("cat", "dog")[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(place)
+    plain, swapped = ImageFolder("set"), ImageFolder("set", target_transform=lambda label: 1 - label)
+    part = Subset(Subset(plain, [11, 0, 6, 1]), range(3))
+    splits = load_data((part, part))
+    assert splits.train.classes == ("cat", "dog") and splits.train.labels.tolist() == [1, 0, 1]
+    other = load_data((Subset(swapped, [11, 0, 6]), None)).train
+    assert other.classes == ("0", "1") and other.name.endswith("80-20")
+    with pytest.raises(UserError, match="are none"):
+        load_data((Subset(plain, []), None))
 
 
 # Suites ---------------------------------------------------------------------------------------------------------------
