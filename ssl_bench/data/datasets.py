@@ -24,6 +24,7 @@ from ssl_bench.data.own import DataPair, read_own
 from ssl_bench.data.parquet import read_hf, read_parquet
 from ssl_bench.data.reading import decoded_bytes, memory_budget, read, read_with_targets
 from ssl_bench.data.sources import TORCHVISION, Raw, check_names, read_folder, read_torchvision
+from ssl_bench.data.tar_shards import name_of, read_shards
 from ssl_bench.data.targets import Targets, taken
 from ssl_bench.data.videos import LISTED
 from ssl_bench.utils.errors import UserError, unknown
@@ -31,6 +32,7 @@ from ssl_bench.utils.progress import progress
 from ssl_bench.utils.references import is_reference, without_place
 
 TEST_FRACTION = 0.2  # held out of a data set that has no test split
+FILES = {"folder": read_folder, "parquet": read_parquet, "webdataset": read_shards}
 # More than a label for each image, as the authors lay it out.
 LAID_OUT = {**MASKED, **LISTED, "coco2017": read_coco, "roxford5k": read_oxford, "rparis6k": read_paris}
 
@@ -79,10 +81,7 @@ class ImageSet:
 
     @property
     def sides(self) -> tuple[int, int] | None:
-        """Height and width that all images share, held or streamed: what is computed of them must not depend on which.
-
-        None where they differ.
-        """
+        """Height and width that all images share, held or streamed: nothing may depend on which. Or None."""
         return self.one_size if self.decoded is None else (self.decoded.shape[2], self.decoded.shape[3])
 
     @property
@@ -124,7 +123,7 @@ def load(spec: str | DataPair | Splits, *, skip_unreadable: bool = False, memory
     """Load a data set by name, or one in Python.
 
     Args:
-        spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "parquet:PATH", "hf:NAME" or "file.py:NAME". Named
+        spec: A name of ``DATASETS``, "shapes@64", "folder:PATH", "file.py:NAME" or another of its forms. Named
             sets lie in, or are downloaded to, ``data/`` or the folder in the environment variable SSL_BENCH_DATA. With
             "#N" at its end about N of the training images, the same share of each class, the same for everyone; all
             test images. Or a pair of data sets (``own.Labelled``), or what this function has returned.
@@ -180,11 +179,12 @@ def _read(spec: str) -> tuple[str, tuple[Raw, Raw | None]]:
     """The name of a data set and its splits, nothing decoded yet."""
     kind, _, place = spec.partition(":")
     root = Path(os.environ.get("SSL_BENCH_DATA", "data"))
-    if kind in ("folder", "parquet") and place:
+    if kind in FILES and place:
         path = os.path.expanduser(place)
         name = os.path.basename(os.path.abspath(path)).removesuffix(".parquet") or kind
+        name = name_of(path) if kind == "webdataset" else name
         check_names([name], "folder")
-        return name, read_folder(path) if kind == "folder" else read_parquet(path)
+        return name, FILES[kind](path)
     if kind == "hf" and place:
         return place.rstrip("/").rpartition("/")[2], read_hf(place)
     if spec in LAID_OUT:

@@ -33,6 +33,7 @@ DATASETS: dict[str, str] = {
     "rparis6k": "revisited Paris, 6,322 images and 70 queries; put in data/rparis6k/ by you",
     "folder:PATH": "class folders, or train/ and test|val|validation/ with class folders inside",
     "parquet:PATH": "a Parquet file or folder as Hugging Face lays it out: columns image|img and label",
+    "webdataset:PATTERN": "tar shards of WebDataset, as photos-{000..146}.tar: images with .cls, or .json with a label",
     "hf:NAME": "a data set of the Hugging Face hub (needs the datasets library)",
     "file.py:NAME": "a function of yours that returns (training, test) images as torch-style data sets",
     "DATA#N": "any of these with about N of its training images, the same share of each class (cifar10#10000)",

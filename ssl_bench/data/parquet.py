@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from ssl_bench.data.arrow_files import arrow_file, open_mapped
 from ssl_bench.data.images import Cells, reason
 from ssl_bench.data.reading import memory_budget
-from ssl_bench.data.sources import MOST_CLASSES, TEST_NAMES, Raw, some
+from ssl_bench.data.sources import MOST_CLASSES, TEST_NAMES, Raw, by_split, numbered
 from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.progress import progress
 
@@ -40,23 +39,10 @@ def read_parquet(path: str) -> tuple[Raw, Raw | None]:
         raise UserError(
             f"no Parquet file at {path} (expected a file, or a folder with *train*.parquet and *test*.parquet)"
         )
-    splits: dict[str, list[str]] = {}
-    for file in found:
-        words = re.split("[^a-z]+", os.path.relpath(file, path).lower())
-        splits.setdefault(next((word for word in words if word in ("train", *TEST_NAMES)), "all"), []).append(file)
-    if "train" not in splits:
-        if set(splits) != {"all"}:
-            raise UserError(
-                f"no *train*.parquet in {path}, only {', '.join(os.path.basename(file) for file in found[:5])}"
-            )
-        return _parquet(found, None), None
-    train = _parquet(splits["train"], None)
-    for name in TEST_NAMES:
-        if name in splits:
-            test = _parquet(splits[name], train.classes)
-            if (test.labels >= 0).all():  # some sets publish their test images without labels (-1)
-                return train, test
-    return train, None
+    splits = by_split(found, path)
+    train = _parquet(splits[0], None)
+    tests = (_parquet(files, train.classes) for files in splits[1:])
+    return train, next((test for test in tests if (test.labels >= 0).all()), None)  # some are published without (-1)
 
 
 def _parquet(files: list[str], classes: tuple[str, ...] | None) -> Raw:
@@ -156,14 +142,7 @@ def from_arrow(
             texts = values.to_pylist()
         except UnicodeDecodeError as error:
             raise UserError(f"{label} of {name} holds a text that is not UTF-8") from error
-        names = tuple(sorted(set(texts)))
-        index = {text: i for i, text in enumerate(classes or names)}
-        missing = sorted(set(texts) - set(index))
-        if missing:
-            raise UserError(
-                f"class {missing[0]!r} of {name} has no training images (training classes: {some(tuple(index))})"
-            )
-        labels = np.array([index[text] for text in texts], dtype=np.int64)
+        labels, names = numbered(texts, classes, name)
     classes = classes or names
     if labels.max() >= len(classes):
         raise UserError(f"{label} {labels.max()} in {name} is not one of the {len(classes)} training classes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,37 @@ def some(names: Sequence[str], most: int = 10) -> str:
         'a, b, ...'
     """
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def by_split(files: Sequence[str], folder: str) -> list[list[str]]:
+    """Files of training images, then those of each test split there is, by words in their names below a folder.
+
+    Raises:
+        UserError: There are test images alone.
+    """
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        words = re.split("[^a-z]+", os.path.relpath(file, folder).lower())
+        splits.setdefault(next((word for word in words if word in ("train", *TEST_NAMES)), "all"), []).append(file)
+    if "train" in splits:
+        return [splits["train"], *(splits[name] for name in TEST_NAMES if name in splits)]
+    if set(splits) == {"all"}:
+        return [list(files)]
+    names, ending = ", ".join(os.path.basename(file) for file in files[:5]), os.path.splitext(files[0])[1]
+    raise UserError(f"no *train*{ending} in {folder}, only {names}")
+
+
+def numbered(texts: Sequence[str], classes: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels that are texts as numbers int64 (N,), and the class names, those of the training images if given.
+
+    Raises:
+        UserError: A class has no training images.
+    """
+    names = classes or tuple(sorted(set(texts)))
+    index = {text: i for i, text in enumerate(names)}
+    if missing := sorted(set(texts) - set(index)):
+        raise UserError(f"class {missing[0]!r} of {where} has no training images (training classes: {some(names)})")
+    return np.array([index[text] for text in texts], dtype=np.int64), names
 
 
 def read_torchvision(name: str, root: Path) -> tuple[Raw, Raw | None]:

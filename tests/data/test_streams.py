@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_parquet(path: Path, of: range, label: Any = None) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same images in class folders and in three Parquet files of several row groups."""
+    """The same images in class folders, in three Parquet files of several row groups and in tar shards."""
     monkeypatch.setenv("SSL_BENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(arrow_files, "ROWS", 3)
     for split, count in (("train", COUNT), ("test", 2)):
@@ -59,13 +60,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, start in enumerate(range(0, COUNT, 10)):
         write_parquet(tmp_path / "parquet" / f"train-{number}.parquet", range(start, min(start + 10, COUNT)))
     write_parquet(tmp_path / "parquet" / "test-0.parquet", range(2))
+    (tmp_path / "webdataset").mkdir()
+    for name, of in (("train-0", range(10)), ("train-1", range(10, COUNT)), ("test-0", range(2))):
+        with tarfile.open(tmp_path / "webdataset" / f"{name}.tar", "w") as tar:
+            for i in of:
+                for end, content in (("png", png(i)), ("cls", ("a", "b")[i % 2].encode())):
+                    about = tarfile.TarInfo(f"{i:02d}.{end}")
+                    about.size = len(content)
+                    tar.addfile(about, io.BytesIO(content))
     return tmp_path
 
 
 def streamed(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     monkeypatch.setenv("SSL_BENCH_MEMORY", "0")
     images = load(f"{kind}:{folder / kind}").train
-    assert images.streamed and (kind == "folder" or images.images.mapped)  # type: ignore[union-attr]
+    assert images.streamed and (kind != "parquet" or images.images.mapped)  # type: ignore[union-attr]
     return images
 
 
@@ -89,7 +98,7 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
         assert all(torch.equal(a, b) for a, b in zip(one["views"], two["views"], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
 def test_every_number_of_processes_and_workers_sees_the_same(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +110,7 @@ def test_every_number_of_processes_and_workers_sees_the_same(
             assert_same(list(joint(images, world, workers)), expected)
 
 
-@pytest.mark.parametrize("kind", ["folder", "parquet"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "webdataset"])
 def test_another_number_of_processes_goes_on_within_an_epoch(
     kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 from faults.harness import EVALUATORS, with_targets
 from tiny import NANO, blobs
+from two_processes import in_two
 
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -57,33 +55,15 @@ def images() -> Splits:
     return Splits(with_targets(blobs(45, "train", 0)), with_targets(blobs(25, "test", 1)))
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {**world, "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    try:
-        assert len(evaluate(folder)) == (0 if rank else len(evaluators()))
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+def _evaluate(rank: int, folder: Path) -> None:
+    assert len(evaluate(folder)) == (0 if rank else len(evaluators()))
 
 
 def test_two_processes_evaluate_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_process, args=(rank, port, tmp_path / "two")) for rank in range(2)]
-    for each in processes:
-        each.start()
-    for each in processes:
-        each.join(300)
-        each.kill()
-    assert [each.exitcode for each in processes] == [0, 0]
+    in_two(_evaluate, tmp_path / "two")
     one = {row["evaluation"]["name"]: row for row in evaluate(tmp_path / "one")}
     os.chdir(tmp_path / "two")
     two = {row["evaluation"]["name"]: row for row in run_evaluations(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional as F
+from two_processes import in_two
 
 from ssl_bench.backbones.vit import ViT
 from ssl_bench.data.datasets import Splits
@@ -206,19 +207,10 @@ def test_defaults_are_the_papers() -> None:
     assert d.warmup_epochs * 400e6 / 32768 == pytest.approx(2000, rel=0.01)
 
 
-def test_gathered_features_carry_gradients() -> None:
+def test_gathered_features_carry_gradients(tmp_path: Path) -> None:
     """Two processes with half of the batch each: averaged gradients are those of the joint loss."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.get_context("fork")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_half, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    halves = [results.get() for _ in range(2)]
-    for process in processes:
-        process.join(60)
+    in_two(_half, tmp_path, seconds=60, group=True)
+    halves = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     expected = _gradient(torch.arange(8.0).view(8, 1))
     torch.testing.assert_close(torch.tensor(halves).mean(dim=0), torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
@@ -233,9 +225,5 @@ def _gradient(x: Tensor) -> list[float]:
     return w.grad.tolist()
 
 
-def _half(rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    results.put(_gradient(torch.arange(8.0).view(8, 1).chunk(2)[rank]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+def _half(rank: int, folder: Path) -> None:
+    (folder / str(rank)).write_text(json.dumps(_gradient(torch.arange(8.0).view(8, 1).chunk(2)[rank])))

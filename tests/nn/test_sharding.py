@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from two_processes import in_two
 
 from ssl_bench.nn.ema import ema_update
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors
@@ -120,41 +117,24 @@ def train(optimizer: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
     return {"weights": network.state_dict(), "state": moments}
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        for optimizer in OPTIMIZERS:
-            found = train(optimizer, rank, 2)
-            if rank == 0:
-                torch.save(found, folder / f"{optimizer}.pt")
-        torch.distributed.barrier()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+def _train_all(rank: int, folder: Path) -> None:
+    for optimizer in OPTIMIZERS:
+        found = train(optimizer, rank, 2)
+        if rank == 0:
+            torch.save(found, folder / f"{optimizer}.pt")
 
 
 @pytest.fixture(scope="module")
-def in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_process, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-        process.kill()
+    in_two(_train_all, folder, group=True)
     return folder
 
 
 @linux
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_sharded_training_is_that_of_one_process(optimizer: str, in_two: Path) -> None:
-    two, one = torch.load(in_two / f"{optimizer}.pt"), train(optimizer)
+def test_sharded_training_is_that_of_one_process(optimizer: str, trained: Path) -> None:
+    two, one = torch.load(trained / f"{optimizer}.pt"), train(optimizer)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(two["state"], one["state"], rtol=1e-5, atol=1e-6)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import socket
 import sys
-import traceback
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from tiny import blobs, tiny_recipe
+from two_processes import in_two
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.evaluate import run_evaluations
@@ -26,6 +24,7 @@ from ssl_bench.training import resume
 from ssl_bench.training.sharded import Sharded
 from ssl_bench.training.trainer import _launched, train
 from ssl_bench.utils.errors import UserError
+from ssl_bench.views.evaluation import eval_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 RUNS = [
@@ -54,43 +53,24 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def in_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all methods, trained by two gloo processes."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_process, args=(rank, port, folder)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(600)
-        worker.kill()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    in_two(_train_all, folder, seconds=600)
     return folder
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {**world, **torchrun, "CUDA_VISIBLE_DEVICES": ""}
+def _train_all(rank: int, folder: Path) -> None:
     resume.AGREE = 2  # and a checkpoint each time, which must change nothing
     resume.Resume.__init__.__defaults__ = (0.0,)  # type: ignore[attr-defined]
-    try:
-        for strategy, method in RUNS:
-            run(recipe(method), data(), folder / f"{method}-{strategy}", ("csv",), strategy)
-        for method in INTERRUPTED:
-            _interrupt(method, folder / f"{method}-stopped")
-            if rank == 0:
-                shutil.copytree(folder / f"{method}-stopped", folder / f"{method}-elsewhere")
-            torch.distributed.barrier()
-            run(recipe(method), data(), folder / f"{method}-stopped", ("csv",), "fsdp")
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
+    for strategy, method in RUNS:
+        run(recipe(method), data(), folder / f"{method}-{strategy}", ("csv",), strategy)
+    for method in INTERRUPTED:
+        _interrupt(method, folder / f"{method}-stopped")
+        if rank == 0:
+            shutil.copytree(folder / f"{method}-stopped", folder / f"{method}-elsewhere")
+        torch.distributed.barrier()
+        run(recipe(method), data(), folder / f"{method}-stopped", ("csv",), "fsdp")
 
 
 def _interrupt(method: str, folder: Path) -> None:
@@ -116,9 +96,9 @@ def _interrupt(method: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "method"), RUNS)
-def test_two_processes_train_as_one(strategy: str, method: str, in_two: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(strategy: str, method: str, trained: Path, tmp_path: Path) -> None:
     """Learning curves, the loss in the row, and the encoder, which one process then evaluates."""
-    path, other = run(recipe(method), data(), tmp_path / "one", ("csv",)), in_two / f"{method}-{strategy}"
+    path, other = run(recipe(method), data(), tmp_path / "one", ("csv",)), trained / f"{method}-{strategy}"
     one, two = (pd.read_csv(folder / "metrics.csv") for folder in (tmp_path / "one", other))
     assert len(one) >= 4 and list(one) == list(two)
     pd.testing.assert_frame_equal(two, one, rtol=2e-4, atol=1e-6)
@@ -127,20 +107,24 @@ def test_two_processes_train_as_one(strategy: str, method: str, in_two: Path, tm
     assert losses[0] == one["loss"].iloc[-1]
     assert losses[1] == two["loss"].iloc[-1] == pytest.approx(losses[0], rel=2e-4)
     torch.testing.assert_close(weights(other / "encoder.pt"), weights(path), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        pixels = eval_images(data().test.images, (16, 16))  # type: ignore[arg-type]
+        features = [encoder.encoder.eval().features(pixels, ["mean"])["mean"] for encoder in encoders]
+    torch.testing.assert_close(features[1], features[0], rtol=1e-3, atol=1e-3)
     os.chdir(tmp_path)
     rows = [run_evaluations(encoder, {"knn": KNN()}, data(), tmp_path / "rows", None)[0] for encoder in encoders]
     assert rows[0]["metrics"]["top1"]["value"] == pytest.approx(rows[1]["metrics"]["top1"]["value"], abs=100 / 24)
 
 
 @pytest.mark.parametrize("method", INTERRUPTED)
-def test_a_sharded_run_goes_on_exactly_and_in_one_process(method: str, in_two: Path) -> None:
+def test_a_sharded_run_goes_on_exactly_and_in_one_process(method: str, trained: Path) -> None:
     """The same processes: to the bit. One process: what it would have computed, up to rounding."""
-    through = weights(in_two / f"{method}-fsdp" / "encoder.pt")
-    again = weights(in_two / f"{method}-stopped" / "encoder.pt")
+    through = weights(trained / f"{method}-fsdp" / "encoder.pt")
+    again = weights(trained / f"{method}-stopped" / "encoder.pt")
     assert all(torch.equal(again[key], value) for key, value in through.items())
-    state = torch.load(in_two / f"{method}-elsewhere" / "last.ckpt", weights_only=True)
+    state = torch.load(trained / f"{method}-elsewhere" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 2
-    elsewhere = run(recipe(method), data(), in_two / f"{method}-elsewhere", ("csv",))
+    elsewhere = run(recipe(method), data(), trained / f"{method}-elsewhere", ("csv",))
     torch.testing.assert_close(weights(elsewhere), through, rtol=1e-4, atol=1e-4)
 
 

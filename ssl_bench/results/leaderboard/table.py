@@ -264,7 +264,11 @@ def _source(rows: Sequence[Row], frame: pd.DataFrame) -> str:
     data, given = frame["data"].iloc[0], [rows[at]["evaluation"].get("given", "") for at in frame.index]
     kinds = {text.partition(":")[0] for text in given if text}
     known = any(data == name or data.startswith(f"{name}-") for name in DATASETS)
-    return f" from {' and '.join(sorted(kinds))} files" if known and kinds and kinds <= {"folder", "parquet"} else ""
+    return (
+        f" from {' and '.join(sorted(kinds))} files"
+        if known and kinds and kinds <= {"folder", "parquet", "webdataset"}
+        else ""
+    )
 
 
 def metric_text(metric: str) -> str:
