@@ -15,6 +15,7 @@ from ssl_bench.results.claims import FILE
 from ssl_bench.results.frame import quick_hash
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.contradiction import contradiction
+from ssl_bench.results.rows.picture import read_picture
 from ssl_bench.results.rows.predictions import predictions_path, read_predictions
 from ssl_bench.results.rows.row import Row, checksum_of, read_stored
 from ssl_bench.results.rows.schema import violations
@@ -77,7 +78,7 @@ def _read(path: Path) -> tuple[Row | None, list[str]]:
         problems.append(wrong)
     if not path.stem.endswith(f"-{values['id']}"):
         problems.append(f"its name doesn't end in its id, {values['id']}")
-    return row, [*problems, *_metrics(row), *_predictions(row)]
+    return row, [*problems, *_metrics(row), *_predictions(row), *_picture(row)]
 
 
 def _metrics(row: Row) -> Iterator[str]:
@@ -101,6 +102,13 @@ def _predictions(row: Row) -> Iterator[str]:
     value = 100 * float(np.mean(predictions))
     if abs(value - metric["value"]) > (1e-5 if predictions.dtype == bool else 0.025):  # half a step of float16 below 1
         yield f"its predictions are right for {value:.4f} %, it says {metric['value']:.4f} %"
+
+
+def _picture(row: Row) -> Iterator[str]:
+    try:
+        read_picture(row)
+    except UserError as error:
+        yield str(error)
 
 
 def _defaults(rows: Sequence[Row]) -> Iterator[str]:
@@ -134,8 +142,12 @@ def _together(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _orphans(place: Path, rows: Sequence[Row]) -> Iterator[str]:
-    known = {row["predictions"] for row in rows} | {path.with_suffix(".npy").name for path in place.glob("*.json")}
-    yield from (f"{path.name}: predictions of no row" for path in sorted(place.glob("*.npy")) if path.name not in known)
+    known = {row["predictions"] for row in rows}
+    for suffix, what in ((".npy", "predictions"), (".png", "a picture")):
+        named = known | {path.with_suffix(suffix).name for path in place.glob("*.json")}
+        yield from (
+            f"{path.name}: {what} of no row" for path in sorted(place.glob(f"*{suffix}")) if path.name not in named
+        )
 
 
 def _generated(folder: Path, rows: Sequence[Row]) -> tuple[list[str], list[str]]:

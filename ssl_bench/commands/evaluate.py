@@ -127,7 +127,7 @@ def run_evaluations(
                 if result is not None:
                     facts = (encoder.precision, device_name(encoder.device), code, said)
                     row = make_row(identities[name], suite, checkpoint, name, evaluator, data, result, *facts)
-                    write_row(paths[name], row, result.correct)
+                    write_row(paths[name], row, result.correct, result.picture)
                     _remove(encoder.folder)
     return [Row.read(path) for path in paths.values()] if is_first() else []
 

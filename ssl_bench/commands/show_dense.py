@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.utils import draw_bounding_boxes
 
 from ssl_bench.config.protocol import named_evaluator
 from ssl_bench.data.datasets import ImageSet, Splits
 from ssl_bench.evaluations.dense import common_size, resized, resized_mask
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
-from ssl_bench.evaluations.frozen.vos import VOS
+from ssl_bench.evaluations.frozen.vos import LATER, VOS
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.evaluations.pictures import SURE, boxed, colours, overlaid
 
 MEMORY_IMAGES = 500  # training images from which the memory is filled, for a picture in seconds
 STEPS = 60  # of a detector's training, for a picture in less than a minute
-SURE = 0.3  # score of the boxes that are drawn
-LATER = (0.25, 0.5, 0.9)  # of a clip, where frames are shown
 
 
 def dense_panels(encoder: nn.Module, splits: Splits, picked: Sequence[int]) -> list[tuple[str, Tensor]]:
@@ -63,9 +61,7 @@ def _boxes(encoder: FrozenEncoder, splits: Splits, picked: Sequence[int]) -> lis
         sure, image, truth = found["scores"] > SURE, test.images[i], test.targets.objects(i)
         seen = (truth.boxes, truth.labels), (found["boxes"][sure], found["labels"][sure])
         for column, (boxes, labels) in zip(columns.values(), seen, strict=True):
-            colour = [tuple((255 * colours(label.view(1, 1, 1)))[0, :, 0, 0].int().tolist()) for label in labels]
-            drawn = draw_bounding_boxes(image, boxes, colors=colour) if len(boxes) else image
-            column.append(resized(drawn, size).float() / 255)
+            column.append(resized(boxed(image, boxes, labels), size).float() / 255)
     return [(name, torch.stack(images)) for name, images in columns.items()]
 
 
@@ -80,21 +76,9 @@ def _clips(encoder: FrozenEncoder, test: ImageSet, picked: Sequence[int]) -> lis
         predicted = list(VOS().propagate(encoder, clip))
         for share in (0.0, *LATER):
             t = int(share * len(clip))
-            image = resized(clip.images[t], size).float() / 255
+            image = resized(clip.images[t], size)
             for name, mask in (("truth", clip.targets.instance(t)), ("vos", predicted[t])):
                 if share or name == "truth":
-                    over = 0.4 * image + 0.6 * colours(resized_mask(mask, size)[None])[0]
+                    over = overlaid(image, resized_mask(mask, size)).float() / 255
                     lines.setdefault(f"{name}, frame {share:.0%}", []).append(over)
     return [(name, torch.stack(images)) for name, images in lines.items()]
-
-
-def colours(masks: Tensor) -> Tensor:
-    """Masks (B, H, W) of any integers in the colours of PASCAL VOC, (B, 3, H, W) float: 0 is black, 255 nearly white.
-
-    Example:
-        >>> (255 * colours(torch.tensor([[[0, 1, 2]]]))).int()[0, :, 0].T.tolist()
-        [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
-    """
-    numbers = masks.long()
-    channels = [sum(((numbers >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
-    return torch.stack([torch.as_tensor(each) for each in channels], dim=1).float() / 255

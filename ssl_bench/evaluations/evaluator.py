@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_bench.evaluations.pictures import Picture
 from ssl_bench.metrics.metric import Metric
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.identity import differing
@@ -98,6 +99,7 @@ class Result:
         pooling: The features behind the headline; left out, the only one of the evaluator's `poolings`.
         cost: What training took, where the evaluator trains: the fields of a row's `pretraining`. JSON-able.
         selected: Whether dev had anything to choose.
+        picture: Some test images with what was predicted of them, for the page; see ``pictures.Gallery``.
 
     Raises:
         BadResult: A metric is no ``Metric``, or the headline none of the metrics.
@@ -110,6 +112,7 @@ class Result:
     pooling: str = ""
     cost: dict[str, Any] = field(default_factory=dict)
     selected: bool = True
+    picture: Picture | None = None
 
     def __post_init__(self) -> None:
         for name, metric in self.metrics.items():

@@ -13,8 +13,9 @@ from ssl_bench.backbones.vit import ViT
 from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.pretrain import run
 from ssl_bench.commands.show import load_method, neighbours, read_images, show
-from ssl_bench.commands.show_dense import colours, dense_panels
+from ssl_bench.commands.show_dense import dense_panels
 from ssl_bench.data.datasets import DRAWN, Splits, load
+from ssl_bench.evaluations.pictures import colours
 from ssl_bench.utils.errors import UserError
 
 NANO = "vit_nano_patch4_16"

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import IGNORE
-from ssl_bench.evaluations.dense import common_size, maps_of, resized_mask
+from ssl_bench.evaluations.dense import common_size, maps_of, resized, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.pictures import Gallery, overlaid
 from ssl_bench.metrics.intervals import mean_metric
 from ssl_bench.utils.bounds import OpenShare
 from ssl_bench.utils.errors import RunError, UserError
@@ -65,7 +66,8 @@ class AttentionJaccard(Evaluator):
             raise UserError(f"attention-jaccard: {name} has no attention of a class token to the patches")
         on_dev = self._scores(network, data.dev).mean(0)
         head = int(on_dev.argmax())
-        scores = self._scores(network, data.test)
+        gallery = Gallery(len(data.test), "image", "foreground", f"most attended, head {head}")
+        scores = self._scores(network, data.test, gallery, head)
         metrics = {
             "jaccard": mean_metric(100 * scores[:, head]),
             "best_head_of_each_image": mean_metric(100 * scores.amax(1)),
@@ -75,9 +77,10 @@ class AttentionJaccard(Evaluator):
             "dev_jaccard": (100 * on_dev).tolist(),
             "images_without_foreground": len(data.test) - len(scores),
         }
-        return Result(metrics, "jaccard", scores[:, head].numpy(), chosen, "attention")
+        correct, picture = scores[:, head].numpy(), gallery.picture()
+        return Result(metrics, "jaccard", correct, chosen, "attention", picture=picture)
 
-    def _scores(self, network: Any, images: ImageSet) -> Tensor:
+    def _scores(self, network: Any, images: ImageSet, gallery: Gallery | None = None, shown: int = 0) -> Tensor:
         """The Jaccard index (N, heads) float64 of the images that have a foreground."""
         targets, size = images.targets, common_size(images, LARGE)
         assert targets is not None
@@ -87,6 +90,9 @@ class AttentionJaccard(Evaluator):
             for i, heads in zip(batch, kept, strict=True):
                 mask = resized_mask(targets.mask(i), size)
                 known, front = mask != IGNORE, (mask != IGNORE) & (mask > 0)
+                if gallery is not None and i in gallery:
+                    image = resized(images.images[i], size)
+                    gallery.add(i, image, overlaid(image, front), overlaid(image, heads[shown]))
                 if front.any():
                     union = ((heads | front) & known).sum((1, 2))
                     found.append((heads & front).sum((1, 2)).double() / union)

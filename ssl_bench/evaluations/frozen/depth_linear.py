@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.dense import in_threads, resized, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.pictures import Gallery, shaded
 from ssl_bench.metrics.depth import depth_errors
 from ssl_bench.metrics.intervals import LARGEST, mean_metric
 from ssl_bench.nn.schedules import warmup_cosine
@@ -97,14 +98,16 @@ class DepthLinear(Evaluator):
         assert targets is not None
         head = self._train(encoder, data.train)
         found = []
+        gallery = Gallery(len(data.test), "image", "true depths", "predicted depths")
         for i in progress(range(len(data.test)), f"depths of {data.test.name}", len(data.test)):
-            truth = self._inside(targets.depth(i))
-            image = data.test.images[i]
+            whole, image = targets.depth(i), data.test.images[i]
+            truth = self._inside(whole)
             seen = [self._depths(encoder, turned[None], head)[0].cpu() for turned in (image, image.flip(-1))]
             depth = self._enlarged((seen[0] + seen[1].flip(-1))[None] / 2, (image.shape[1], image.shape[2]))[0]
             errors = depth_errors(self._inside(depth), truth, self.max_depth)
             if errors:
                 found.append(errors)
+            gallery.add(i, image, shaded(whole, self.max_depth), shaded(depth, self.max_depth))
         if not found:
             raise RunError(f"depth-linear: no depth of {data.test.name} {data.test.split} is known")
         values = {name: torch.tensor([errors[name] for errors in found]) for name in found[0]}
@@ -114,7 +117,8 @@ class DepthLinear(Evaluator):
         }
         shares = ("a1", "a2", "a3")  # errors may be larger than 100
         metrics = {name: mean_metric(each, 100.0 if name in shares else LARGEST) for name, each in values.items()}
-        return Result(metrics, "a1", values["a1"].numpy() / 100, chosen, "patches", selected=False)
+        correct, picture = values["a1"].numpy() / 100, gallery.picture()
+        return Result(metrics, "a1", correct, chosen, "patches", selected=False, picture=picture)
 
     def _inside(self, depth: Tensor) -> Tensor:
         top, bottom, left, right = self.border

@@ -15,8 +15,9 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.dense import common_size, maps_of, patch_classes, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
 from ssl_bench.evaluations.frozen.logistic import Logistic
-from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, score
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, score
 from ssl_bench.evaluations.heads import Heads
+from ssl_bench.evaluations.pictures import Gallery
 from ssl_bench.metrics.intervals import ratio_metric
 from ssl_bench.metrics.segmentation import iou_parts, segmentation_metrics
 from ssl_bench.utils.bounds import Count, Positive, Seed
@@ -66,7 +67,8 @@ class PatchLinear(Evaluator):
         on_dev = [ratio_metric(iou_parts(counts).numpy()).value for counts in _counts(encoder, data.dev, size, heads)]
         c = self.C[max(range(len(on_dev)), key=on_dev.__getitem__)]
         final, left = self._fit(encoder, data.train, size, [c])
-        (counts,) = _counts(encoder, data.test, size, final)
+        gallery = masks_shown(data.test)
+        (counts,) = _counts(encoder, data.test, size, final, gallery)
         chosen: dict[str, object] = {
             "C": c,
             "C_at_edge": at_edge(c, self.C),
@@ -74,7 +76,8 @@ class PatchLinear(Evaluator):
             "unfinished": unfinished + left,
             "size": list(size),
         }
-        return Result(segmentation_metrics(counts, names), "miou", iou_parts(counts).numpy(), chosen, "patches")
+        metrics, picture = segmentation_metrics(counts, names), gallery.picture()
+        return Result(metrics, "miou", iou_parts(counts).numpy(), chosen, "patches", picture=picture)
 
     def _fit(self, encoder: Encoder, images: ImageSet, size: tuple[int, int], C: Sequence[float]) -> tuple[Heads, int]:
         """A head for each C, and how many were stopped before their minimum."""
@@ -98,12 +101,14 @@ class PatchLinear(Evaluator):
         return self.head.fit(torch.cat(tokens), y, classes, C)
 
 
-def _counts(encoder: Encoder, images: ImageSet, size: tuple[int, int], heads: Heads) -> list[Tensor]:
-    """`pixel_counts` (N, C, 3) of all images by each head."""
+def _counts(
+    encoder: Encoder, images: ImageSet, size: tuple[int, int], heads: Heads, gallery: Gallery | None = None
+) -> list[Tensor]:
+    """`pixel_counts` (N, C, 3) of all images by each head; a gallery is of one head."""
     found: list[list[Tensor]] = [[] for _ in range(heads.bias.shape[0])]
     for batch, maps in maps_of(encoder, images, size):
         scores = heads.scores(maps.flatten(2).transpose(1, 2).flatten(0, 1))
         for at, counts in enumerate(found):
             of = scores[:, at].unflatten(0, (len(batch), maps.shape[2], maps.shape[3])).permute(0, 3, 1, 2)
-            counts += score(of, images, batch, size)
+            counts += score(of, images, batch, size, gallery)
     return [torch.stack(counts) for counts in found]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.dense import common_size, in_threads, maps_of, patch_classes, resized_mask
+from ssl_bench.evaluations.dense import common_size, in_threads, maps_of, patch_classes, resized, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.pictures import Gallery, overlaid
 from ssl_bench.evaluations.solvers.neighbours import normalize, search
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
 from ssl_bench.utils.bounds import Count, Positive, Seed
@@ -75,14 +76,16 @@ class SegmentationKNN(Evaluator):
         size = common_size(data.train)
         memory = self.fill(encoder, data.train, size)
         counts = []
+        gallery = masks_shown(data.test)
         grid: list[int] = []
         for batch, maps in self.predict(encoder, data.test, size, memory):
             grid = list(maps.shape[2:])
-            counts += score(maps, data.test, batch, size)
+            counts += score(maps, data.test, batch, size, gallery)
         parts = torch.stack(counts)
         chosen: dict[str, object] = {"size": list(size), "grid": grid, "memory": len(memory[0])}
         metrics = segmentation_metrics(parts, names)
-        return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False)
+        picture = gallery.picture()
+        return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False, picture=picture)
 
     def predict(
         self, encoder: Encoder, images: ImageSet, size: tuple[int, int], memory: tuple[Tensor, Tensor]
@@ -157,13 +160,30 @@ def look_up(similarity: Tensor, neighbours: Tensor, shares: Tensor, temperature:
     return torch.cat([(w[:, None] @ shares[index])[:, 0] for w, index in parts])
 
 
-def score(maps: Tensor, images: ImageSet, batch: range, size: tuple[int, int]) -> list[Tensor]:
+def masks_shown(images: ImageSet) -> Gallery:
+    """What `show_masks` adds to."""
+    return Gallery(len(images), "image", "true classes", "predicted classes")
+
+
+def show_masks(gallery: Gallery, images: ImageSet, index: int, truth: Tensor, predicted: Tensor) -> None:
+    """An image with its true and its predicted mask, both uint8 or int64 (H, W), where it is one that is shown."""
+    if index in gallery:
+        image = resized(images.images[index], (truth.shape[0], truth.shape[1]))
+        gallery.add(index, image, overlaid(image, truth), overlaid(image, predicted))
+
+
+def score(
+    maps: Tensor, images: ImageSet, batch: range, size: tuple[int, int], gallery: Gallery | None = None
+) -> list[Tensor]:
     """`pixel_counts` of some images, from maps of scores (B, C, rows, columns) enlarged to `size`."""
     targets, classes = images.targets, maps.shape[1]
     assert targets is not None
 
     def one(i: int) -> Tensor:
         enlarged = F.interpolate(maps[i - batch.start, None], size, mode="bilinear")[0]
-        return pixel_counts(enlarged.argmax(0), resized_mask(targets.mask(i), size), classes)
+        predicted, truth = enlarged.argmax(0), resized_mask(targets.mask(i), size)
+        if gallery is not None:
+            show_masks(gallery, images, i, truth, predicted)
+        return pixel_counts(predicted, truth, classes)
 
     return in_threads(one, batch)

@@ -22,7 +22,7 @@ from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import IGNORE
 from ssl_bench.evaluations.dense import in_threads, resized, resized_mask, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
-from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, show_masks
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
 from ssl_bench.utils.bounds import Count, Few, Natural, NonNegative, Pixels, Positive, Seed
 from ssl_bench.utils.errors import RunError, UserError
@@ -98,16 +98,17 @@ class SegmentationLinear(Evaluator):
         assert data.train.targets is not None and targets is not None
         names = data.train.targets.classes
         head = self._train(encoder, data.train, len(names))
-        counts = []
+        counts, gallery = [], masks_shown(data.test)
         for i in progress(range(len(data.test)), f"windows of {data.test.name}", len(data.test)):
             mask = targets.mask(i)
             scores = self.slide(data.test.images[i], partial(self._scores, encoder, head))
             enlarged = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
             counts.append(pixel_counts(enlarged.argmax(0), mask, len(names)))
+            show_masks(gallery, data.test, i, mask, enlarged.argmax(0))
         parts = torch.stack(counts)
         chosen: dict[str, object] = {"passes": self.steps * self.batch_size / len(data.train)}
-        metrics = segmentation_metrics(parts, names)
-        return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False)
+        metrics, picture = segmentation_metrics(parts, names), gallery.picture()
+        return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False, picture=picture)
 
     def _train(self, encoder: Encoder, images: ImageSet, classes: int) -> nn.Sequential:
         """The head after the last step, in eval mode."""

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.dense import maps_of, resized_mask
+from ssl_bench.evaluations.dense import maps_of, resized, resized_mask
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.pictures import Gallery, overlaid
 from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.metrics.intervals import ratio_metric
 from ssl_bench.metrics.objects import boundary, region
@@ -25,6 +26,7 @@ from ssl_bench.utils.bounds import Count, Natural, Pixels, Positive
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
+LATER = (0.25, 0.5, 0.9)  # of a clip, where frames are shown
 STEP = 64  # pixels, of which the long side of a resized frame is a multiple
 
 
@@ -85,9 +87,11 @@ class VOS(Evaluator):
         targets = data.test.targets
         assert targets is not None and targets.clips is not None
         clips = [(targets.clips == clip).nonzero().squeeze(1) for clip in targets.clips.unique()]
+        later = [f"{what} {share:.0%}" for share in LATER for what in ("true objects at", "followed to")]
+        gallery = Gallery(len(clips), "first frame", *later)
         found = [
-            self._clip(encoder, data.test.subset(at, data.test.split))
-            for at in progress(clips, f"clips of {data.test.name}", len(clips))
+            self._clip(encoder, data.test.subset(at, data.test.split), gallery, number)
+            for number, at in enumerate(progress(clips, f"clips of {data.test.name}", len(clips)))
         ]
         totals = np.array([each.sum(0) if len(each) else np.zeros(4) for each in found])  # (clips, 4)
         objects = np.array([len(each) for each in found])
@@ -102,19 +106,24 @@ class VOS(Evaluator):
         names = ("j", "f", "j_recall", "f_recall")
         metrics |= {name: ratio_metric(parts(totals[:, i])) for i, name in enumerate(names)}
         chosen: dict[str, object] = {"clips": len(clips), "objects": int(objects.sum())}
-        return Result(metrics, "jf", both, chosen, "patches", selected=False)
+        return Result(metrics, "jf", both, chosen, "patches", selected=False, picture=gallery.picture())
 
-    def _clip(self, encoder: Encoder, clip: ImageSet) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _clip(
+        self, encoder: Encoder, clip: ImageSet, gallery: Gallery, number: int
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """J, F and the shares of frames above a half of each object of one clip: (objects, 4)."""
         assert clip.targets is not None
         first = clip.targets.instance(0)
         numbers = [int(number) for number in first.unique() if number]
         scores = []
+        shown = [int(share * len(clip)) for share in LATER]
         for t, labels in enumerate(self.propagate(encoder, clip)):
+            for seen in [None] * (not t) + [labels] * shown.count(t) if number in gallery else []:
+                _show(gallery, number, clip, t, seen)
             if 0 < t < len(clip) - 1:
                 truth = clip.targets.instance(t).numpy()
-                seen = resized_mask(labels, truth.shape).numpy()
-                of = [(seen == number, truth == number) for number in numbers]
+                followed = resized_mask(labels, truth.shape).numpy()
+                of = [(followed == number, truth == number) for number in numbers]
                 scores.append([(region(*masks), boundary(*masks)) for masks in of])
         if not scores or not numbers:
             return np.zeros((0, 4))
@@ -152,6 +161,15 @@ class VOS(Evaluator):
                 context.append((tokens, labels))
                 enlarged = F.interpolate(labels.unflatten(1, grid)[None], size, mode="bilinear")[0]
                 yield stretched(enlarged).argmax(0).to(torch.uint8)
+
+
+def _show(gallery: Gallery, number: int, clip: ImageSet, t: int, labels: Tensor | None) -> None:
+    """A frame with its true objects, and with those that were followed to it: `labels`, as `propagate` gives them."""
+    assert clip.targets is not None
+    truth = clip.targets.instance(t)
+    image = resized(clip.images[t], (truth.shape[0], truth.shape[1]))
+    found = [] if labels is None else [resized_mask(labels, (truth.shape[0], truth.shape[1]))]
+    gallery.add(number, *(overlaid(image, mask) for mask in (truth, *found)))
 
 
 def frame_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:

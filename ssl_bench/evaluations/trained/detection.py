@@ -20,6 +20,7 @@ from ssl_bench.data.targets import Objects
 from ssl_bench.evaluations.dense import in_threads, shuffled_batches
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_linear import rate
+from ssl_bench.evaluations.pictures import SURE, Gallery, boxed
 from ssl_bench.evaluations.trained.detector import detector
 from ssl_bench.evaluations.trained.network import layer_groups
 from ssl_bench.metrics.detection import Found, contributions, detection_metrics, match, pair_iou
@@ -117,10 +118,15 @@ class Detection(Evaluator):
         model, loss = self.fit(encoder, data.train)
         boxes: list[Found] = []
         masks: list[Found] = []
+        gallery = Gallery(len(data.test), "image", "true boxes", f"predicted boxes of a score above {SURE}")
         for i, found in enumerate(self.predict(model, data.test)):
             truth = data.test.targets.objects(i)
             boxes += compared(i, found, truth, "boxes")
             masks += compared(i, found, truth, "masks")
+            if i in gallery:
+                image, sure = data.test.images[i], found["scores"] > SURE
+                seen = boxed(image, found["boxes"][sure], found["labels"][sure])
+                gallery.add(i, image, boxed(image, truth.boxes, truth.labels), seen)
         metrics = detection_metrics(boxes, len(data.test)) | detection_metrics(masks, len(data.test), "mask_")
         if "ap" not in metrics:
             raise RunError(f"detection: no image of {data.test.name} {data.test.split} shows an object")
@@ -129,7 +135,8 @@ class Detection(Evaluator):
             "final_loss": loss,
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
-        return Result(metrics, "ap", contributions(boxes, len(data.test)), chosen, "patches", selected=False)
+        correct, picture = contributions(boxes, len(data.test)), gallery.picture()
+        return Result(metrics, "ap", correct, chosen, "patches", selected=False, picture=picture)
 
     def fit(self, encoder: Encoder, images: ImageSet) -> tuple[MaskRCNN, float]:
         """The detector after the last step, and its loss there."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.targets import IGNORE
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
-from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, show_masks
 from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, rate
 from ssl_bench.evaluations.trained.network import layer_groups
 from ssl_bench.evaluations.trained.upernet import UPerNet
@@ -106,21 +106,21 @@ class SegmentationFineTune(Evaluator):
         def scores_of(window: Tensor) -> Tensor:
             return model(self._seen(network, window))[0].float().cpu()
 
-        counts = []
+        counts, gallery = [], masks_shown(data.test)
         for i in progress(range(len(data.test)), f"windows of {data.test.name}", len(data.test)):
             mask = data.test.targets.mask(i)
             scores = self.crops.slide(data.test.images[i], scores_of)
             enlarged = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
             counts.append(pixel_counts(enlarged.argmax(0), mask, len(names)))
+            show_masks(gallery, data.test, i, mask, enlarged.argmax(0))
         parts = torch.stack(counts)
         chosen: dict[str, object] = {
             "passes": self.steps * self.batch_size / len(data.train),
             "blocks": list(model.blocks),
             "final_loss": loss,
         }
-        return Result(
-            segmentation_metrics(parts, names), "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False
-        )
+        metrics, picture = segmentation_metrics(parts, names), gallery.picture()
+        return Result(metrics, "miou", iou_parts(parts).numpy(), chosen, "patches", selected=False, picture=picture)
 
     def _seen(self, network: Any, crops: Tensor) -> Tensor:
         size = (crops.shape[-2], crops.shape[-1])

@@ -25,8 +25,10 @@ from ssl_bench.results.leaderboard.aggregate import Aggregate
 from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, cost_values
 from ssl_bench.results.leaderboard.svg import compute_picture, curve_pictures, interval_bar
 from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.rows.picture import read_picture
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import plain, yaml_text
+from ssl_bench.utils.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -186,7 +188,20 @@ def _cell_data(table: Table, aggregate: Aggregate, index: int, evaluation: str) 
         "facts": facts,
         "settings": json.dumps(settings, indent=1),
         "rows": [_row_data(row) for row in rows],
+        "pictures": _pictures(rows[0]),
     }
+
+
+def _pictures(row: Row) -> list[dict[str, str]]:
+    """What was predicted, of one row of a number, inside the page; nothing where its picture is not to be trusted."""
+    try:
+        content = read_picture(row)
+    except UserError:
+        return []
+    if content is None:
+        return []
+    says = f"Seed {seed_of(row)}, from left to right: {', '.join(row['picture']['columns'])}."
+    return [{"says": plain(says), "source": f"data:image/png;base64,{base64.b64encode(content).decode()}"}]
 
 
 def _row_data(row: Row) -> dict[str, Any]:

@@ -82,6 +82,13 @@ function openRows(button) {
   document.getElementById("row-title").textContent = `${found.label}: ${cell.evaluation}`;
   const body = document.getElementById("row-body");
   body.replaceChildren(list(cell.facts));
+  for (const picture of cell.pictures) {
+    const figure = element("figure"), image = element("img");
+    image.src = picture.source;
+    image.alt = "Some test images with what was predicted of them";
+    figure.append(image, element("figcaption", picture.says));
+    body.append(figure);
+  }
   for (const row of cell.rows) {
     body.append(element("h3", row.title), list(row.facts), element("small", "To run it again:"), element("pre", row.rerun));
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from ssl_bench.utils.references import without_place
 if TYPE_CHECKING:
     from ssl_bench.checkpoints.encoder_file import Checkpoint
     from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
+    from ssl_bench.evaluations.pictures import Picture
 
 
 def make_row(
@@ -84,7 +86,8 @@ def make_row(
         },
         "metrics": {key: {k: _rounded(v) for k, v in asdict(metric).items()} for key, metric in result.metrics.items()},
         "headline": result.headline,
-        "predictions": _npy(checkpoint.method, name, identifier) if result.correct.size else None,
+        "predictions": _beside(checkpoint.method, name, identifier, ".npy") if result.correct.size else None,
+        **({"picture": _picture(checkpoint.method, name, identifier, result.picture)} if result.picture else {}),
         "reported": None,
         "warnings": list(warnings),
         "flags": about.get("flags", []),
@@ -138,12 +141,18 @@ def code_of(evaluator: Evaluator) -> dict[str, Any]:
     return {**code_version(), "evaluator_source": source_hash(type(evaluator))}
 
 
-def _npy(method: str, evaluation: str, identifier: str) -> str:
-    return row_path(Path(), method, evaluation, identifier).with_suffix(".npy").name
+def _beside(method: str, evaluation: str, identifier: str, suffix: str) -> str:
+    """The name of a file that belongs to a row."""
+    return row_path(Path(), method, evaluation, identifier).with_suffix(suffix).name
 
 
-def write_row(path: Path, row: dict[str, Any], correct: Predictions) -> None:
-    """Write a row after its predictions, so that a row is never without them.
+def _picture(method: str, evaluation: str, identifier: str, picture: Picture) -> dict[str, Any]:
+    name = _beside(method, evaluation, identifier, ".png")
+    return {"file": name, "sha256": hashlib.sha256(picture.png).hexdigest(), "columns": list(picture.columns)}
+
+
+def write_row(path: Path, row: dict[str, Any], correct: Predictions, picture: Picture | None = None) -> None:
+    """Write a row after its predictions and its picture, so that a row is never without them.
 
     Raises:
         RunError: It is none that could be read again: an encoder file or an evaluator said something that no row holds.
@@ -155,6 +164,8 @@ def write_row(path: Path, row: dict[str, Any], correct: Predictions) -> None:
         raise RunError(f"{path.name} is not written: it has {len(text):,} bytes, and a row at most {LARGEST:,}")
     if correct.size:
         write_atomic(path.with_suffix(".npy"), encode(correct))
+    if picture is not None:
+        write_atomic(path.with_suffix(".png"), picture.png)
     write_atomic(path, text)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from panels import panels_of
 from test_dense import squares
 from torch import Tensor
 
@@ -54,6 +56,8 @@ def test_perfect_attention_is_all_right_and_noise_is_chance(data: Data, monkeypa
     assert result.chosen["head"] == 1
     assert result.metrics["jaccard"].value == 100
     assert result.correct.tolist() == [1] * 30
+    for image, front, attended in panels_of(result.picture, 3):  # pixels without class may be attended too
+        assert image != attended and np.equal(front, attended).mean() > 0.6
     monkeypatch.setattr(dense, "PIXELS_PER_BATCH", 1)
     assert AttentionJaccard(mass=0.999999).run(Network(), data).metrics["jaccard"].value == 100  # type: ignore[arg-type]
     monkeypatch.setattr(Network, "attention", lambda self, images: torch.rand(len(images), 2, 8, 8))

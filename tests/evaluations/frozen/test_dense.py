@@ -32,6 +32,7 @@ from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, look_
 from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, distorted
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.metrics.ratios import ratio
+from ssl_bench.results.rows.picture import read_picture
 from ssl_bench.utils.errors import RunError, UserError
 
 NAMES = ("none", "a", "b", "c")
@@ -274,6 +275,7 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Data) -> No
         loaded = Checkpoint(ViT("vit_nano_patch4_8"), f"m{seed}", {}, f"{seed}" * 64)
         for row in run_evaluations(loaded, evaluators, splits, tmp_path, None):
             assert row["task"] == "segmentation" and row["headline"] == "miou"
+            assert read_picture(row) is not None
     leaderboard(tmp_path, show=lambda _: None)
     assert check(tmp_path, show=lambda _: None) == []
     shown: list[str] = []

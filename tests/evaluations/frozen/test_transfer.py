@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from panels import panels_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -141,6 +142,9 @@ def test_depth_from_perfect_features_and_from_noise() -> None:
     assert result.metrics["a1"].value > 70 > noise.metrics["a1"].value + 20
     assert result.metrics["rmse"].value < 0.6 * noise.metrics["rmse"].value
     assert 100 * result.correct.mean() == pytest.approx(result.metrics["a1"].value, rel=1e-6)
+    apart = [np.abs(np.subtract(truth, seen)).mean() for _, truth, seen in panels_of(result.picture, 3)]
+    lost = [np.abs(np.subtract(truth, seen)).mean() for _, truth, seen in panels_of(noise.picture, 3)]
+    assert max(apart) < min(lost)
     for found in (result, noise):
         assert all(metric.low <= metric.value <= metric.high for metric in found.metrics.values())
     far = depth_errors(torch.full((4, 4), 9.0), torch.full((4, 4), 0.5), 10.0)["sq_rel"]

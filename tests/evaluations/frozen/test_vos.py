@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from panels import panels_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -152,6 +153,13 @@ def test_perfect_features_are_all_right_and_noise_is_not(data: Data) -> None:
     result = VOS(radius=0).run(Colours(), data)  # type: ignore[arg-type]
     assert {name: metric.value for name, metric in result.metrics.items()} == dict.fromkeys(result.metrics, 100)
     assert result.correct.shape == (4, 1, 2)
+    assert result.picture is not None and result.picture.columns[:3] == (
+        "first frame",
+        "true objects at 25%",
+        "followed to 25%",
+    )
+    for _, *later in panels_of(result.picture, 3):
+        assert later[0::2] == later[1::2] and later[0] != later[2]
     noise = VOS().run(Colours(False), data)  # type: ignore[arg-type]
     assert noise.metrics["j"].value < 30
     assert noise.metrics["jf"].value == pytest.approx((noise.metrics["j"].value + noise.metrics["f"].value) / 2)

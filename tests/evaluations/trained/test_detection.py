@@ -158,6 +158,7 @@ def test_rows_and_paired_tests(splits: Splits, tmp_path: Path, monkeypatch: pyte
         rows += run_evaluations(checkpoint, made, splits, tmp_path, None)
     assert [row["task"] for row in rows] == ["detection"] * 2
     for row in rows:
+        assert row["picture"]["columns"] == ["image", "true boxes", "predicted boxes of a score above 0.3"]
         found = read_predictions(row)
         assert found is not None
         assert 100 * found.mean() == pytest.approx(row["metrics"]["ap"]["value"], abs=0.05)

@@ -49,7 +49,7 @@ def test_it_learns_and_leaves_the_encoder_alone() -> None:
         result = SegmentationFineTune(**FAST).run(encoder, data)
         again = SegmentationFineTune(**FAST).run(encoder, data)
     assert result.metrics["miou"].value > 75
-    assert result.metrics == again.metrics
+    assert result.metrics == again.metrics and result.picture == again.picture is not None
     assert result.correct.shape == (16, 2, 2)
     assert result.chosen["blocks"] == [1, 1, 1, 2]
     assert all(torch.equal(value, encoder.encoder.state_dict()[key]) for key, value in before.items())
