@@ -11,6 +11,7 @@ from ssl_bench.backbones import igpt as module
 from ssl_bench.backbones.igpt import ImageGPT, activation
 from ssl_bench.backbones.igpt_released import released_names
 from ssl_bench.backbones.palette import decode_colors, fit_palette, nearest_colors, sample_colors
+from ssl_bench.methods.igpt import prediction_loss
 from ssl_bench.utils.errors import UserError
 
 PALETTE = torch.tensor([[-1.0, -1, -1], [1, 1, 1], [0, 0, 0], [0.5, -0.5, 0]])
@@ -70,12 +71,18 @@ COLORS = torch.tensor([[1, 0, 2], [0, 0, 1]])
 WTET = torch.tensor([[1, -1], [0, 2], [0.5, 0.5]])
 
 
-@pytest.mark.parametrize(("objective", "logits"), [("ar", TOY_AR), ("bert", TOY_BERT)])
-def test_whole_model_numbers(monkeypatch: pytest.MonkeyPatch, objective: str, logits: list[list[list[float]]]) -> None:
+@pytest.mark.parametrize(
+    ("objective", "logits", "loss"), [("ar", TOY_AR, 1.686354), ("bert", TOY_BERT, 0.864685)], ids=["ar", "bert"]
+)
+def test_whole_model_numbers(
+    monkeypatch: pytest.MonkeyPatch, objective: str, logits: list[list[list[float]]], loss: float
+) -> None:
+    """A flat mean over the masked places would be 0.902786."""
     network = toy(monkeypatch, objective)
     mask = torch.tensor([[1, 0, 1], [0, 1, 0]]).bool() if objective == "bert" else None
     found = network.encode(COLORS, mask)[0] @ WTET.T
     torch.testing.assert_close(found, torch.tensor(logits), rtol=0, atol=2e-6)
+    assert prediction_loss(found, COLORS, mask).item() == pytest.approx(loss, abs=2e-6)
     assert (network.sos is None) == (objective == "bert")
 
 

@@ -40,6 +40,42 @@ def test_every_method_has_its_facts(name: str) -> None:
             assert (shipped("evaluations") / f"{file}.yaml").is_file()
 
 
+# F: the authors run it; f: the same there; d: a deviation that rows name; -: refused.
+TABLE = {
+    "moco_v3": "F f d d",
+    "dino": "F f F d",
+    "esvit": "F f F d",
+    "moby": "F f F f",
+    "ibot": "F f F -",
+    "beit": "F f d -",
+    "eva": "F f d -",
+    "eva02": "f F d -",
+    "mpp": "F f - -",  # it swaps patches, which Swin can't
+    "simmim": "F f F -",
+    "mae": "F d - -",
+    "hiera_mae": "- - - F",
+    "simclr": "f f f f",
+    "byol": "f f f f",
+    "swav": "f f f d",  # Hiera has no local crops
+    "clip": "F d d d",
+    "igpt": "- - - -",  # on a network of its own
+    "maskfeat": "F f d -",
+    "ssta": "F - - -",
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_which_goes_with_which(name: str) -> None:
+    marks = []
+    for family in ("vit", "eva02", "swin", "hiera"):
+        able = BACKBONES[family].abilities(next(iter(BACKBONES[family].patterns())), mask_token=True)
+        said = method_facts(name).backbones.get(family)
+        runs = set((METHODS | TEACHERS)[name].needed({"n_local": 0})) <= able
+        assert runs == (said is not None), family
+        marks.append({None: "-", "paper": "F", "faithful": "f"}.get(said, "d"))
+    assert " ".join(marks) == TABLE[name]
+
+
 def test_the_facts_are_no_recipe() -> None:
     assert Path(FACTS).stem not in recipe_names("mae")
     with pytest.raises(UserError, match=r"unknown recipe of methods/mae 'method'.*quick"):

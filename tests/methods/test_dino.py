@@ -117,7 +117,7 @@ def test_loss_against_a_naive_formula(n_local: int) -> None:
     assert dino_loss(s, p, 0.1).item() == pytest.approx(total / len(pairs), rel=1e-5)
 
 
-@pytest.mark.parametrize(("k", "expected"), [(3, 1.098612), (16, 2.772589), (65536, 11.090355)])
+@pytest.mark.parametrize(("k", "expected"), [(3, 1.098612), (16, 2.772589), (4096, 8.317766), (65536, 11.090355)])
 @pytest.mark.parametrize("temperature", [0.04, 0.07])
 def test_uniform_outputs_are_at_ln_k(k: int, expected: float, temperature: float) -> None:
     targets = Center(k, 0.9).sharpen(torch.full((2, 1, k), 0.3), temperature)

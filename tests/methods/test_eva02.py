@@ -60,6 +60,9 @@ def test_swiglu_numbers(norm: Any, expected: list[list[float]]) -> None:
     for name, (weight, bias) in names.items():
         layer = getattr(mlp, name)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
+    hidden = mlp.act(mlp.fc1_g(X)) * mlp.fc1_x(X)
+    inside = [[0.1561391, 0.2608935, -0.1406116], [-0.0038190, -0.0163058, -0.1632716]]
+    torch.testing.assert_close(hidden, torch.tensor(inside), rtol=0, atol=1e-6)
     torch.testing.assert_close(mlp(X), torch.tensor(expected), rtol=0, atol=1e-5)
 
 

@@ -33,6 +33,11 @@ def make(objective: str = "ar", seed: int = 0) -> IGPT:
 
 
 def test_loss_numbers() -> None:
+    each = [[0.4076059, 1.0986123, 1.4076060], [1.5514446, 0.4076060, 1.0986123]]
+    for place in range(6):
+        one = torch.arange(6).view(2, 3) == place
+        found = 2 * prediction_loss(LOGITS, COLORS, one).item()  # the other image counts as 0
+        assert found == pytest.approx(each[place // 3][place % 3], abs=1e-6)
     assert prediction_loss(LOGITS, COLORS).item() == pytest.approx(0.9952478, abs=1e-6)
     assert prediction_loss(LOGITS, COLORS, MASK).item() == pytest.approx(0.6576060, abs=1e-6)  # not the flat .7409393
 

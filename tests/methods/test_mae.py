@@ -68,6 +68,12 @@ def test_parameter_counts_of_the_paper_models() -> None:
             assert sum(p.numel() for p in model.parameters() if p.requires_grad) == round(trainable * 1e6)
 
 
+def test_decoder_of_the_huge_model_predicts_patches_of_14_pixels() -> None:
+    with torch.device("meta"):
+        model = MAE(ViT("vit_nano_patch14_224"))  # it is the same for encoders of all sizes
+    assert model.decoder_pred.out_features == 588 and model.decoder_pos_embed.shape == (1, 257, 512)
+
+
 def test_encoder_never_sees_masked_pixels(mae: MAE) -> None:
     images = torch.randn(1, 3, 16, 16)
     keep = torch.tensor([[3, 7, 8, 12]])

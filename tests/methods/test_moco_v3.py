@@ -50,6 +50,33 @@ def test_equal_features_are_at_chance(n: int, expected: float) -> None:
     assert contrastive_loss(torch.ones(n, 5), torch.ones(n, 5), 0.2).item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_equal_features_of_the_papers_batch_are_at_chance() -> None:
+    """Both terms, 4096 keys: 4 T ln 4096; of four images 1.109035."""
+    for n, expected in ((4096, 6.654), (4, 1.109035)):
+        loss = 2 * contrastive_loss(torch.ones(2, 5), torch.ones(n, 5), 0.2)
+        assert loss.item() == pytest.approx(expected, abs=5e-4)
+
+
+def test_equal_queries_and_keys_that_differ_from_image_to_image() -> None:
+    assert contrastive_loss(torch.eye(4), torch.eye(4), 0.2).item() == pytest.approx(0.008005, abs=1e-6)
+
+
+def test_heads_of_the_paper() -> None:
+    """Without biases, and with a batch norm at the end that has no weights."""
+    with torch.device("meta"):
+        moco = MoCoV3(ViT("vit_nano_patch4_16"))
+    shapes = {key: tuple(p.shape) for key, p in moco.projector.named_parameters() if p.ndim > 1}
+    assert shapes == {"0.weight": (4096, 24), "3.weight": (4096, 4096), "6.weight": (256, 4096)}
+    shapes = {key: tuple(p.shape) for key, p in moco.predictor.named_parameters() if p.ndim > 1}
+    assert shapes == {"0.weight": (4096, 256), "3.weight": (256, 4096)}
+    assert not any("bias" in key and p.ndim > 1 for key, p in moco.projector.named_parameters())
+    last = MoCoV3(ViT("vit_nano_patch4_16"), hidden_dim=4, out_dim=2).projector[-1]
+    assert not list(last.parameters())
+    a = 1.2247426
+    found = last(torch.tensor([[1.0, 2], [3, 6], [5, 4]]))
+    torch.testing.assert_close(found, torch.tensor([[-a, -a], [0, a], [a, 0]]), rtol=0, atol=1e-5)
+
+
 def test_against_a_naive_formula() -> None:
     q, k = torch.randn(6, 4, dtype=torch.float64), torch.randn(12, 4, dtype=torch.float64)
     total = 0.0

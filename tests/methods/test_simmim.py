@@ -52,6 +52,14 @@ def test_number_of_masked_cells(name: str, masked: int, cells: int) -> None:
     assert mask.shape == (5, cells) and mask.sum(dim=1).tolist() == [masked] * 5
 
 
+def test_the_square_of_the_least_noise_is_seen() -> None:
+    """The authors' generator at 64 px leaves the upper left one: 12 of 16 patches are masked."""
+    method = make("vit_nano_patch16_64", mask_patch=32)
+    method.uniform = lambda *shape: torch.tensor([[0.1, 0.9, 0.3, 0.5]])  # type: ignore[method-assign]
+    mask = method.masks(1).view(4, 4)
+    assert not mask[:2, :2].any() and mask.sum() == 12
+
+
 def test_masks_are_whole_squares() -> None:
     method = make("vit_nano_patch4_16x24")
     squares = method.masks(50).view(50, 2, 2, 3, 2).transpose(2, 3).flatten(3)

@@ -62,6 +62,36 @@ def test_numbers_of_the_method_cards() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("protocol", "metric", "values"),
+    [
+        ("seg_linear", "miou", {"deit B": 35.4, "dino B": 34.5, "ibot B": 38.3, "beit B": 27.4}),
+        ("seg_upernet", "miou", {"deit S": 44.5, "deit B": 46.6, "moco_v3 B": 47.3, "dino B": 46.8, "ibot S": 45.4}),
+        ("seg_upernet", "miou", {"ibot B": 50.0, "beit B": 45.8, "mae B": 48.1}),
+        ("det", "box_ap", {"deit S": 46.2, "deit B": 49.8, "dino B": 50.1, "ibot S": 49.4, "ibot B": 51.2}),
+        ("det", "mask_ap", {"deit S": 40.1, "deit B": 43.2, "dino B": 43.4, "ibot S": 42.6, "ibot B": 44.2}),
+        ("det", "box_ap", {"moco_v3 B": 47.9, "beit B": 49.8, "mae B": 50.3}),
+        ("det", "mask_ap", {"moco_v3 B": 42.7, "beit B": 44.4, "mae B": 44.9}),
+        ("vos", "j_f_mean", {"dino S": 61.8, "dino B": 62.3, "ibot S": 61.8, "ibot B": 62.1, "mae B": 50.9}),
+        ("vos", "j_mean", {"dino S": 60.2, "dino B": 60.7, "ibot S": 60.4, "ibot B": 60.9, "mae B": 49.4}),
+        ("vos", "f_mean", {"dino S": 63.4, "dino B": 63.9, "ibot S": 63.2, "ibot B": 63.3, "mae B": 52.6}),
+        ("retrieval", "map", {"deit S": 33.5, "dino S": 41.8, "ibot S": 36.6}),
+        ("attention_jaccard", "jaccard", {"dino S": 45.9, "deit S": 27.3}),
+        ("copy_detection", "map", {"dino B": 81.7, "deit B": 76.4}),
+    ],
+)
+def test_dense_numbers_of_vit_s_and_vit_b(protocol: str, metric: str, values: dict[str, float]) -> None:
+    """Read again from the papers' tables; others list the same network differently."""
+    for named, value in values.items():
+        method, size = named.split()
+        found = [
+            float(n.value)
+            for n in published()
+            if (n.method, n.backbone, n.protocol, n.metric) == (method, f"ViT-{size}/16", protocol, metric)
+        ]
+        assert value in found, (named, found)
+
+
 def test_names_of_ours_are_registered_names() -> None:
     ours = {n.method for n in published()}
     assert "supervised" not in ours  # ours is a baseline, none of the published ones
