@@ -4,19 +4,21 @@
 
 The reference is written from the method cards' equations, as the official scripts compute: attention as two matrix
 products and a softmax, AdamW and moving averages parameter by parameter, a log-softmax for each pair of views, and in
-iBOT the head and the loss of every patch, masked or not. Ours is the product's: the method's loss, its optimiser and
-what it does after a step. Both take the same random crops, and have networks of the same sizes. They run in turn in one
-process, and processor time is what is compared, so that other load on the machine matters little. Beside the ratio:
-the rate of FLOPs (counted once, of ours) as a share of a matrix product's in the same run.
+iBOT the head and the loss of every patch, masked or not. Ours is the product's: the method's loss, its optimiser, what
+it does after a step, and how its process keeps memory. Both take random crops and have networks of the same sizes. They
+run in turn, each in a process of its own, and processor time is compared, so that other load on the machine matters
+little. Beside the ratio: the rate of FLOPs (counted once, of ours) as a share of a matrix product's in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from ssl_bench.config.build import build
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.training.compute import step_cost
+from ssl_bench.utils.memory import keep_freed_memory
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -306,33 +309,52 @@ def product(method: Any) -> Step:
     return step
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    """Processor seconds."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def compare(name: str, size: str, seconds: float) -> str:
-    """A line of the table."""
+def serve(name: str, size: str, way: str, orders: Connection) -> None:
+    """In a process of its own: do a step, or a matrix product, when asked, and say the processor seconds it took."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if way == "ours":
+        keep_freed_memory()
     batch, settings = SIZES[size][name]
     keys = {"backbone": SIZES[size]["backbone"], "batch_size": batch, "precision": "32", **settings}
     method = build(load_recipe(name, None, keys), ["a", "b"])
     method.epoch, method.progress = 2.0, 0.1  # every layer is trained
-    flops = step_cost(method, batch, 2).flops * batch
-    steps = {"reference": REFERENCES[name](method), "ours": product(method)}
+    orders.send(step_cost(method, batch, 2).flops * batch)
+    step = product(method) if way == "ours" else REFERENCES[name](method)
     sides = [view.sides for view in method.views for _ in range(view.count)]
-    views = [torch.randn(batch, 3, *side) for side in sides]
-    a = torch.randn(1024, 1024)
+    views, a = [torch.randn(batch, 3, *side) for side in sides], torch.randn(1024, 1024)
+    for order in iter(orders.recv, "end"):
+        start = time.process_time()
+        step(views) if order == "step" else a @ a
+        orders.send(time.process_time() - start)
+
+
+def compare(name: str, size: str, seconds: float) -> str:
+    """A line of the table."""
+    spawn, ways, processes, flops = multiprocessing.get_context("spawn"), {}, [], 0.0
+    for way in ("reference", "ours"):
+        ways[way], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(name, size, way, theirs), daemon=True))
+        processes[-1].start()
+        flops = ways[way].recv()
+
+    def seconds_of(way: str, order: str) -> float:
+        ways[way].send(order)
+        return float(ways[way].recv())
+
     times: dict[str, list[float]] = {"reference": [], "ours": [], "matrix": []}
-    end = time.process_time() + seconds
-    for number in range(1000):
-        for way, step in steps.items():
-            spent = seconds_of(lambda step=step: step(views))  # type: ignore[misc]
-            times[way] += [spent] if number else []
-        times["matrix"].append(seconds_of(lambda: a @ a))
-        if number >= 3 and time.process_time() > end:
-            break
+    spent, number = 0.0, 0
+    while number < 4 or spent < seconds:
+        for way in ways:
+            taken = seconds_of(way, "step")
+            spent += taken
+            times[way] += [taken] if number else []
+        times["matrix"].append(seconds_of("ours", "matrix"))
+        number += 1
+    for orders, process in zip(ways.values(), processes, strict=True):
+        orders.send("end")
+        process.join()
+    batch = SIZES[size][name][0]
     ratios = [one / other for one, other in zip(times["reference"], times["ours"], strict=True)]
     rate, matrix = flops / statistics.median(times["ours"]), 2 * 1024**3 / statistics.median(times["matrix"])
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} pairs"
@@ -348,8 +370,6 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(REFERENCES))
     parser.add_argument("--seconds", type=float, default=20.0, help="processor seconds of each method")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     for name in arguments.methods.split(","):
         print(compare(name, arguments.size, arguments.seconds), flush=True)
 

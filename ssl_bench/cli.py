@@ -12,6 +12,7 @@ from typing import Any
 
 from ssl_bench.arguments import make_parser
 from ssl_bench.utils.errors import RunError, Stopped, UserError
+from ssl_bench.utils.memory import keep_freed_memory
 from ssl_bench.utils.output import Patient
 
 # Nothing heavy is imported up here: `ssl-bench --help` prints at once.
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    keep_freed_memory()
     try:
         arguments = make_parser().parse_args(argv)
         return int(RUNS[arguments.command](arguments) or 0)

@@ -28,6 +28,7 @@ from ssl_bench.training.monitor import Monitor
 from ssl_bench.training.resume import CheckpointFiles, Resume, newest_checkpoint
 from ssl_bench.training.sharded import Sharded
 from ssl_bench.utils.errors import Stopped, UserError, unknown
+from ssl_bench.utils.memory import keep_freed_memory
 
 STRATEGIES = ("ddp", "fsdp")  # weights whole in every process, or sharded
 
@@ -67,6 +68,7 @@ def train(
         RunError: The loss diverged (``health.Diverged``), the codebook is dead, or the disk is full.
         Stopped: SIGTERM, SIGUSR1 or SIGHUP came, and ``last.ckpt`` has everything until then.
     """
+    keep_freed_memory()
     config = method.training_config
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)

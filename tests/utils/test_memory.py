@@ -1,0 +1,33 @@
+"""Memory that a process frees is taken again without asking the system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from ssl_bench.utils.memory import keep_freed_memory
+
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("no glibc")
+for step in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24).add(1).sum()  # 64 MB, twice
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_taken_again_without_page_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    faults = {}
+    for way in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", SCRIPT, way], capture_output=True, text=True)
+        if done.stderr.strip() == "no glibc":
+            pytest.skip("another C library, or the environment sets its allocator")
+        faults[way] = int(done.stdout)
+    assert faults["keep"] < 2000 < 5000 < faults["leave"]
