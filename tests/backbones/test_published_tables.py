@@ -133,6 +133,14 @@ def test_blocks_of_hiera_in_pre_training() -> None:
     assert not any(each[5] for each in found[10:])
 
 
+@pytest.mark.parametrize("init", ["hiera", "mae"])
+def test_biases_of_hieras_patches_start_as_torchs(init: str) -> None:
+    """Of a convolution of 3 x 3 x 3: up to 1 / sqrt(27); of 7 x 7 x 3 it would be 1 / sqrt(147)."""
+    torch.manual_seed(0)
+    network: Any = build_backbone("hiera_micro_32", init=init)
+    assert 0.7 * 27**-0.5 < network.patch_embed.proj.bias.abs().max().item() <= 27**-0.5
+
+
 def test_first_weights_of_the_fusion_are_torchs() -> None:
     torch.manual_seed(0)
     first: Any = Fusion([96, 192, 384, 768]).heads[0]
@@ -161,6 +169,21 @@ def test_rotary_positions_of_a_network_of_2_x_2_patches(monkeypatch: pytest.Monk
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-5)
     pairs = found.unflatten(1, (4, 2)).norm(dim=2)
     torch.testing.assert_close(pairs, x.unflatten(1, (4, 2)).norm(dim=2))  # turned, not stretched
+
+
+def test_products_of_rotated_tokens_depend_on_their_distance_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(eva02.SIZES, "eva02_toy", (8, 1, 1, False))
+    network: Any = build_backbone("eva02_toy_patch4_16")
+    q, k = torch.randn(2, 1, 8).expand(2, 16, 8)
+    table = network.rope.get_embed(shape=[4, 4])
+    products = apply_rot_embed_cat(q[None, None], table)[0, 0] @ apply_rot_embed_cat(k[None, None], table)[0, 0].T
+    by_distance: dict[tuple[int, int], list[float]] = {}
+    for i in range(16):
+        for j in range(16):
+            by_distance.setdefault((i // 4 - j // 4, i % 4 - j % 4), []).append(products[i, j].item())
+    assert len(by_distance) == 49
+    assert all(each == pytest.approx([each[0]] * len(each), abs=1e-5) for each in by_distance.values())
+    assert max(each[0] for each in by_distance.values()) - min(each[0] for each in by_distance.values()) > 0.01
 
 
 def test_rotary_positions_of_another_grid_are_rescaled(monkeypatch: pytest.MonkeyPatch) -> None:
