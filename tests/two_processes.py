@@ -39,7 +39,6 @@ def _process(rank: int, port: int, group: bool, work: Callable[..., object], arg
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     torchrun = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {**world, **torchrun, "CUDA_VISIBLE_DEVICES": ""}
-    torch.set_num_threads(1)
     try:
         if group:
             torch.distributed.init_process_group("gloo")
