@@ -57,6 +57,7 @@ class EVA02MIM(Method):
     deviations = (
         "unless the teacher is timm:eva_giant_patch14_clip_224.laion400m, it is not the paper's",
         "mixed precision, where a recipe has it, is bf16; the authors' is fp16 with DeepSpeed",
+        "the bias of the patch convolution starts at 0; the authors' keeps torch's default",
         "the authors pre-train on ImageNet-22k or on 38 million images of several sets",
     )
     teachers = ("teacher",)
