@@ -15,7 +15,8 @@ SHOWN = 3  # test images (or clips), whatever the size of the split
 SIDE = 96  # pixels of a panel at most
 GAP = 2  # pixels between panels
 SURE = 0.3  # score of the boxes that are drawn
-MIXED = 0.6  # of an overlay, how much of it the mask is
+MIXED = 0.75  # of an overlay, how much of it the mask is
+DIMMED = 0.4  # brightness of the image where the mask is 0
 COLOURS = 256
 
 
@@ -90,7 +91,8 @@ def overlaid(image: Tensor, mask: Tensor) -> Tensor:
     Returns:
         uint8 (3, H, W).
     """
-    return ((1 - MIXED) * image.float() + MIXED * 255 * colours(mask[None])[0]).to(torch.uint8)
+    mixed = (1 - MIXED) * image.float() + MIXED * 255 * colours(mask[None])[0]
+    return torch.where(mask.bool(), mixed, DIMMED * image.float()).to(torch.uint8)
 
 
 def boxed(image: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:

@@ -51,14 +51,14 @@ def test_overlays_and_boxes() -> None:
     image = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     mask = torch.zeros(8, 8, dtype=torch.uint8)
     mask[:, 4:] = 1
-    assert overlaid(image, mask)[:, 0, [0, 7]].T.tolist() == [[40, 40, 40], [116, 40, 40]]
+    assert overlaid(image, mask)[:, 0, [0, 7]].T.tolist() == [[40, 40, 40], [121, 25, 25]]
     drawn = boxed(image, torch.tensor([[1.0, 1, 6, 6]]), torch.tensor([2]))
     assert drawn[:, 1, 3].tolist() == [0, 128, 0] and drawn[:, 3, 3].tolist() == [100] * 3
     assert boxed(image, torch.zeros(0, 4), torch.zeros(0)) is image
     gallery = Gallery(1, "image", "mask")
     gallery.add(0, image, overlaid(image, mask))
     ((left, right),) = panels_of(gallery.picture(), 1)
-    assert left[0][0] == [100] * 3 and right[0][7] == [116, 40, 40]
+    assert left[0][0] == [100] * 3 and right[0][7] == [121, 25, 25]
     assert colours(mask[None]).shape == (1, 3, 8, 8)
 
 

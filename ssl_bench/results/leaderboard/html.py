@@ -192,7 +192,7 @@ def _cell_data(table: Table, aggregate: Aggregate, index: int, evaluation: str) 
     }
 
 
-def _pictures(row: Row) -> list[dict[str, str]]:
+def _pictures(row: Row) -> list[dict[str, Any]]:
     """What was predicted, of one row of a number, inside the page; nothing where its picture is not to be trusted."""
     try:
         content = read_picture(row)
@@ -201,7 +201,8 @@ def _pictures(row: Row) -> list[dict[str, str]]:
     if content is None:
         return []
     says = f"Seed {seed_of(row)}, from left to right: {', '.join(row['picture']['columns'])}."
-    return [{"says": plain(says), "source": f"data:image/png;base64,{base64.b64encode(content).decode()}"}]
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return [{"says": plain(says), "source": source, "columns": len(row["picture"]["columns"])}]
 
 
 def _row_data(row: Row) -> dict[str, Any]:

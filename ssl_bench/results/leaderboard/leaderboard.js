@@ -60,20 +60,32 @@ apply();
 
 // Columns by name, over all tables; the first stays.
 const names = new Set(tables.flatMap((table) => [...table.tHead.rows[0].cells].slice(1).map((cell) => cell.dataset.name)));
+const boxes = new Map();
+function apply_columns(name) {
+  for (const table of tables)
+    [...table.tHead.rows[0].cells].forEach((header, column) => {
+      if (header.dataset.name === name)
+        for (const row of table.rows) row.cells[column].hidden = !boxes.get(name).checked;
+    });
+  const off = [...boxes.values()].filter((box) => !box.checked).length;
+  document.getElementById("shown").textContent = off ? `Columns (${off} hidden)` : "Columns";
+}
 for (const name of names) {
   const box = element("input"), label = element("label");
   box.type = "checkbox";
   box.checked = true;
+  boxes.set(name, box);
   label.append(box, " " + name);
-  box.addEventListener("change", () => {
-    for (const table of tables)
-      [...table.tHead.rows[0].cells].forEach((header, column) => {
-        if (header.dataset.name === name)
-          for (const row of table.rows) row.cells[column].hidden = !box.checked;
-      });
-  });
+  box.addEventListener("change", () => apply_columns(name));
   document.getElementById("columns").append(label);
 }
+// Where a wide page is still too narrow, costs are hidden, the last first; on a phone the table is moved instead.
+const wide = () => tables.some((table) => table.scrollWidth > table.parentElement.clientWidth + 1);
+for (const name of ["memory", "time", "views", "epochs", "patches", "category", "FLOPs", "backbone"])
+  if (innerWidth > 900 && boxes.has(name) && wide()) {
+    boxes.get(name).checked = false;
+    apply_columns(name);
+  }
 
 // A number opens its rows.
 function openRows(button) {
@@ -85,6 +97,7 @@ function openRows(button) {
   for (const picture of cell.pictures) {
     const figure = element("figure"), image = element("img");
     image.src = picture.source;
+    image.style.maxWidth = `${10 * picture.columns}rem`;
     image.alt = "Some test images with what was predicted of them";
     figure.append(image, element("figcaption", picture.says));
     body.append(figure);

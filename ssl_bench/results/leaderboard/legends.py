@@ -33,10 +33,27 @@ after Holm's correction for all pairs of an evaluation. Where an image is used s
 corruptions), the share of its correct predictions counts, and the variance over draws is added. In evaluations marked ~
 some row has no predictions for each image; there the 95 % intervals are compared as independent. Diagnostics are not
 ranked. Mean rank: over all evaluations, only for methods that have every one of them."""
+UNITS = {  # of tasks whose number is no accuracy
+    "segmentation": """\
+Segmentation, mIoU in percent: of the pixels that either the prediction or the truth gives to a class, the share that
+both give to it; mean over classes (attention-jaccard: foreground alone, mean over images).""",
+    "detection": """\
+Detection, AP in percent: average precision of predicted boxes as COCO counts it, mean over classes and over how well a
+box must fit (overlaps of 0.5 to 0.95).""",
+    "video": """\
+Video, J&F in percent (vos): how well regions (J) and outlines (F) of objects that were followed through a clip fit the
+true ones; video-linear and video-attentive: share of clips whose action is right.""",
+    "depth": """\
+Depth, a1 in percent: share of pixels that are less than 1.25 times too near or too far.""",
+    "retrieval": """\
+Retrieval, mAP in percent: average precision of the ranking of images by similarity, mean over queries.""",
+    "multilabel": """\
+Several labels an image, mAP in percent: average precision of the ranking of images by each label, mean over labels.""",
+}
 RATIOS = """\
-mIoU and J&F are ratios of sums over test images (of video over clips): their intervals are bootstraps over images, and
-in paired tests an image counts by what it adds to the ratio (n times the derivative by its weight, the infinitesimal
-jackknife)."""
+These are no shares of right images, so that other intervals and tests hold: mIoU and J&F are ratios of sums over images
+(or clips), with intervals by bootstrap, which draws the test images again and again; AP and mAP of labels have those of
+the jackknife, which leaves groups of images out. In the paired tests an image counts by what it adds to the number."""
 TABLE = f"{INTERVALS}\n{DIFFERENCES}\n{COSTS}"
 BEST = "bold: no method without labels is significantly better"
 ON_PAGE = f"""\
@@ -46,5 +63,9 @@ PAGE = f"#: rank in that evaluation; {BEST}. A number opens the rows behind it."
 
 
 def ranks(tasks: Iterable[str]) -> str:
-    """How ranks are made, for tables of such tasks."""
-    return f"{RANKS}\n{RATIOS}" if set(tasks) & {"segmentation", "video"} else RANKS
+    """How ranks are made, and what is ranked, for tables of such tasks."""
+    found = set(tasks)
+    units = [text for task, text in UNITS.items() if task in found]
+    return "\n".join(
+        [RANKS, *units, *([RATIOS] if found & {"segmentation", "video", "detection", "multilabel"} else [])]
+    )

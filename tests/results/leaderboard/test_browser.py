@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -13,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.evaluations.pictures import Gallery
+from ssl_bench.results.rows.row import checksum_of
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = '</script><img src=x onerror="window.evil=1">'
@@ -180,3 +184,41 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(browser: Browser, page: Pa
     browser.open(page, width=390)
     assert browser.ask("document.documentElement.scrollWidth") <= 390
     assert browser.ask("document.querySelector('.scroll').scrollWidth > document.querySelector('.scroll').clientWidth")
+
+
+def test_a_wide_page_hides_costs_rather_than_cut_them(browser: Browser, page: Path, add_row: Any) -> None:
+    fits = "document.querySelector('table').scrollWidth <= document.querySelector('.scroll').clientWidth + 1"
+    browser.open(page, width=1400)
+    assert browser.ask(fits) and browser.ask("document.getElementById('shown').textContent") == "Columns"
+    for name in ("clustering", "fewshot", "logistic", "lowshot", "retrieval"):
+        for seed in (0, 1):
+            add_row("dino", seed, np.arange(100) < 40, name)
+    leaderboard(page.parent, formats=["html"], show=lambda _: None)
+    browser.open(page, width=1200)
+    assert browser.ask(fits)
+    assert browser.ask(f"{head('memory')}.hidden") is True and browser.ask(f"{head('retrieval')}.hidden") is False
+    assert browser.ask("document.getElementById('shown').textContent").endswith(" hidden)")
+    browser.ask(
+        "[...document.querySelectorAll('#columns label')].find(l => l.textContent == ' memory').control.click()"
+    )
+    assert browser.ask(f"{head('memory')}.hidden") is False
+    browser.open(page, width=390)
+    assert browser.ask(f"{head('memory')}.hidden") is False
+
+
+def test_a_number_opens_its_picture(browser: Browser, page: Path, add_row: Any) -> None:
+    gallery = Gallery(1, "image", "truth")
+    gallery.add(0, *torch.zeros(2, 3, 20, 30, dtype=torch.uint8))
+    picture = gallery.picture()
+    assert picture is not None
+    row = add_row("dino", 0, np.arange(100) < 40, "a-first")
+    path = row.path.with_suffix(".png")
+    path.write_bytes(picture.png)
+    said = {"file": path.name, "sha256": hashlib.sha256(picture.png).hexdigest(), "columns": list(picture.columns)}
+    values = row.values | {"picture": said}
+    row.path.write_text(json.dumps(values | {"checksum": checksum_of(values)}))
+    leaderboard(page.parent, formats=["html"], show=lambda _: None)
+    browser.open(page)
+    browser.ask("document.querySelector('tbody button').click()")
+    assert "left to right: image, truth" in browser.ask("document.getElementById('row').innerText")
+    assert browser.ask("[document.images.length, document.images[0].naturalWidth]") == [1, 62]
