@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 
 from ssl_bench import cli
+from ssl_bench.arguments import LISTS
+from ssl_bench.backbones import BACKBONES, patterns
+from ssl_bench.commands.list import catalogue
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.methods import METHODS
 
@@ -37,7 +41,7 @@ def images(tmp_path: Path) -> Path:
 
 def test_what_needs_no_torch_imports_none(tmp_path: Path, add_row: Any) -> None:
     add_row("mae", 0, np.arange(100) < 40)
-    lists = [["list", what] for what in ("methods", "evaluations", "datasets", "suites", "suite-keys", "tables")]
+    lists = [["list", what] for what in LISTS]
     lists += [["list", "methods", "--json"], ["table", "survey"], ["leaderboard", str(tmp_path), "--format", "md,html"]]
     code = f"""
 import sys
@@ -51,6 +55,20 @@ for argv in {[["--help"], ["--version"], ["evaluate", "--help"], *lists]}:
 """
     found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("what", ["suites", "backbones", "datasets"])
+def test_a_list_takes_less_than_two_seconds_of_a_processor(what: str) -> None:
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "ssl_bench", "list", what], check=True, capture_output=True)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+
+
+def test_backbones_are_listed_as_they_are() -> None:
+    listed = catalogue("backbones")
+    assert listed == {name: facts for name, facts in patterns().items() if "_nano" not in name}  # those of tests
+    assert {facts["family"] for facts in listed.values()} == set(BACKBONES)
 
 
 def test_python_minus_m() -> None:

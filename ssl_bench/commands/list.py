@@ -13,8 +13,7 @@ def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]
     """Names with what is worth knowing about each, JSON-able.
 
     Args:
-        what: methods, evaluations, datasets, backbones, suites, suite-keys or tables. Only what it needs is imported:
-            torch for the backbones and for settings.
+        what: methods, evaluations, datasets, backbones, suites, suite-keys or tables. Only settings need torch.
         settings: With every keyword of the evaluations.
     """
     rows: dict[str, dict[str, Any]] = {}
@@ -33,9 +32,11 @@ def catalogue(what: str, *, settings: bool = False) -> dict[str, dict[str, Any]]
 
         rows = {name: {"description": text} for name, text in DATASETS.items()}
     elif what == "backbones":
-        from ssl_bench.backbones import patterns
+        from ssl_bench.utils.versions import registered, returned
 
-        rows = patterns()
+        for family in registered("backbone"):
+            for pattern, facts in returned(f"backbone {family}", "patterns").items():
+                rows[pattern] = {"family": family, **facts}
     elif what == "evaluations":
         from ssl_bench.config.parsing import read_yaml
         from ssl_bench.utils.shipped import shipped

@@ -7,6 +7,7 @@ A component is named by its kind and, where there are several, its name: "method
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -52,6 +53,35 @@ def stated(component: str, attribute: str) -> Any:
             found = _class_value(module, value.id, attribute) if isinstance(value, ast.Name) else value
             return None if found is None else ast.literal_eval(found)
     return None
+
+
+def returned(component: str, method: str) -> Any:
+    """What a class method without arguments returns that needs nothing but plain constants of its module.
+
+    Example:
+        >>> returned("backbone pixels", "patterns")
+        {'pixels_{IMAGE}': {'width': 3, 'blocks': 0}}
+    """
+    kind, _, name = component.partition(" ")
+    registry = REGISTRIES[kind][0]
+    cls = _listed(*registry)[name]
+    assert isinstance(cls, ast.Name)
+    imported = next(
+        node.module
+        for node in _module(registry[0]).body
+        if isinstance(node, ast.ImportFrom) and node.module and cls.id in [alias.name for alias in node.names]
+    )
+    body = _module(imported.removeprefix("ssl_bench.")).body
+    classes = (node for node in body if isinstance(node, ast.ClassDef) and node.name == cls.id)
+    found = next(node for node in next(classes).body if isinstance(node, ast.FunctionDef) and node.name == method)
+    space: dict[str, Any] = {}
+    for target, value in _assignments(body):
+        with contextlib.suppress(ValueError, TypeError):
+            if isinstance(target, ast.Name) and value is not None:
+                space[target.id] = ast.literal_eval(value)
+    alone = ast.FunctionDef(**{**dict(ast.iter_fields(found)), "decorator_list": [], "returns": None})
+    exec(compile(ast.fix_missing_locations(ast.Module([alone], [])), imported, "exec"), space)
+    return space[method](None)
 
 
 def registered(kind: str) -> list[str]:
