@@ -63,7 +63,7 @@ def test_two_processes_evaluate_as_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    in_two(_evaluate, tmp_path / "two")
+    in_two(_evaluate, tmp_path / "two", seconds=900)
     one = {row["evaluation"]["name"]: row for row in evaluate(tmp_path / "one")}
     os.chdir(tmp_path / "two")
     two = {row["evaluation"]["name"]: row for row in run_evaluations(
