@@ -56,7 +56,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all methods, trained by two gloo processes."""
     folder = tmp_path_factory.mktemp("two")
-    in_two(_train_all, folder, seconds=600)
+    in_two(_train_all, folder, seconds=1800)
     return folder
 
 
