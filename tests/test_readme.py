@@ -19,3 +19,19 @@ def test_tables_are_those_of_the_rows(suite: str) -> None:
     for table in build(read_rows(ROOT / "results" / suite)):
         rows = table.markdown().split("\n\n")[1]
         assert rows in readme, f"paste the table of results/{suite}/LEADERBOARD.md into the README"
+
+
+def test_the_short_table_is_of_the_leaderboard() -> None:
+    leaderboard = (ROOT / "results/cifar10/LEADERBOARD.md").read_text().splitlines()
+    text = (ROOT / "README.md").read_text().split("On photographs")[1]
+    header, _, *lines = (line for line in text.split("`make bench` took")[0].splitlines() if line.startswith("| "))
+    names = _cells(next(line for line in leaderboard if line.startswith("| method")))
+    rows = [dict(zip(names, _cells(line), strict=True)) for line in leaderboard if len(_cells(line)) == len(names)]
+    assert len(lines) > 8
+    for line in lines:
+        shown = dict(zip(_cells(header), _cells(line), strict=True))
+        assert any(shown.items() <= row.items() for row in rows), line
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
