@@ -63,7 +63,7 @@ def page(found: Sequence[Answer]) -> str:
     for claim in dict.fromkeys(answer.claim for answer in found):
         source = f" ({escape(claim.source)})" if claim.source else ""
         on = f" On {escape(claim.backbone)} alone." if claim.backbone else ""
-        texts = [(a.evaluation, details(a)) for a in found if a.claim == claim and not a.missing]
+        texts = [(a.where, details(a)) for a in found if a.claim == claim and not a.missing]
         if texts:
             blocks.append(f"**{escape(claim.text)}**{source}.{on}")
             blocks.append("\n".join(f"- {escape(name)}: {escape(text)}" for name, text in texts))
@@ -72,7 +72,7 @@ def page(found: Sequence[Answer]) -> str:
 
 def lines(found: Sequence[Answer]) -> list[list[str]]:
     """The answers as text, in the order of ``HEADER``."""
-    return [[answer.claim.text, answer.evaluation, answer.verdict, *_result(answer)] for answer in found]
+    return [[answer.claim.text, answer.where, answer.verdict, *_result(answer)] for answer in found]
 
 
 def _result(answer: Answer) -> list[str]:

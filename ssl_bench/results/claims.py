@@ -55,6 +55,7 @@ class Answer:
     Attributes:
         claim: The claim.
         evaluation: Name of the evaluation.
+        data: Where, if the evaluation answers on several data sets.
         missing: What isn't measured; nothing else is filled in then.
         higher: Label -> mean over seeds, percent; of a predictor: its value.
         lower: Likewise; of a predictor: the evaluation's value.
@@ -66,6 +67,7 @@ class Answer:
 
     claim: Claim
     evaluation: str
+    data: str = ""
     missing: str = ""
     higher: Mapping[str, float] | None = None
     lower: Mapping[str, float] | None = None
@@ -73,6 +75,11 @@ class Answer:
     half: float = 0.0
     p: float = 1.0
     seeds: int = 0
+
+    @property
+    def where(self) -> str:
+        """The evaluation, and the data if needed."""
+        return f"{self.evaluation} on {self.data}" if self.data else self.evaluation
 
     @property
     def verdict(self) -> str:
@@ -122,28 +129,35 @@ def _claim(entry: Mapping[str, Any], where: str) -> Claim:
 
 
 def answers(claims: Sequence[Claim], tables: Sequence[Table]) -> list[Answer]:
-    """An answer for each evaluation of each claim; p-values adjusted over all of them.
+    """An answer for each evaluation of each claim on each data set; p-values adjusted over all of them.
 
     Args:
         claims: Of ``read_claims``.
-        tables: Of a leaderboard: those that hold a claim's evaluation are looked at, the first that answers it counts.
+        tables: Of a leaderboard: all that answer a claim count; of one data set the first.
     """
-    found = [_answer(claim, evaluation, tables) for claim in claims for evaluation in claim.evaluations]
+    found = [
+        each for claim in claims for evaluation in claim.evaluations for each in _answers(claim, evaluation, tables)
+    ]
     at = [index for index, answer in enumerate(found) if not answer.missing]
     for index, p in zip(at, holm(np.array([found[index].p for index in at])), strict=True):
         found[index] = replace(found[index], p=float(p))
     return found
 
 
-def _answer(claim: Claim, evaluation: str, tables: Sequence[Table]) -> Answer:
-    answer = Answer(claim, evaluation, missing=f"no rows of {evaluation}")
+def _answers(claim: Claim, evaluation: str, tables: Sequence[Table]) -> list[Answer]:
+    found: dict[str, Answer] = {}
+    missing = Answer(claim, evaluation, missing=f"no rows of {evaluation}")
     for table in tables:
         if evaluation in table.evaluations:
             members = [a for a in table.aggregates if evaluation in a.cells and claim.backbone in ("", a.backbone)]
-            answer = _contrast(answer, members) if claim.higher else _correlation(answer, members)
-            if not answer.missing:
-                break
-    return answer
+            answer = _contrast(missing, members) if claim.higher else _correlation(missing, members)
+            if answer.missing:
+                missing = answer
+            else:
+                found.setdefault(table.title.split(" (")[0], answer)
+    if len(found) < 2:
+        return list(found.values()) or [missing]
+    return [replace(answer, data=data) for data, answer in found.items()]
 
 
 def _contrast(answer: Answer, members: Sequence[Aggregate]) -> Answer:

@@ -106,6 +106,15 @@ def folder(tmp_path: Path, add_row: Any) -> Path:
     return tmp_path
 
 
+def test_an_evaluation_on_several_data_sets_answers_for_each(folder: Path, add_row: Any) -> None:
+    right = np.arange(400) % 2 == 0
+    for method, correct in (("good", right), ("bad", ~right)):
+        elsewhere = {"data": "others", "fingerprints": {"train": "c", "test": "d"}}
+        add_row(method, 0, correct, "linear", evaluation=elsewhere)
+    found = [a for a in claims(folder, show=quiet) if a.claim.text == "Bad methods are better"]
+    assert {(a.where, a.verdict) for a in found} >= {("linear on others", "not decided")} and len(found) == 2
+
+
 def test_answers(folder: Path) -> None:
     found = claims(folder, show=quiet)
     assert [(a.evaluation, a.verdict) for a in found] == [
