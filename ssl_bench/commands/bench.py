@@ -27,6 +27,7 @@ from ssl_bench.data.shrinking import shrunk
 from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
 from ssl_bench.launch.slurm import Cluster, run_on_slurm
+from ssl_bench.methods.baselines import RawPixels
 from ssl_bench.results.rows.identity import number_identity
 from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import row_path
@@ -52,8 +53,9 @@ class EvaluationSet:
         return dict(named_evaluator(name) for name in self.named)
 
     def of(self, recipe: Recipe) -> dict[str, Evaluator]:
-        """Those whose needs the backbone of a recipe meets."""
-        able = family_of(recipe.backbone["name"]).abilities(**recipe.backbone)
+        """Those whose needs the encoder of a recipe meets."""
+        backbone = {"name": "pixels_32x32"} if issubclass(recipe.cls, RawPixels) else recipe.backbone
+        able = family_of(backbone["name"]).abilities(**backbone)
         return {name: each for name, each in self.evaluators.items() if able.issuperset(each.encoder_needs)}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -285,7 +287,8 @@ def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[st
 def _unfit(recipe: Recipe, evaluated: EvaluationSet) -> str:
     """A line about the evaluations that a backbone can't have; empty where it can have all."""
     left = [name for name in evaluated.evaluators if name not in evaluated.of(recipe)]
-    return f"{', '.join(left)}: left out for {recipe.backbone['name']}, which can't have it" if left else ""
+    encoder = recipe.method if issubclass(recipe.cls, RawPixels) else recipe.backbone["name"]
+    return f"{', '.join(left)}: left out for {encoder}, which can't have it" if left else ""
 
 
 def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:

@@ -303,6 +303,14 @@ def test_runs_of_equal_flops(tiny_data: Splits) -> None:
         assert share == pytest.approx(usual.warmup_epochs / usual.epochs, rel=0.01)
 
 
+def test_raw_pixels_have_neither_attention_nor_weights(tiny_data: Splits) -> None:
+    suite = replace(load_suite("quick-all"), data="blobs", methods=["mae"])
+    wanted = ("knn", "attention-jaccard", "segmentation-finetune")
+    evaluated = bench_module.EvaluationSet(tiny_data, wanted)
+    of = {recipe.method: list(evaluated.of(recipe)) for recipe in resolve(suite, [0])}
+    assert of["raw_pixels"] == ["knn"] and of["mae"] == list(wanted)
+
+
 def test_the_plan_runs_nothing(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "run", lambda *_: pytest.fail("was run"))
     shown: list[str] = []
