@@ -107,7 +107,8 @@ class DepthLinear(Evaluator):
             errors = depth_errors(self._inside(depth), truth, self.max_depth)
             if errors:
                 found.append(errors)
-            gallery.add(i, image, shaded(whole, self.max_depth), shaded(depth, self.max_depth))
+            if i in gallery:
+                gallery.add(i, image, shaded(whole, self.max_depth), shaded(depth, self.max_depth))
         if not found:
             raise RunError(f"depth-linear: no depth of {data.test.name} {data.test.split} is known")
         values = {name: torch.tensor([errors[name] for errors in found]) for name in found[0]}

@@ -102,9 +102,9 @@ class SegmentationLinear(Evaluator):
         for i in progress(range(len(data.test)), f"windows of {data.test.name}", len(data.test)):
             mask = targets.mask(i)
             scores = self.slide(data.test.images[i], partial(self._scores, encoder, head))
-            enlarged = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
-            counts.append(pixel_counts(enlarged.argmax(0), mask, len(names)))
-            show_masks(gallery, data.test, i, mask, enlarged.argmax(0))
+            predicted = F.interpolate(scores[None], mask.shape, mode="bilinear")[0].argmax(0)
+            counts.append(pixel_counts(predicted, mask, len(names)))
+            show_masks(gallery, data.test, i, mask, predicted)
         parts = torch.stack(counts)
         chosen: dict[str, object] = {"passes": self.steps * self.batch_size / len(data.train)}
         metrics, picture = segmentation_metrics(parts, names), gallery.picture()

@@ -110,9 +110,9 @@ class SegmentationFineTune(Evaluator):
         for i in progress(range(len(data.test)), f"windows of {data.test.name}", len(data.test)):
             mask = data.test.targets.mask(i)
             scores = self.crops.slide(data.test.images[i], scores_of)
-            enlarged = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
-            counts.append(pixel_counts(enlarged.argmax(0), mask, len(names)))
-            show_masks(gallery, data.test, i, mask, enlarged.argmax(0))
+            predicted = F.interpolate(scores[None], mask.shape, mode="bilinear")[0].argmax(0)
+            counts.append(pixel_counts(predicted, mask, len(names)))
+            show_masks(gallery, data.test, i, mask, predicted)
         parts = torch.stack(counts)
         chosen: dict[str, object] = {
             "passes": self.steps * self.batch_size / len(data.train),
