@@ -8,26 +8,21 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.backbones import family_of
 from ssl_bench.checkpoints.encoder_file import load_encoder
-from ssl_bench.commands.evaluate import lacking, run_evaluations
+from ssl_bench.commands.evaluate import run_evaluations
+from ssl_bench.commands.evaluation_sets import EvaluationSet, load_sets, unfit
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.plan import plan
 from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.build import check_step
-from ssl_bench.config.protocol import named_evaluator, tried_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import Suite, load_suite, resolve
-from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.shrinking import shrunk
-from ssl_bench.evaluations.evaluator import Evaluator
 from ssl_bench.launch.pool import default_jobs, run_in_pool
 from ssl_bench.launch.slurm import Cluster, run_on_slurm
-from ssl_bench.methods.baselines import RawPixels
 from ssl_bench.results.rows.identity import number_identity
 from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import row_path
@@ -38,28 +33,6 @@ from ssl_bench.utils.identity import identify
 from ssl_bench.utils.progress import duration
 
 LAUNCHERS = ("local", "slurm")
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """What encoders are evaluated on: a data set, and evaluators as they are named. Travels between processes."""
-
-    splits: Splits
-    named: tuple[str, ...]
-
-    @cached_property
-    def evaluators(self) -> dict[str, Evaluator]:
-        """Name in tables -> evaluator."""
-        return dict(named_evaluator(name) for name in self.named)
-
-    def of(self, recipe: Recipe) -> dict[str, Evaluator]:
-        """Those whose needs the encoder of a recipe meets."""
-        backbone = {"name": "pixels_32x32"} if issubclass(recipe.cls, RawPixels) else recipe.backbone
-        able = family_of(backbone["name"]).abilities(**backbone)
-        return {name: each for name, each in self.evaluators.items() if able.issuperset(each.encoder_needs)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"splits": self.splits, "named": self.named}  # a class of a user's file has no module elsewhere
 
 
 @dataclass(frozen=True)
@@ -166,7 +139,7 @@ def bench(
     wanted = resolve(asked, seeds, budget)  # a wrong recipe is said before images are read
     for recipe in {recipe.cls: recipe for recipe in wanted}.values():
         check_step(recipe)
-    sets = _load_sets(asked, skip_unreadable, show)
+    sets = load_sets(asked, skip_unreadable, show)
     if not any(each.named for each in sets):
         raise UserError(f"{asked.name}: none of its evaluations fits the data")
     splits = sets[0].splits
@@ -176,8 +149,8 @@ def bench(
     # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
     missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
-    for unfit in filter(None, dict.fromkeys(_unfit(recipe, each) for recipe in recipes for each in sets)):
-        show(unfit)
+    for left_out in filter(None, dict.fromkeys(unfit(recipe, each) for recipe in recipes for each in sets)):
+        show(left_out)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     if said := shrunk(splits.train, [recipe.backbone["name"] for recipe in recipes]):
         show(f"{said}; --image-size shows more of them")
@@ -261,34 +234,7 @@ def _prepare_anew(
     logger: Sequence[str],
 ) -> Callable[[int], str | None]:
     """The same in a job of another machine, which loads the images itself."""
-    return _prepare(suite, seeds, budget, _load_sets(suite, skip_unreadable, lambda _: None), folder, logger)
-
-
-def _load_sets(suite: Suite, skip_unreadable: bool, show: Callable[[str], None]) -> list[EvaluationSet]:
-    """The data sets of a suite with their evaluators, that of the pre-training first."""
-    places = [(suite.data, suite.evaluations), *((other, suite.transfer_evaluations) for other in suite.transfer)]
-    for name in {name for _, names in places for name in names}:
-        tried_evaluator(name)  # a mistake is said before images are read
-    return [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
-
-
-def make_evaluation_set(splits: Splits, named: Sequence[str], show: Callable[[str], None]) -> EvaluationSet:
-    """The evaluators that this data set has something for, and a line about the others."""
-    kept = []
-    for given in named:
-        name, evaluator = named_evaluator(given)
-        if lacks := lacking(evaluator, splits):
-            show(f"{name}: left out, {lacks}")
-        else:
-            kept.append(given)
-    return EvaluationSet(splits, tuple(kept))
-
-
-def _unfit(recipe: Recipe, evaluated: EvaluationSet) -> str:
-    """A line about the evaluations that a backbone can't have; empty where it can have all."""
-    left = [name for name in evaluated.evaluators if name not in evaluated.of(recipe)]
-    encoder = recipe.method if issubclass(recipe.cls, RawPixels) else recipe.backbone["name"]
-    return f"{', '.join(left)}: left out for {encoder}, which can't have it" if left else ""
+    return _prepare(suite, seeds, budget, load_sets(suite, skip_unreadable, lambda _: None), folder, logger)
 
 
 def make_task(recipe: Recipe, sets: Sequence[EvaluationSet], folder: Path) -> Task:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ssl_bench.commands import bench as bench_module
+from ssl_bench.commands import evaluation_sets
 from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.list import catalogue
 from ssl_bench.config.cost import training_flops
@@ -45,7 +46,7 @@ training: {epochs: 1, batch_size: 16, base_lr: 1e-2, warmup_epochs: 0}
 @pytest.fixture
 def folder(tmp_path: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench_module, "load", lambda *_, **__: tiny_data)
+    monkeypatch.setattr(evaluation_sets, "load", lambda *_, **__: tiny_data)
     (tmp_path / "toy.yaml").write_text(SUITE)
     return tmp_path
 
@@ -115,7 +116,7 @@ def test_side_by_side_gives_the_same_rows(folder: Path, tiny_data: Splits, monke
             path = folder / "blobs" / images.split / str(label) / f"{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(path)
-    monkeypatch.setattr(bench_module, "load", lambda *_, **__: load("folder:blobs", memory=0))
+    monkeypatch.setattr(evaluation_sets, "load", lambda *_, **__: load("folder:blobs", memory=0))
     text = SUITE.replace("vit_nano_patch4_16", "vit_micro_patch8_16")
     (folder / "toy.yaml").write_text(text.replace("methods: [mae]", f"methods: ['{VICREG}']"))
     bench("toy.yaml", allow_code=True, out="one", show=lambda _: None)
@@ -142,7 +143,7 @@ def test_transfer(folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPat
             (folder / "other" / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.new("RGB", (20, 24), (9 * i, 90 * label, 0)).save(folder / "other" / split / name / f"{i}.png")
-    monkeypatch.setattr(bench_module, "load", lambda name, **_: tiny_data if name == "blobs" else load(name))
+    monkeypatch.setattr(evaluation_sets, "load", lambda name, **_: tiny_data if name == "blobs" else load(name))
     plain = SUITE.replace("[0, 1]", "[0]")
     (folder / "toy.yaml").write_text(plain)
     bench("toy.yaml", show=lambda _: None)
@@ -306,7 +307,7 @@ def test_runs_of_equal_flops(tiny_data: Splits) -> None:
 def test_raw_pixels_have_neither_attention_nor_weights(tiny_data: Splits) -> None:
     suite = replace(load_suite("quick-all"), data="blobs", methods=["mae"])
     wanted = ("knn", "attention-jaccard", "segmentation-finetune")
-    evaluated = bench_module.EvaluationSet(tiny_data, wanted)
+    evaluated = evaluation_sets.EvaluationSet(tiny_data, wanted)
     of = {recipe.method: list(evaluated.of(recipe)) for recipe in resolve(suite, [0])}
     assert of["raw_pixels"] == ["knn"] and of["mae"] == list(wanted)
 

@@ -32,6 +32,7 @@ import torch
 from tiny import blobs, tiny_recipe
 
 from ssl_bench.commands import bench as bench_module
+from ssl_bench.commands import evaluation_sets
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.data.datasets import ImageSet, Splits
 from ssl_bench.data.targets import Search, Searches, Targets
@@ -170,7 +171,7 @@ class Bench:
             os.dup2(log, 1), os.dup2(log, 2)
             sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
             os.environ["TMPDIR"] = str(self.folder / "tmp")
-            bench_module.load = lambda *_, **__: self.splits
+            evaluation_sets.load = lambda *_, **__: self.splits
             Resume.interval = property(lambda self: -1.0, lambda self, value: None)  # type: ignore[assignment]  # every step
             if faults is not None:
                 faults.install()

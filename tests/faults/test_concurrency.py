@@ -50,7 +50,7 @@ def test_folders_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: p
     suite = Bench(["mae"], ["knn"], tmp_path / "suite")
     suite.prepare()
     monkeypatch.chdir(suite.folder)
-    monkeypatch.setattr("ssl_bench.commands.bench.load", lambda *_, **__: suite.splits)
+    monkeypatch.setattr("ssl_bench.commands.evaluation_sets.load", lambda *_, **__: suite.splits)
     Path("runs").write_text("in the way")
     failed = run_bench("suite.yaml", out="results", methods=[], jobs=1, show=lambda _: None)
     assert len(failed) == 3 and all("runs" in line and "\n" not in line for line in failed)
