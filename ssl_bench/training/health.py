@@ -134,16 +134,24 @@ def rank_of_a_line(dim: int, count: int) -> float:
         middle = (low + high) / 2
         p = torch.full((dim,), middle, dtype=torch.float64)
         p[0] = 1
-        low, high = (middle, high) if _rank(p) < min(COLLAPSED_RANK, dim / 2) else (low, middle)
+        low, high = (middle, high) if effective_rank(p) < min(COLLAPSED_RANK, dim / 2) else (low, middle)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(4, count, dim, generator=generator) * torch.tensor([1.0] + [high] * (dim - 1))
-    seen = [_rank(torch.linalg.svdvals(each - each.mean(dim=0))) for each in drawn]
+    seen = [effective_rank(torch.linalg.svdvals(each - each.mean(dim=0))) for each in drawn]
     return 1 + (sum(seen) / len(seen) - 1) * (1 - 3 / count**0.5)
 
 
-def _rank(values: Tensor) -> float:
-    """Effective rank by singular values."""
-    return float(torch.special.entr(values / values.sum()).sum().exp())
+def effective_rank(singular: Tensor) -> float:
+    """exp(entropy) of normalised singular values (Roy and Vetterli 2007): 1 where one is alone, D where all are equal.
+
+    Args:
+        singular: (D,) float, 0 or more.
+
+    Example:
+        >>> round(effective_rank(torch.ones(4)), 4), effective_rank(torch.zeros(4))
+        (4.0, 1.0)
+    """
+    return float(torch.special.entr(singular / singular.sum().clamp(min=1e-12)).sum().exp())
 
 
 def remedy(category: str) -> str:

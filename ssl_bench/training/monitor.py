@@ -18,7 +18,7 @@ from ssl_bench.teachers.codes import least_perplexity
 from ssl_bench.teachers.dalle import perplexity
 from ssl_bench.training.callbacks import Report
 from ssl_bench.training.compute import autocast
-from ssl_bench.training.health import Diverged, collapse, remedy
+from ssl_bench.training.health import Diverged, collapse, effective_rank, remedy
 from ssl_bench.utils.errors import RunError
 from ssl_bench.utils.flags import COLLAPSED
 from ssl_bench.utils.stopwatch import part
@@ -157,8 +157,7 @@ def collapse_meters(features: Tensor) -> dict[str, float]:
 
     Returns:
         ``feature_std``: mean standard deviation of the L2-normalised features times sqrt(D), 1 when they fill the
-        sphere, 0 when all are equal. ``effective_rank``: exp(entropy) of the normalised singular values (Roy and
-        Vetterli 2007), 1 to D.
+        sphere, 0 when all are equal. ``effective_rank``: 1 to D, of ``health.effective_rank``.
 
     Example:
         >>> collapse_meters(torch.ones(8, 4))
@@ -166,6 +165,4 @@ def collapse_meters(features: Tensor) -> dict[str, float]:
     """
     std = F.normalize(features.float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5
     singular = torch.linalg.svdvals((features - features.mean(dim=0)).float())
-    p = singular / singular.sum().clamp(min=1e-12)
-    entropy = -(p * p.clamp(min=1e-12).log()).sum()
-    return {"feature_std": float(std), "effective_rank": float(entropy.exp())}
+    return {"feature_std": float(std), "effective_rank": effective_rank(singular)}
