@@ -113,11 +113,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Models ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "size"), [("test_resnet_32", 32), ("test_vit_160", 160)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("test_resnet_32", 32),
+        ("test_vit_160", 160),
+        ("resnet18_32", 32),
+        ("swin_tiny_patch4_window7_224_64", 64),
+        ("vit_small_patch14_reg4_dinov2_56", 56),  # layer scale and registers
+    ],
+)
 def test_a_model_of_timm_with_the_weights_of_a_file(here: Path, tiny_data: Splits, name: str, size: int) -> None:
     torch.manual_seed(3)
     network = build_backbone(f"timm:{name}")
-    classifier = {"fc.weight" if "resnet" in name else "head.weight": torch.zeros(10, 8)}
+    classifier = {"fc.weight" if "resnet" in name else "head.fc.weight" if "swin" in name else "head.weight": torch.zeros(10, 8)}
     torch.save({"state_dict": {**network.state_dict(), **classifier}}, here / "w.pth")
     (row,) = evaluate(f"timm:{name}@w.pth", data=tiny_data, evaluations=["knn"])
     assert row["method"] == name and row["backbone"]["name"] == f"timm:{name}" and "external weights" in row["flags"]
