@@ -5,7 +5,7 @@
 Trains MAE of the suite `quick` with ``ssl_bench.pretrain.run`` and with the same steps in a plain loop, in turn, and
 prints the ratio of their medians, and what part of a run the log, the k-NN and the checkpoints take: on a busy machine
 only the latter means something. Everything else (views, loss, optimiser) is the same code. The k-NN runs four times,
-however long a run is: short runs make it look expensive. 2,600 steps are those of the suite.
+however long a run is: short runs make it look expensive. 2,600 steps are those of the recipe `quick`.
 """
 
 from __future__ import annotations

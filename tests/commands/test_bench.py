@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tomllib
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -225,11 +226,13 @@ def test_mistakes_in_a_suite_run_nothing(folder: Path, change: tuple[str, str], 
     assert not (folder / "results").exists()
 
 
-def test_quick_suites_are_shipped() -> None:
+def test_suites_are_shipped() -> None:
     assert load_suite("quick").methods == ["mae", "moco_v3"]
-    assert load_suite("quick-all").methods == ["mpp", "moco_v3", "dino", "ibot", "beit", "mae", "eva"]
     survey = [entry.partition(":")[0] for entry in load_suite("survey").methods]
     assert set(survey) == set(METHODS) - set(BASELINES)
+    root = Path(__file__).parents[2]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["force-include"]) >= {str(path.relative_to(root)) for path in root.glob("results/*/suite.yaml")}
 
 
 def test_a_suite_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +271,7 @@ def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
 
 
 def test_budget_scales_target_networks_too() -> None:
-    suite = replace(load_suite("quick-all"), methods=["beit"])
+    suite = replace(load_suite("survey"), methods=["beit"], flops=None)
     (whole,) = resolve(suite, [0])[4:]
     (half,) = resolve(suite, [0], 0.5)[4:]
     assert half.training.epochs == whole.training.epochs / 2
@@ -293,7 +296,7 @@ def test_rows_that_were_cut_off_are_measured_again(folder: Path, capsys: pytest.
 
 
 def test_runs_of_equal_flops(tiny_data: Splits) -> None:
-    suite = replace(load_suite("quick-all"), data="blobs", methods=["mae", "dino"], flops=2e11)
+    suite = replace(load_suite("survey"), data="blobs", methods=["mae", "dino"], flops=2e11)
     recipes = [recipe for recipe in resolve(suite, [0], data=tiny_data) if recipe.cls.trains]
     assert {recipe.method for recipe in recipes} == {"supervised", "mae", "dino"}
     for recipe in recipes:
@@ -305,7 +308,7 @@ def test_runs_of_equal_flops(tiny_data: Splits) -> None:
 
 
 def test_raw_pixels_have_neither_attention_nor_weights(tiny_data: Splits) -> None:
-    suite = replace(load_suite("quick-all"), data="blobs", methods=["mae"])
+    suite = replace(load_suite("survey"), data="blobs", methods=["mae"])
     wanted = ("knn", "attention-jaccard", "segmentation-finetune")
     evaluated = evaluation_sets.EvaluationSet(tiny_data, wanted)
     of = {recipe.method: list(evaluated.of(recipe)) for recipe in resolve(suite, [0])}
