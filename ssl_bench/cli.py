@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ssl_bench.arguments import make_parser
-from ssl_bench.utils.errors import RunError, Stopped, UserError
+from ssl_bench.utils.errors import RunError, Stopped, UserError, first_line
 from ssl_bench.utils.memory import keep_freed_memory
 from ssl_bench.utils.output import Patient
+from ssl_bench.utils.references import external_line
 
 # Nothing heavy is imported up here: `ssl-bench --help` prints at once.
 
@@ -46,6 +47,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return _say(f"stopped by {stop.name}: the training is saved; the same command goes on from there", stop.status)
     except OSError as error:
         return _say(f"failed: {error.filename or 'the system'}: {error.strerror or error}", 1)
+    except Exception as error:  # of the file of a user: where it is; of ours: whole
+        if not (place := external_line(error)):
+            raise
+        return _say(f"failed: {place}: {type(error).__name__}: {first_line(error)}", 1)
 
 
 def _say(line: str, status: int) -> int:

@@ -41,6 +41,7 @@ def identity_of(row: dict[str, Any]) -> dict[str, Any]:
         }
     evaluation = {
         **{key: evaluated[key] for key in ("name", "evaluator", "settings")},
+        **({"source": source} if (source := row["code"]["evaluator_source"]) else {}),  # of an evaluator from outside
         "images": evaluated["fingerprints"],
         "versions": {f"evaluator {evaluated['evaluator']}": evaluated["version"], "features": 1},
     }

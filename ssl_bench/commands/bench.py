@@ -48,11 +48,14 @@ class Task:
         """For example "mae, seed 0"."""
         return f"{self.recipe.method}, seed {self.recipe.seed}"
 
-    @property
-    def weight(self) -> float:
-        """About how long it takes beside the others, in epochs: those of its teachers, and one for its evaluations."""
-        recipes = [self.recipe, *self.recipe.teachers.values()]
-        return 1 + sum(recipe.training.epochs for recipe in recipes if recipe.cls.trains)
+    def weight(self, equal: bool) -> float:
+        """About how long it takes beside the others, teachers and evaluations included.
+
+        Args:
+            equal: Whether the suite gives every training the same FLOPs; otherwise epochs are counted.
+        """
+        trained = [each for each in (self.recipe, *self.recipe.teachers.values()) if each.cls.trains]
+        return 0.2 + len(trained) if equal else 1 + sum(each.training.epochs for each in trained)
 
     @property
     def done(self) -> bool:
@@ -161,7 +164,7 @@ def bench(
     for place in (folder, folder / "rows"):
         remove_leftovers(place)
     jobs = min(jobs or default_jobs(), len(missing)) if launcher == "local" else 0
-    progress = SuiteProgress({index: tasks[index].weight for index in missing})
+    progress = SuiteProgress({index: tasks[index].weight(bool(asked.flops)) for index in missing})
     failed: list[str] = []
     if launcher == "slurm" and missing:
         asked_for = content_hash([str(folder.absolute()), [str(path) for path in tasks[0].rows]])[:6]

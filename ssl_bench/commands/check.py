@@ -12,7 +12,7 @@ from ssl_bench.commands.claims import PAGE
 from ssl_bench.commands.claims import render as render_claims
 from ssl_bench.commands.leaderboard import FORMATS, render
 from ssl_bench.results.claims import FILE
-from ssl_bench.results.frame import quick_hash
+from ssl_bench.results.frame import protocol_key
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.contradiction import contradiction
 from ssl_bench.results.rows.picture import read_picture
@@ -133,7 +133,7 @@ def _together(rows: Sequence[Row]) -> Iterator[str]:
         if other != row.path.name:
             yield f"{row.path.name}: has the id of {other}"
         column = (stated["name"], stated["data"], row["backbone"]["name"], *stated["fingerprints"].values())
-        kind = f"version {stated['version']}, settings {quick_hash(row['identity']['evaluation']['settings'])[:6]}"
+        kind = f"version {stated['version']}, settings {protocol_key(row)[:6]}"
         kinds.setdefault(column, {}).setdefault(kind, []).append(row.path.name)
     for column, found in kinds.items():
         if len(found) > 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.results.claims import FILE, Answer, answers, read_claims
+from ssl_bench.results.leaderboard.selection import newest
 from ssl_bench.results.leaderboard.table import Table, build
 from ssl_bench.results.rows.row import read_rows
 from ssl_bench.results.text import escape, folded, markdown_table, plain, terminal_table
@@ -41,7 +42,10 @@ def claims(
         UserError: No rows, or not such a file.
     """
     path = Path(file) if file else Path(folder) / FILE
-    tables = build(read_rows(folder, lambda line: show(plain(f"WARNING: {line}"))))
+    rows, older = newest(read_rows(folder, lambda line: show(plain(f"WARNING: {line}"))))
+    for line in older:
+        show(folded(f"WARNING: {line}"))
+    tables = build(rows)
     if not tables:
         raise UserError(f"no rows in {folder}")
     found = answers(read_claims(path), tables)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssl_bench.results import exchange
 from ssl_bench.results.leaderboard import legends
-from ssl_bench.results.leaderboard.selection import Selection
+from ssl_bench.results.leaderboard.selection import Selection, newest
 from ssl_bench.results.leaderboard.table import Table, build, to_csv
 from ssl_bench.results.rows.row import read_rows
 from ssl_bench.results.text import escape, folded, terminal_table
@@ -71,7 +71,9 @@ def leaderboard(
         if name not in FORMATS | exchange.FORMATS:
             raise unknown("format", name, [*FORMATS, *exchange.FORMATS])
     rows = read_rows(folder, lambda line: show(f"WARNING: {line}"))
-    rows = selection.rows(rows)
+    rows, older = newest(selection.rows(rows))
+    for line in older:
+        show(folded(f"WARNING: {line}"))
     tables = build(rows, sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:

@@ -78,7 +78,10 @@ def pretrain(
     images = images or load(resolved.data, skip_unreadable=skip_unreadable)
     if is_first() and (said := shrunk(images.train, [resolved.backbone["name"]])):
         print(f"{said}; --backbone takes one of another size", file=sys.stderr)
-    return run(resolved, images, Path(out) if out else run_folder(resolved, images), logger, strategy)
+    folder = Path(out) if out else run_folder(resolved, images)
+    if is_first() and is_whole(folder / "encoder.pt"):
+        print(f"{folder} was trained before", file=sys.stderr)
+    return run(resolved, images, folder, logger, strategy)
 
 
 def run_folder(recipe: Recipe, data: Splits, root: str | Path = "runs") -> Path:

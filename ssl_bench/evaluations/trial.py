@@ -96,6 +96,12 @@ def _data() -> Data:
 def _check(result: Result, n: int) -> None:
     """What ``Result`` says of `correct` and the headline, which the row's check would refuse after the training."""
     correct, value = result.correct, result.metrics[result.headline].value
+    headline = result.metrics[result.headline]
+    if not headline.low <= value <= headline.high:
+        raise BadResult(
+            f"the headline {result.headline!r} is {value:.4g}, outside of its interval ({headline.low:.4g} to "
+            f"{headline.high:.4g}); see ssl_bench.Metric"
+        )
     if correct.size and len(correct) != n:
         raise BadResult(f"correct has {len(correct)} entries for {n} test images; see ssl_bench.Result")
     if correct.size and correct.ndim < 3 and not np.isclose(100 * correct.mean(), value, rtol=1e-3, atol=1e-3):

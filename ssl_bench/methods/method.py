@@ -272,10 +272,13 @@ class Method(LightningModule):
         """``loss``, of the kind that it must be; a ``UserError`` where it is something else."""
         found: Any = self.loss(views)
         loss = found.get("loss") if isinstance(found, dict) else found
-        if isinstance(found, dict) and isinstance(loss, Tensor) and loss.numel() == 1:
-            return found
         kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        if isinstance(found, dict) and isinstance(loss, Tensor) and loss.numel() == 1:
+            if loss.requires_grad or not torch.is_grad_enabled():
+                return found
+            kind += " that depends on no weight"
         said = f"a dict whose 'loss' is {kind}" if isinstance(found, dict) else kind
+        said = "a dict without 'loss'" if isinstance(found, dict) and "loss" not in found else said
         raise UserError(f"{type(self).__name__}.loss returns {said}; it must be a dict whose 'loss' is a scalar tensor")
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ COLUMNS: dict[str, Any] = {
     "evaluation": "string",  # name of the protocol
     "evaluator": "string",
     "version": "Int64",  # of the evaluator
-    "protocol": "string",  # hash of the evaluator's version and settings, 16 hex digits
+    "protocol": "string",  # hash of the evaluator's version, settings and, from outside, its file; 16 hex digits
     "pooling": "string",  # of the features
     "metric": "string",  # its name
     "headline": "bool",  # whether it is the metric that leaderboards show
@@ -48,6 +48,8 @@ COLUMNS: dict[str, Any] = {
     "warnings": "string",  # joined with "; "; empty without one
     "file": "string",  # name of the row's file
 }
+
+COMPARABLE = ["data", "train_fingerprint", "test_fingerprint"]  # rows in which these differ never share a table
 
 
 def load(folder: str | Path, *, every_metric: bool = False) -> pd.DataFrame:
@@ -83,9 +85,8 @@ def _lines(row: Row, every_metric: bool) -> Iterator[list[Any]]:
     about = [values["id"], values.get("suite"), values["method"], values["category"], backbone, recipe_key(row)]
     about += [seed_of(row), pretrained_on(row), spent_on(row, "images_seen"), *spent]
     prints = evaluation["fingerprints"]
-    how = [evaluation["version"], row["identity"]["evaluation"]["settings"]]
     about += [values["task"], evaluation["data"], prints["train"], prints["test"]]
-    about += [evaluation["name"], evaluation["evaluator"], evaluation["version"], quick_hash(how)[:16]]
+    about += [evaluation["name"], evaluation["evaluator"], evaluation["version"], protocol_key(row)]
     about += [evaluation["pooling"]]
     marks = ["labels" in flags, is_external(row), row.stale, "; ".join(values.get("warnings", [])), row.path.name]
     headline = values["headline"]
@@ -130,6 +131,16 @@ def spent_on(row: Row, key: str) -> float | None:
 def recipe_key(row: Row) -> str:
     """Hash of all that made the encoder of a row but the seed, 16 hex digits: rows that share it are seeds of one."""
     return quick_hash({key: value for key, value in row["identity"]["encoder"].items() if key != "seed"})[:16]
+
+
+def protocol_key(row: Row) -> str:
+    """Hash of the evaluator's version and settings and, if it is from outside, of its file, 16 hex digits.
+
+    Rows of one name in which it differs measure different things.
+    """
+    known = row["identity"]["evaluation"]
+    source = [known["source"]] if "source" in known else []
+    return quick_hash([row["evaluation"]["version"], known["settings"], *source])[:16]
 
 
 def quick_hash(value: Any) -> str:

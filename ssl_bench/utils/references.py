@@ -12,6 +12,8 @@ from typing import Any
 
 from ssl_bench.utils.errors import UserError, unknown
 
+EXTERNAL = "ssl_bench_external_"  # before the name of a module that was a file
+
 
 def is_reference(text: str) -> bool:
     """Whether a text names something in a Python file or module, which runs when it is looked up.
@@ -58,7 +60,7 @@ def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str
         if place.endswith(".py"):
             if not Path(place).is_file():
                 raise UserError(f"{what} {reference!r}: no such file: {place}")
-            module_name = f"ssl_bench_external_{Path(place).stem}"
+            module_name = f"{EXTERNAL}{Path(place).stem}"
             spec = importlib.util.spec_from_file_location(module_name, place)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
@@ -74,3 +76,14 @@ def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str
     if name not in fitting:
         raise unknown(f"{what} in {place}", name, fitting)
     return name, getattr(module, name)
+
+
+def external_line(error: BaseException) -> str:
+    """Where an error came up in a file that was named on the command line, "own.py line 7"; empty if in none."""
+    found, traceback = "", error.__traceback__
+    while traceback:
+        frame = traceback.tb_frame
+        if frame.f_globals.get("__name__", "").startswith(EXTERNAL):
+            found = f"{Path(frame.f_code.co_filename).name} line {traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found

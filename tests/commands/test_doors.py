@@ -76,7 +76,7 @@ class Bare(Evaluator):
     def run(self, encoder, data): ...
 """
 SPREAD = """
-from ssl_bench import Evaluator, Result, mean_metric
+from ssl_bench import Evaluator, Metric, Result, mean_metric
 
 class Spread(Evaluator):
     version, metric_help, poolings = 1, {"spread": "mean distance from the mean feature"}, ("mean",)
@@ -126,7 +126,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_model_of_timm_with_the_weights_of_a_file(here: Path, tiny_data: Splits, name: str, size: int) -> None:
     torch.manual_seed(3)
     network = build_backbone(f"timm:{name}")
-    classifier = {"fc.weight" if "resnet" in name else "head.fc.weight" if "swin" in name else "head.weight": torch.zeros(10, 8)}
+    classifier = {
+        "fc.weight" if "resnet" in name else "head.fc.weight" if "swin" in name else "head.weight": torch.zeros(10, 8)
+    }
     torch.save({"state_dict": {**network.state_dict(), **classifier}}, here / "w.pth")
     (row,) = evaluate(f"timm:{name}@w.pth", data=tiny_data, evaluations=["knn"])
     assert row["method"] == name and row["backbone"]["name"] == f"timm:{name}" and "external weights" in row["flags"]
@@ -286,6 +288,7 @@ def test_what_an_evaluator_lacks_is_said_before_anything_runs(here: Path, tiny_d
         ("Result({'spread': mean_metric(x)}, 'spread', x > 5)", "but 100 times the mean of correct is 0"),
         ("Result({'spread': mean_metric(y)}, 'spread')", "mine.py line 9: NameError: name 'y' is not defined"),
         ("Result({'spread': mean_metric(x)})", "mine.py line 9: TypeError: Result"),
+        ("Result({'spread': Metric(50.0, 9, 60.0, 70.0)}, 'spread')", "is 50, outside of its interval (60 to 70)"),
     ],
 )
 def test_a_broken_evaluator_is_one_line_before_anything_is_trained(
@@ -334,7 +337,13 @@ def bench(method: str, *more: str) -> int:
         ("def loss", "def lose", "Mine' has no loss"),
         ("RETURNED", "self.backbone(views[0]).cls.sum()", "Mine.loss returns a tensor of shape ()"),
         ("RETURNED", "{'loss': 1.0}", "Mine.loss returns a dict whose 'loss' is a float"),
-        ("RETURNED", "{'lost': self.backbone(views[0]).cls.sum()}", "a dict whose 'loss' is a NoneType"),
+        ("RETURNED", "{'lost': self.backbone(views[0]).cls.sum()}", "Mine.loss returns a dict without 'loss'"),
+        ("RETURNED", "{'loss': torch.zeros(())}", "a tensor of shape () that depends on no weight"),
+        (
+            "    @property",
+            "    def __init__(self, backbone, *, width: int, rate=0.1): ...\n    @property",
+            "width, rate of its constructor: each keyword after the backbone needs a type and a default",
+        ),
         ("RETURNED", "{'loss': self.backbone(views[0]).cls}", "a dict whose 'loss' is a tensor of shape (8, 24)"),
     ],
 )
@@ -347,6 +356,18 @@ def test_a_broken_method_is_one_line_before_anything_runs(
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1
     assert {path.name for path in here.iterdir()} - {"__pycache__"} == files
+
+
+def test_an_error_in_the_file_of_a_method_is_one_line_with_its_place(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(METHOD.replace("RETURNED", "{'loss': self.backbon(views[0]).cls.sum()}"))
+    asked = ["pretrain", "mine.py:Mine", "--recipe", "short", "--backbone", "vit_nano_patch4_16"]
+    assert main([*asked, "--data", "own.py:squares", "--out", "run"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "ssl-bench: failed: mine.py line 12: AttributeError: 'Mine' object has no attribute 'backbon'"
+    )
 
 
 def test_backbone_optimizer_and_recipe_of_mine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

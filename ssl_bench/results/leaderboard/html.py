@@ -31,8 +31,7 @@ from ssl_bench.results.text import plain, yaml_text
 from ssl_bench.utils.errors import UserError
 
 HERE = Path(__file__).parent
-
-
+OTHER_METRICS = 12  # beside the headline of a row that the page lists
 BESIDE = re.compile(r'(?s)<section id="beside">.*?</section>\n')
 
 
@@ -212,6 +211,7 @@ def _row_data(row: Row) -> dict[str, Any]:
     facts = {
         "95 % interval over test images": f"{metric['low']:.2f} to {metric['high']:.2f} (n = {metric['n']:,})",
         "pooling": row["evaluation"]["pooling"],
+        "other metrics": _other_metrics(row),
         "chosen": json.dumps(row["evaluation"].get("chosen")),
         "pre-trained on": spent.get("data"),
         "FLOPs, teachers included": flops and f"{flops:.3e}",
@@ -230,20 +230,31 @@ def _row_data(row: Row) -> dict[str, Any]:
     }
 
 
+def _other_metrics(row: Row) -> str:
+    """The metrics beside the headline, as many as can be read."""
+    others = [f"{name} {each['value']:.2f}" for name, each in row["metrics"].items() if name != row["headline"]]
+    left = len(others) - OTHER_METRICS
+    return ", ".join(others[:OTHER_METRICS]) + (f", and {left} more in the file" if left > 0 else "")
+
+
 def rerun(row: Row) -> list[str]:
     """The commands that make a row again; every value of the recipe is spelled out, and every name is quoted.
 
-    The data set is named as it was given; of a folder at an absolute place the row knows the last part alone.
+    The data set is named as it was given; of a folder at an absolute place the row knows the last part alone, and of
+    the file of a method or an evaluation from outside its content, not its name: FILE.py stands for it.
     """
     recipe, stated, made = row["recipe"], row["evaluation"], row["pretraining"] or {}
-    how = ["--evaluations", stated["name"], "--data", given(stated)]
+    known = row["identity"]
+    evaluation = f"FILE.py:{stated['evaluator']}" if "source" in known["evaluation"] else stated["name"]
+    how = ["--evaluations", evaluation, "--data", given(stated)]
     if not recipe:
         return [_command("evaluate", "CHECKPOINT", "--backbone", row["backbone"]["name"], *how)]
     values: dict[str, Any] = {}
     for part in ("backbone", "training", "settings"):
         values |= recipe.get(part) or {}
     backbone, epochs = values.pop("name", row["backbone"]["name"]), values.pop("epochs", None)
-    pretrain = ["pretrain", row["method"], "--data", given(made if "data" in made else stated)]
+    method = f"FILE.py:{row['method']}" if "source" in known["encoder"] else row["method"]
+    pretrain = ["pretrain", method, "--data", given(made if "data" in made else stated)]
     pretrain += ["--backbone", backbone, "--seed", str(recipe.get("seed", 0)), "--out", "runs/again"]
     pretrain += ["--epochs", f"{epochs:g}"] if epochs is not None else []
     changed = [f"{key}={yaml_text(value)}" for key, value in values.items() if value is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_bench.results.frame import spent_on
+from ssl_bench.results.frame import COMPARABLE, spent_on, to_frame
 from ssl_bench.results.leaderboard.aggregate import Aggregate
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import plain
@@ -99,3 +99,28 @@ class Selection:
         if self.max_images is not None:
             parts.append(f"the best of each method at {self.max_images:,.0f} images seen or fewer")
         return "; ".join(parts)
+
+
+def newest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Without the rows that can't share a column with the newest: of another version, settings or file of an evaluator.
+
+    Returns:
+        The rows that stay, in their order, and a sentence for each evaluation of which some were left out.
+    """
+    frame = to_frame(rows).assign(time=[row["made"]["time"] for row in rows])
+    out: set[int] = set()
+    said = []
+    for _, part in frame.groupby([*COMPARABLE, "evaluation"]):
+        if part["protocol"].nunique() > 1:
+            latest = part["protocol"].iloc[part["time"].argmax()]
+            older = part[part["protocol"] != latest]
+            out.update(older.index)
+            column = f"{part['evaluation'].iloc[0]} on {part['data'].iloc[0]}"
+            files = ", ".join([*older["file"][:3], *(["..."] if len(older) > 3 else [])])
+            said.append(
+                plain(
+                    f"{column}: {len(older)} rows are of an earlier version, settings or file of the evaluation and "
+                    f"left out ({files}); measure them again, or take them out of the folder"
+                )
+            )
+    return [row for at, row in enumerate(rows) if at not in out], said

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ssl_bench.data.names import DATASETS
-from ssl_bench.results.frame import to_frame
+from ssl_bench.results.frame import COMPARABLE, to_frame
 from ssl_bench.results.leaderboard.aggregate import Aggregate, Cell, aggregate_rows, seed_values
 from ssl_bench.results.leaderboard.cost_texts import SPENT, cost_texts, teacher_texts, trained
 from ssl_bench.results.leaderboard.differences import Difference, differences, warning_texts
@@ -222,8 +222,7 @@ def build(rows: Sequence[Row], sort: str | None = None) -> list[Table]:
     Raises:
         UserError: Rows of several versions or settings of one evaluation, or no such evaluation.
     """
-    keys = ["data", "train_fingerprint", "test_fingerprint"]
-    return [_table(rows, part, sort) for _, part in to_frame(rows).groupby(keys)] if rows else []
+    return [_table(rows, part, sort) for _, part in to_frame(rows).groupby(COMPARABLE)] if rows else []
 
 
 def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:

@@ -118,6 +118,20 @@ def test_the_commands_can_be_run(tmp_path: Path, add_row: Any) -> None:
     assert "--data 'folder:data/cifar10#1000'" in first and second.endswith("--data folder:data/cifar10")
 
 
+def test_of_code_from_outside_the_command_says_that_its_file_is_needed(tmp_path: Path, add_row: Any) -> None:
+    row = add_row("m", 3, RIGHT, code={"evaluator_source": "a" * 16}, evaluation={"name": "Own", "evaluator": "Own"})
+    assert "--evaluations FILE.py:Own" in rerun(row)[1]
+
+
+def test_the_other_metrics_of_a_row_are_there(tmp_path: Path, add_row: Any) -> None:
+    other = {"value": 12.345, "n": 10, "low": 1.0, "high": 20.0}
+    add_row("m", 0, RIGHT, metrics={"erank": other})
+    cell = json.loads(Page(made(tmp_path)).scripts[0])["tables"][0]["lines"][0]["cells"][0]
+    assert ["other metrics", "erank 12.35"] in cell["rows"][0]["facts"] or ["other metrics", "erank 12.34"] in cell[
+        "rows"
+    ][0]["facts"]
+
+
 def test_files_with_the_name_of_a_known_data_set_are_not_headed_like_it(tmp_path: Path, add_row: Any) -> None:
     for given, title in (("cifar10", "cifar10 ("), ("folder:data/cifar10", "cifar10 from folder files (")):
         (table,) = build([add_row("m", 0, RIGHT, evaluation={"data": "cifar10", "given": given})])

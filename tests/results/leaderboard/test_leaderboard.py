@@ -16,6 +16,7 @@ from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.results.leaderboard.aggregate import summarise
 from ssl_bench.results.leaderboard.html import page
 from ssl_bench.results.leaderboard.latex import latex
+from ssl_bench.results.leaderboard.selection import newest
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.errors import UserError
@@ -55,7 +56,7 @@ def write(folder: Path, method: str, seed: int, value: float, **changes: Any) ->
         "code": {"method_source": None, "evaluator_source": None},
     }
     for key, change in changes.items():
-        values[key] = {**values[key], **change} if isinstance(change, dict) else change
+        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
     values["recipe"]["backbone"] = values["backbone"]
     values = sealed(values)
     path = folder / "rows" / f"{method}-{seed}-{values['id']}.json"
@@ -112,6 +113,41 @@ def test_other_versions_of_an_evaluation_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "n", 0, 50.0, evaluation={"version": 2})
     with pytest.raises(UserError, match="different versions or settings"):
         build(read_rows(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"evaluation": {"version": 2}},
+        {"evaluation": {"settings": {"shrinkage": 0.1}}},
+        {"code": {"method_source": None, "evaluator_source": "b" * 16}},
+    ],
+)
+def test_the_newest_measurement_of_an_edited_evaluation_counts(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Also that of an evaluation from outside whose file changed, not its version: they were averaged as if seeds."""
+    code = {"method_source": None, "evaluator_source": "a" * 16}
+    evaluation = {"name": "own", "evaluator": "Own"}
+    write(tmp_path, "m", 0, 40.0, **{"code": code, "evaluation": evaluation, "made": {"time": "2026-01-01T00:00:00"}})
+    write(
+        tmp_path,
+        "m",
+        0,
+        50.0,
+        **{
+            "code": code,
+            "made": {"time": "2026-01-02T00:00:00"},
+            **other,
+            "evaluation": evaluation | other.get("evaluation", {}),
+        },
+    )
+    with pytest.raises(UserError, match="different versions or settings"):
+        build(read_rows(tmp_path))
+    shown: list[str] = []
+    leaderboard(tmp_path, show=shown.append)
+    assert any("1 rows are of an earlier version, settings or file" in line and ".json" in line for line in shown)
+    (table,) = build(newest(read_rows(tmp_path))[0])
+    (only,) = table.aggregates
+    assert only.cells["own"].mean == 50.0 and only.cells["own"].seeds == 1
 
 
 def test_two_recipes_of_a_method_are_two_lines_and_missing_cells_stay_empty(tmp_path: Path) -> None:
