@@ -147,21 +147,17 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
         raise UserError(f"method {reference!r} has no {', '.join(missing)}; see ssl_bench.Method")
     if bare := _bare(cls):
         raise UserError(
-            f"method {reference!r}: {', '.join(bare)} of its constructor: each keyword after the backbone needs a type "
-            "and a default, as in `hidden_dim: int = 512`"
+            f"method {reference!r}: {', '.join(bare)} of its constructor: each keyword after the backbone needs a "
+            "default, and a type if its values are to be checked, as in `hidden_dim: int = 512`"
         )
     return name, cls
 
 
 def _bare(cls: type) -> list[str]:
-    """Keywords of a constructor, after the first, without a type or a default."""
+    """Keywords of a constructor, after the first, that have no default and come from no data set."""
     keywords = list(inspect.signature(cls).parameters.values())[1:]
-    return [
-        each.name
-        for each in keywords
-        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        and (each.annotation is each.empty or (each.default is each.empty and each.name not in FROM_DATA))
-    ]
+    named = [each for each in keywords if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return [each.name for each in named if each.default is each.empty and each.name not in FROM_DATA]
 
 
 def _is_method(it: Any) -> bool:
