@@ -342,7 +342,7 @@ def bench(method: str, *more: str) -> int:
         (
             "    @property",
             "    def __init__(self, backbone, *, width: int, rate=0.1): ...\n    @property",
-            "mine.py:Mine': width of its constructor: each keyword after the backbone needs a default",
+            ": width of its constructor: each keyword after the backbone needs a default",
         ),
         ("RETURNED", "{'loss': self.backbone(views[0]).cls}", "a dict whose 'loss' is a tensor of shape (8, 24)"),
     ],
