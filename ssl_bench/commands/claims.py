@@ -42,10 +42,8 @@ def claims(
         UserError: No rows, or not such a file.
     """
     path = Path(file) if file else Path(folder) / FILE
-    rows, older = newest(read_rows(folder, lambda line: show(plain(f"WARNING: {line}"))))
-    for line in older:
-        show(folded(f"WARNING: {line}"))
-    tables = build(rows)
+    rows = read_rows(folder, lambda line: show(plain(f"WARNING: {line}")))
+    tables = build(newest(rows, lambda line: show(folded(f"WARNING: {line}"))))
     if not tables:
         raise UserError(f"no rows in {folder}")
     found = answers(read_claims(path), tables)

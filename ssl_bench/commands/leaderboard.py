@@ -71,9 +71,7 @@ def leaderboard(
         if name not in FORMATS | exchange.FORMATS:
             raise unknown("format", name, [*FORMATS, *exchange.FORMATS])
     rows = read_rows(folder, lambda line: show(f"WARNING: {line}"))
-    rows, older = newest(selection.rows(rows))
-    for line in older:
-        show(folded(f"WARNING: {line}"))
+    rows = newest(selection.rows(rows), lambda line: show(folded(f"WARNING: {line}")))
     tables = build(rows, sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_bench.data.datasets import ImageSet, hold_out
 from ssl_bench.evaluations.evaluator import BadResult, Data, Evaluator, Result
-from ssl_bench.utils.errors import UserError, first_line
+from ssl_bench.utils.errors import UserError, first_line, line_of
 
 CLASSES, EACH, WIDTH = 4, 60, 16  # of the drawn features: enough that 10 % of them are a dev split of every class
 PLAIN = ("", "labels")  # what an evaluator may need of the images to be tried
@@ -72,9 +71,11 @@ def try_out(name: str, evaluator: Evaluator) -> None:
         except (TypeError, NameError, AttributeError) as error:
             if getattr(error, "obj", None) is encoder:
                 return  # of a real encoder it may know more
-            place = _line(evaluator, error)
+            file = inspect.getsourcefile(type(evaluator))
+            place = line_of(error, lambda frame: frame.f_code.co_filename == file)
+            where = f"drawn features, {place}" if place else "drawn features"
             raise UserError(
-                f"evaluator {name} fails on drawn features{place}: {type(error).__name__}: {first_line(error)}"
+                f"evaluator {name} fails on {where}: {type(error).__name__}: {first_line(error)}"
             ) from error
         except Exception:
             return
@@ -95,8 +96,8 @@ def _data() -> Data:
 
 def _check(result: Result, n: int) -> None:
     """What ``Result`` says of `correct` and the headline, which the row's check would refuse after the training."""
-    correct, value = result.correct, result.metrics[result.headline].value
-    headline = result.metrics[result.headline]
+    correct, headline = result.correct, result.metrics[result.headline]
+    value = headline.value
     if not headline.low <= value <= headline.high:
         raise BadResult(
             f"the headline {result.headline!r} is {value:.4g}, outside of its interval ({headline.low:.4g} to "
@@ -110,10 +111,3 @@ def _check(result: Result, n: int) -> None:
             f"the headline {result.headline!r} is {value:.4g}, but 100 times the mean of correct is {mean}; give in "
             "correct, as (n, 1), what each image adds, or leave it out (no paired tests then)"
         )
-
-
-def _line(evaluator: Evaluator, error: BaseException) -> str:
-    """Where in the evaluator's file an error came up."""
-    file = inspect.getsourcefile(type(evaluator))
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f", {Path(file).name} line {lines[-1]}" if file and lines else ""

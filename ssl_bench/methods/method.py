@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ssl_bench.backbones import check_needs
 from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.methods.returned import wrong_loss
 from ssl_bench.nn.accumulation import parts_of, rows_of_batch
 from ssl_bench.nn.optimizers import Training, build_optimizer, clip_each, no_decay_on_vectors, set_weight_decay
 from ssl_bench.nn.sharding import clip_norm, shard
@@ -271,15 +272,10 @@ class Method(LightningModule):
     def checked_loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """``loss``, of the kind that it must be; a ``UserError`` where it is something else."""
         found: Any = self.loss(views)
-        loss = found.get("loss") if isinstance(found, dict) else found
-        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        if isinstance(found, dict) and isinstance(loss, Tensor) and loss.numel() == 1:
-            if loss.requires_grad or not torch.is_grad_enabled():
-                return found
-            kind += " that depends on no weight"
-        said = f"a dict whose 'loss' is {kind}" if isinstance(found, dict) else kind
-        said = "a dict without 'loss'" if isinstance(found, dict) and "loss" not in found else said
-        raise UserError(f"{type(self).__name__}.loss returns {said}; it must be a dict whose 'loss' is a scalar tensor")
+        if wrong := wrong_loss(found):
+            said = f"{type(self).__name__}.loss returns {wrong}"
+            raise UserError(f"{said}; it must be a dict whose 'loss' is a scalar tensor")
+        return cast("dict[str, Tensor]", found)
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Parts of a batch have left their gradients before this is called."""

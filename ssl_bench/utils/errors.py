@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
 
 
 class UserError(Exception):
@@ -43,6 +45,21 @@ def first_line(error: Exception) -> str:
         ('too large', 'KeyError')
     """
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def line_of(error: BaseException, belongs: Callable[[FrameType], bool]) -> str:
+    """Where an error came up in some code: its file and the innermost line there, "own.py line 7"; empty if not there.
+
+    Args:
+        error: As it was caught.
+        belongs: Whether a frame is of that code.
+    """
+    found, traceback = "", error.__traceback__
+    while traceback:
+        if belongs(traceback.tb_frame):
+            found = f"{Path(traceback.tb_frame.f_code.co_filename).name} line {traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:

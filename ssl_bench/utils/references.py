@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssl_bench.utils.errors import UserError, unknown
+from ssl_bench.utils.errors import UserError, line_of, unknown
 
 EXTERNAL = "ssl_bench_external_"  # before the name of a module that was a file
 
@@ -79,11 +79,5 @@ def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str
 
 
 def external_line(error: BaseException) -> str:
-    """Where an error came up in a file that was named on the command line, "own.py line 7"; empty if in none."""
-    found, traceback = "", error.__traceback__
-    while traceback:
-        frame = traceback.tb_frame
-        if frame.f_globals.get("__name__", "").startswith(EXTERNAL):
-            found = f"{Path(frame.f_code.co_filename).name} line {traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return found
+    """Where an error came up in a file that was named on the command line; see ``errors.line_of``."""
+    return line_of(error, lambda frame: frame.f_globals.get("__name__", "").startswith(EXTERNAL))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssl_bench.results.frame import COMPARABLE, spent_on, to_frame
@@ -101,15 +101,15 @@ class Selection:
         return "; ".join(parts)
 
 
-def newest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+def newest(rows: Sequence[Row], warn: Callable[[str], None]) -> list[Row]:
     """Without the rows that can't share a column with the newest: of another version, settings or file of an evaluator.
 
-    Returns:
-        The rows that stay, in their order, and a sentence for each evaluation of which some were left out.
+    Args:
+        rows: In any order, which is kept.
+        warn: Is given a sentence for each evaluation of which some were left out.
     """
     frame = to_frame(rows).assign(time=[row["made"]["time"] for row in rows])
     out: set[int] = set()
-    said = []
     for _, part in frame.groupby([*COMPARABLE, "evaluation"]):
         if part["protocol"].nunique() > 1:
             latest = part["protocol"].iloc[part["time"].argmax()]
@@ -117,10 +117,10 @@ def newest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
             out.update(older.index)
             column = f"{part['evaluation'].iloc[0]} on {part['data'].iloc[0]}"
             files = ", ".join([*older["file"][:3], *(["..."] if len(older) > 3 else [])])
-            said.append(
+            warn(
                 plain(
                     f"{column}: {len(older)} rows are of an earlier version, settings or file of the evaluation and "
                     f"left out ({files}); measure them again, or take them out of the folder"
                 )
             )
-    return [row for at, row in enumerate(rows) if at not in out], said
+    return [row for at, row in enumerate(rows) if at not in out]

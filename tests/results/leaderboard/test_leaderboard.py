@@ -145,7 +145,7 @@ def test_the_newest_measurement_of_an_edited_evaluation_counts(tmp_path: Path, o
     shown: list[str] = []
     leaderboard(tmp_path, show=shown.append)
     assert any("1 rows are of an earlier version, settings or file" in line and ".json" in line for line in shown)
-    (table,) = build(newest(read_rows(tmp_path))[0])
+    (table,) = build(newest(read_rows(tmp_path), shown.append))
     (only,) = table.aggregates
     assert only.cells["own"].mean == 50.0 and only.cells["own"].seeds == 1
 
