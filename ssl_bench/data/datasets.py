@@ -215,8 +215,10 @@ def _drawn(spec: str, count: int | None) -> Splits:
     for split, drawn_count, seed in zip(("train", "test"), counts, (0, 1), strict=True):
         raw, targets, factors = draw_raw(kind, drawn_count, int(size), seed)
         if count is not None and split == "train":
-            raw, kept = _some(raw, count, f"{spec}#{count}")
-            targets, factors = targets.take(kept.numpy()), {key: values[kept] for key, values in factors.items()}
+            raw, kept = _some(replace(raw, targets=targets), count, f"{spec}#{count}")
+            assert raw.targets is not None
+            raw, targets = replace(raw, targets=None), raw.targets
+            factors = {key: values[kept] for key, values in factors.items()}
         drawn_set = _image_set(raw, name, split, hold=True)[0]
         sets.append(replace(drawn_set, factors=factors, reader=kind, targets=targets))
     return Splits(*sets)
@@ -224,6 +226,8 @@ def _drawn(spec: str, count: int | None) -> Splits:
 
 def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
     """About ``count`` of the images, the same share of each class, and their indices, ascending."""
+    if raw.targets is not None and raw.targets.searches is not None:
+        raise UserError(f"{spec}: its queries search all of its images; leave #{count} out")
     if not 0 < count < len(raw.labels):
         raise UserError(f"{spec}: there are {len(raw.labels)} training images; N is at least 1 and less than that")
     kept, _ = _stratified(raw.labels, spec, 1 - count / len(raw.labels), seed=0)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_bench.data.sources import Raw
-from ssl_bench.data.targets import Targets
+from ssl_bench.data.targets import Search, Searches, Targets
 
 # The usual size in pixels, and how many images (clips) train and test have.
 DRAWN = {
@@ -17,12 +17,13 @@ DRAWN = {
     "clips": (64, 10, 30),
     "actions": (32, 400, 400),
     "depths": (64, 2_000, 500),
+    "places": (64, 60, 60),  # places: nine views of each are searched, with one of each
 }
 
 
 def draw_raw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets, Mapping[str, Tensor]]:
     """Images, what is where in them, and the factors they were drawn from."""
-    from ssl_bench.data import actions, scenes, shapes
+    from ssl_bench.data import actions, places, scenes, shapes
 
     seen = ("background", *shapes.CLASSES)
     if kind == "shapes":
@@ -31,14 +32,24 @@ def draw_raw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets,
         return raw, Targets(seen, drawn.masks, drawn.masks.sign()), drawn.factors
     if kind == "scenes":
         found = scenes.draw_objects(count, size=size, seed=seed)
-        return Raw(found.images, np.zeros(count, np.int64), ()), Targets(seen, found.masks, found.instances), {}
+        return _unlabelled(found.images), Targets(seen, found.masks, found.instances), {}
     if kind == "actions":
         acts = actions.draw_actions(count, size=size, seed=seed)
         raw = Raw(acts.images, acts.labels.numpy(), actions.MOTIONS)
         return raw, Targets(instances=acts.instances, clips=acts.clips), {}
     if kind == "depths":
         far = actions.draw_depths(count, size=size, seed=seed)
-        return Raw(far.images, np.zeros(count, np.int64), ()), Targets(depths=far.depths), {}
+        return _unlabelled(far.images), Targets(depths=far.depths), {}
+    if kind == "places":  # the queries, whose seed is odd, are of the places of the seed before
+        seen_again = places.draw_places(count, size=size, seed=seed // 2)
+        if seed % 2:
+            return _unlabelled(seen_again.queries), Targets(searches=seen_again.searches), {}
+        nothing = Search(*(np.zeros(0, np.int64) for _ in range(3)))
+        database = seen_again.database
+        return _unlabelled(database), Targets(searches=Searches([nothing] * len(database))), {}
     clips = scenes.draw_clips(count, size=size, seed=seed)
-    labels = np.zeros(len(clips.images), np.int64)
-    return Raw(clips.images, labels, ()), Targets(instances=clips.instances, clips=clips.clips), {}
+    return _unlabelled(clips.images), Targets(instances=clips.instances, clips=clips.clips), {}
+
+
+def _unlabelled(images: Tensor) -> Raw:
+    return Raw(images, np.zeros(len(images), np.int64), ())

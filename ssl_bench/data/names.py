@@ -8,6 +8,7 @@ DATASETS: dict[str, str] = {
     "clips": "shapes that move over each other, with their masks, 10 + 30 clips of 16 frames of 64 px; built in",
     "actions": "a drawn shape in one of 8 motions, 400 + 400 clips of 8 frames of 32 px; built in",
     "depths": "drawn shapes at known distances, 2,000 + 500 images of 64 px; no labels; built in",
+    "places": "drawn places, 60 views that search 540 others for theirs, of 64 px; no labels; built in",
     "aircraft": "FGVC-Aircraft, 100 variants, 6,667 + 3,333 images",
     "cifar10": "CIFAR-10, 50,000 + 10,000 images of 32 px",
     "cifar100": "CIFAR-100, 50,000 + 10,000 images of 32 px",

@@ -32,7 +32,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.commands.pretrain import build
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.recipe import FROM_DATA, Recipe, load_recipe
-from ssl_bench.data import actions, scenes, shapes
+from ssl_bench.data import actions, places, scenes, shapes
 from ssl_bench.data.datasets import ImageSet, Splits, hold_out, load
 from ssl_bench.data.targets import Search, Searches, Targets
 from ssl_bench.evaluations import EVALUATIONS
@@ -110,6 +110,7 @@ def components() -> dict[str, Callable[[], Golden]]:
         "data masks": read_masks,
         "data actions": drawn_actions,
         "data depths": drawn_depths,
+        "data places": drawn_places,
     }
     return {name: partial(in_float32, compute) for name, compute in found.items()}
 
@@ -434,6 +435,15 @@ def drawn_depths() -> Golden:
     numbers = {"pixels": summary(found.images.float()), "depths": summary(found.depths)}
     return Golden(
         "data depths", versions_of("data depths"), {"draw_depths": plain_defaults(actions.draw_depths)}, numbers
+    )
+
+
+def drawn_places() -> Golden:
+    """Drawn places, and what their views are."""
+    found = places.draw_places(12, size=32, seed=0)
+    numbers = {"database": summary(found.database.float()), "queries": summary(found.queries.float())}
+    return Golden(
+        "data places", versions_of("data places"), {"draw_places": plain_defaults(places.draw_places)}, numbers
     )
 
 
