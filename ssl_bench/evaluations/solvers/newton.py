@@ -20,6 +20,9 @@ DOUBLE = 2**17  # features of smaller problems are widened to float64, where lit
 RESIDUAL = 0.1  # relative residual at which conjugate gradients stop, in the norm of the preconditioner
 INNER_STEPS = 250  # of conjugate gradients at most
 HALVINGS = 30  # of a step, before a problem counts as unfinished
+# A factor of the preconditioner serves D / (REUSE * K) products with H, which cost about what it does; then a new one is
+# made. Of a few hundred dimensions that is one a step; of 3,072 (raw pixels) it is one for several.
+REUSE = 2
 ROWS_PER_DIMENSION = 16  # images a dimension that the preconditioner is estimated from
 
 
@@ -117,11 +120,15 @@ class _Problems:
     def minimise(self, penalty: Tensor, tol: float, max_steps: int) -> tuple[int, int]:
         """Go to the minimum for one penalty (D,); the number of steps, and how many problems were not finished."""
         active, step = torch.arange(len(self.x), device=self.x.device), 0
+        factor, used, enough_used = torch.empty(0), 0, self.x.shape[2] / (REUSE * self.classes)
         while len(active) and step < max_steps:
             step += 1
             start, value = self.weights[active], self._objective(active, penalty)
             gradient = self.gradient[active] + penalty * start
-            direction = self._newton_step(active, gradient, penalty)
+            if not len(factor) or used >= enough_used:
+                factor, used = self._preconditioner(active, penalty), 0
+            direction, products = self._newton_step(active, gradient, penalty, factor)
+            used += products
             slope = (gradient * direction).sum((1, 2))
             solved = -slope / 2 <= tol * torch.minimum(value, math.log(self.classes) - value)
             rounding = 0.1 * torch.finfo(self.x.dtype).eps * value.abs()
@@ -134,7 +141,7 @@ class _Problems:
                 if not len(waiting):
                     break
                 length[waiting] /= 2
-            active = active[~solved]
+            active, factor = active[~solved], factor[~solved] if solved.any() else factor
         return step, len(active)
 
     def _of(self, each: Tensor, which: Tensor) -> Tensor:
@@ -164,10 +171,9 @@ class _Problems:
             gradient += error.to(x.dtype) @ part
         self.weights[which], self.loss[which], self.gradient[which] = weights, loss / n, gradient / n
 
-    def _newton_step(self, which: Tensor, gradient: Tensor, penalty: Tensor) -> Tensor:
-        """An approximate solution d (A, K, D) of H d = -gradient, by preconditioned conjugate gradients."""
+    def _newton_step(self, which: Tensor, gradient: Tensor, penalty: Tensor, factor: Tensor) -> tuple[Tensor, int]:
+        """An approximate solution d (A, K, D) of H d = -gradient, by preconditioned conjugate gradients; products."""
         x, p = self._of(self.x, which), self._of(self.probabilities, which)
-        factor = self._preconditioner(x, p, penalty)
 
         def precondition(r: Tensor) -> Tensor:
             return torch.cholesky_solve(r.mT, factor).mT
@@ -176,8 +182,9 @@ class _Problems:
         z = precondition(residual)
         direction, size = z.clone(), (residual * z).sum((1, 2))
         enough = RESIDUAL**2 * size
-        done = size <= 0
+        done, products = size <= 0, 0
         for _ in range(INNER_STEPS):
+            products += 1
             curved = self._hessian_product(x, p, direction) + penalty * direction
             curvature = (direction * curved).sum((1, 2))
             done = done | ~(curvature > 0)
@@ -191,7 +198,7 @@ class _Problems:
             done = done | (new <= enough)
             direction = z + torch.where(done, 0.0, new / size)[:, None, None] * direction
             size = torch.where(done, size, new)
-        return step
+        return step, products
 
     def _hessian_product(self, x: Tensor, p: Tensor, v: Tensor) -> Tensor:
         """H v (A, K, D) float64, of the mean cross-entropy."""
@@ -204,8 +211,9 @@ class _Problems:
             product += (of * (change - (of * change).sum(1, keepdim=True))) @ part
         return product / x.shape[1]
 
-    def _preconditioner(self, x: Tensor, p: Tensor, penalty: Tensor) -> Tensor:
+    def _preconditioner(self, which: Tensor, penalty: Tensor) -> Tensor:
         """Cholesky factor (A, D, D) of the mean over classes of H's diagonal blocks, estimated from some images."""
+        x, p = self._of(self.x, which), self._of(self.probabilities, which)
         n, dim = x.shape[1:]
         some = slice(0, n, max(1, n // (ROWS_PER_DIMENSION * dim)))
         part, of = x[:, some].double(), p[:, :, some].double()
