@@ -215,9 +215,9 @@ def _drawn(spec: str, count: int | None) -> Splits:
     for split, drawn_count, seed in zip(("train", "test"), counts, (0, 1), strict=True):
         raw, targets, factors = draw_raw(kind, drawn_count, int(size), seed)
         if count is not None and split == "train":
-            raw, kept = _some(replace(raw, targets=targets), count, f"{spec}#{count}")
-            assert raw.targets is not None
-            raw, targets = replace(raw, targets=None), raw.targets
+            some, kept = _some(replace(raw, targets=targets), count, f"{spec}#{count}")
+            assert some.targets is not None
+            raw, targets = replace(some, targets=None), some.targets
             factors = {key: values[kept] for key, values in factors.items()}
         drawn_set = _image_set(raw, name, split, hold=True)[0]
         sets.append(replace(drawn_set, factors=factors, reader=kind, targets=targets))
