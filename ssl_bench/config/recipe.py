@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import json
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from ssl_bench.utils.shipped import find_yaml
 from ssl_bench.views import VERSION as VIEWS_VERSION
 
 NAMED = {"backbone": named_backbone, "optimizer": named_optimizer}  # keys that may name a class of a user's file
+CATEGORIES = ("contrastive", "self-distillation", "reconstruction", "token prediction", "feature regression", "baseline")
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
 
@@ -145,6 +147,8 @@ def resolve_method(reference: str) -> tuple[str, type[Method]]:
     missing += [key for key in ("views", "loss") if cls.trains and getattr(cls, key) is getattr(Method, key)]
     if missing:
         raise UserError(f"method {reference!r} has no {', '.join(missing)}; see ssl_bench.Method")
+    if cls.category not in CATEGORIES and (meant := difflib.get_close_matches(cls.category, CATEGORIES, 1, 0.8)):
+        raise UserError(f"method {reference!r}: category {cls.category!r}: did you mean {meant[0]!r}?")
     if bare := _bare(cls):
         raise UserError(
             f"method {reference!r}: {', '.join(bare)} of its constructor: each keyword after the backbone needs a "
