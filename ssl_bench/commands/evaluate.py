@@ -133,8 +133,8 @@ def run_evaluations(
 
 
 def _run(evaluator: Evaluator, encoder: FrozenEncoder, data: Data) -> Result | None:
-    """All processes train together. Anything else is done by the first, as if alone; the others get None."""
-    if "training" in evaluator.engines:
+    """What is joint is done by all processes, anything else by the first, as if alone; the others get None."""
+    if evaluator.joint:
         result = evaluator.run(encoder, data)
         return result if is_first() else None
     if not is_first():

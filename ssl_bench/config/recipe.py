@@ -34,7 +34,14 @@ from ssl_bench.utils.shipped import find_yaml
 from ssl_bench.views import VERSION as VIEWS_VERSION
 
 NAMED = {"backbone": named_backbone, "optimizer": named_optimizer}  # keys that may name a class of a user's file
-CATEGORIES = ("contrastive", "self-distillation", "reconstruction", "token prediction", "feature regression", "baseline")
+CATEGORIES = (
+    "contrastive",
+    "self-distillation",
+    "reconstruction",
+    "token prediction",
+    "feature regression",
+    "baseline",
+)
 FROM_DATA = ("num_classes", "class_names")  # constructor keywords that the data fills in
 
 

@@ -157,6 +157,7 @@ class Evaluator(ABC):
     Attributes:
         version: Raised by every change that can move a number; tables never mix versions.
         task: What it measures the encoder at.
+        joint: Whether several processes run it together, each with its share; otherwise the first does, as if alone.
         engines: Whose versions decide its numbers besides its own: "features", or "training" and "views".
         metric_help: Metric name to a one-line explanation.
         needs: What images must have, of ``ImageSet.offers``; empty where they need no more than pixels.
@@ -168,6 +169,7 @@ class Evaluator(ABC):
 
     version: ClassVar[int]
     task: ClassVar[str] = "classification"
+    joint: ClassVar[bool] = False
     engines: ClassVar[tuple[str, ...]] = ("features",)
     metric_help: ClassVar[Mapping[str, str]]
     needs: ClassVar[str] = "labels"

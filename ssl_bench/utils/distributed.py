@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from ssl_bench.utils.errors import UserError
 
 T = TypeVar("T")
 WAIT = datetime.timedelta(days=1)  # for the first process, which solves heads alone
@@ -125,6 +127,32 @@ def share(count: int, batch_size: int) -> tuple[int, int]:
     batches = -(-count // batch_size)
     start, end = (min(count, -(-batches * r // world) * batch_size) for r in (rank, rank + 1))
     return start, end
+
+
+def part(batch_size: int) -> range:
+    """Which items of a joint batch this process works on: an equal part of it.
+
+    Raises:
+        UserError: The batch has no equal parts.
+
+    Example:
+        >>> part(4)
+        range(0, 4)
+    """
+    rank, world = process()
+    if batch_size % world:
+        raise UserError(f"batch_size {batch_size} can't be shared evenly by {world} processes")
+    each = batch_size // world
+    return range(rank * each, (rank + 1) * each)
+
+
+@torch.no_grad()
+def average_gradients(weights: Iterable[Tensor]) -> None:
+    """Put the mean over the processes in the place of each gradient; weights without one count as having zeros."""
+    if process()[1] > 1:
+        for weight in weights:
+            if weight.requires_grad:
+                weight.grad = all_mean(torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
 
 def is_first() -> bool:

@@ -95,7 +95,7 @@ def test_method_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'Mine'"):
         resolve_method(f"{file}:Min")
     file.write_text(file.read_text().replace("'c'", "'self-destillation'"))
-    with pytest.raises(UserError, match="category 'self-destillation': did you mean 'self-distillation'?"):
+    with pytest.raises(UserError, match="category 'self-destillation': did you mean 'self-distillation'"):
         resolve_method(f"{file}:Mine")
     file.write_text("1 / 0")
     with pytest.raises(UserError, match="ZeroDivisionError"):

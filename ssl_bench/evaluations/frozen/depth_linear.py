@@ -21,6 +21,7 @@ from ssl_bench.metrics.depth import depth_errors
 from ssl_bench.metrics.intervals import LARGEST, mean_metric
 from ssl_bench.nn.schedules import warmup_cosine
 from ssl_bench.utils.bounds import Count, Natural, NonNegative, Pixels, Positive, Seed
+from ssl_bench.utils.distributed import average_gradients, gather, gather_with_gradient, part
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
@@ -56,6 +57,7 @@ class DepthLinear(Evaluator):
 
     version: ClassVar[int] = 1
     task: ClassVar[str] = "depth"
+    joint: ClassVar[bool] = True
     needs: ClassVar[str] = "depths"
     metric_help: ClassVar[dict[str, str]] = {
         "a1": "share of pixels less than 1.25 times too near or far, mean over images, percent; a2, a3: 1.25^2, 1.25^3",
@@ -143,23 +145,24 @@ class DepthLinear(Evaluator):
             for group in optimizer.param_groups:
                 group["lr"] = warmup_cosine(step, self.lr, self.warmup, self.steps)
             predicted = self._enlarged(self._binned(maps, head), (depths.shape[1], depths.shape[2]))[:, None]
-            truth = depths[:, None].to(device)
+            predicted, truth = gather_with_gradient(predicted), gather(depths[:, None].to(device))  # compares images
             loss = sig_loss(predicted, truth, self.max_depth, step < SILENT)
             loss = loss + 0.5 * gradient_loss(predicted, truth, self.max_depth)
             if not torch.isfinite(loss):
                 raise RunError(f"depth-linear: the training diverged; lr {self.lr} needs a smaller value")
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(head.parameters())
             nn.utils.clip_grad_norm_(head.parameters(), self.clip_grad)
             optimizer.step()
         assert head is not None
         return head.eval()
 
     def _batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """Crops uint8 (B, 3, H, W) and their depths (B, H, W) float32, of `steps` batches."""
+        """Crops uint8 (B, 3, H, W) and their depths (B, H, W) float32, this process's of `steps` batches."""
         random = np.random.default_rng(self.seed)
         for step, at in enumerate(shuffled_batches(len(images), self.batch_size, self.steps, random)):
-            crops, depths = zip(*in_threads(partial(self._cut, images, at, step), range(len(at))), strict=True)
+            crops, depths = zip(*in_threads(partial(self._cut, images, at, step), part(len(at))), strict=True)
             yield torch.stack(crops), torch.stack(depths)
 
     def _cut(self, images: ImageSet, at: list[int], step: int, place: int) -> tuple[Tensor, Tensor]:

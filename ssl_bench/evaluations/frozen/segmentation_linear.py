@@ -24,7 +24,9 @@ from ssl_bench.evaluations.dense import in_threads, resized, resized_mask, shuff
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, show_masks
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
+from ssl_bench.nn.batch_norm import BatchNorm2d
 from ssl_bench.utils.bounds import Count, Few, Natural, NonNegative, Pixels, Positive, Seed
+from ssl_bench.utils.distributed import all_mean, average_gradients, part
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 
@@ -60,6 +62,7 @@ class SegmentationLinear(Evaluator):
 
     version: ClassVar[int] = 1
     task: ClassVar[str] = "segmentation"
+    joint: ClassVar[bool] = True
     needs: ClassVar[str] = "masks"
     metric_help: ClassVar[dict[str, str]] = SegmentationKNN.metric_help
     poolings = ()
@@ -122,15 +125,13 @@ class SegmentationLinear(Evaluator):
                     layer = nn.Conv2d(maps.shape[1], classes, 1)
                     nn.init.normal_(layer.weight, std=0.01)
                     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-                head = nn.Sequential(nn.BatchNorm2d(maps.shape[1]) if self.norm else nn.Identity(), layer).to(device)
+                head = nn.Sequential(BatchNorm2d(maps.shape[1]) if self.norm else nn.Identity(), layer).to(device)
                 optimizer = torch.optim.AdamW(head.parameters(), self.lr, weight_decay=self.weight_decay)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * rate(step, self.steps, self.warmup)
-            scores = F.interpolate(head(maps), masks.shape[-2:], mode="bilinear")
-            known = masks != IGNORE
-            loss = F.cross_entropy(scores, torch.where(known, masks, 0).long(), reduction="none")[known].sum()
             optimizer.zero_grad()
-            (loss / known.sum().clamp(min=1)).backward()
+            pixel_loss(head(maps), masks).backward()
+            average_gradients(head.parameters())
             optimizer.step()
         assert head is not None
         if not all(torch.isfinite(p).all() for p in head.parameters()):
@@ -138,11 +139,11 @@ class SegmentationLinear(Evaluator):
         return head.eval()
 
     def batches(self, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-        """Crops uint8 (B, 3, crop, crop) and their masks uint8 (B, crop, crop), of `steps` batches."""
+        """Crops uint8 (B, 3, crop, crop) and their masks uint8 (B, crop, crop), this process's of `steps` batches."""
         random = np.random.default_rng(self.seed)
         for step, at in enumerate(shuffled_batches(len(images), self.batch_size, self.steps, random)):
             cut = partial(self._cut, images, at, step)
-            crops, masks = zip(*in_threads(cut, range(self.batch_size)), strict=True)
+            crops, masks = zip(*in_threads(cut, part(self.batch_size)), strict=True)
             yield torch.stack(crops), torch.stack(masks)
 
     def _cut(self, images: ImageSet, at: list[int], step: int, place: int) -> tuple[Tensor, Tensor]:
@@ -189,6 +190,20 @@ class SegmentationLinear(Evaluator):
             count[place] += 1
         assert total is not None
         return (total / count)[:, :height, :width]
+
+
+def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels of a batch that have a class.
+
+    The mean of it over processes is that of their joint batch.
+
+    Args:
+        scores: (B, C, h, w) float, enlarged to the masks.
+        masks: (B, H, W) uint8.
+    """
+    scores, known = F.interpolate(scores, masks.shape[-2:], mode="bilinear"), masks != IGNORE
+    loss = F.cross_entropy(scores, torch.where(known, masks, 0).long(), reduction="none")[known].sum()
+    return loss / all_mean(known.sum()).clamp(min=1)
 
 
 def distorted(image: Tensor, random: np.random.Generator) -> Tensor:

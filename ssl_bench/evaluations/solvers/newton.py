@@ -20,8 +20,8 @@ DOUBLE = 2**17  # features of smaller problems are widened to float64, where lit
 RESIDUAL = 0.1  # relative residual at which conjugate gradients stop, in the norm of the preconditioner
 INNER_STEPS = 250  # of conjugate gradients at most
 HALVINGS = 30  # of a step, before a problem counts as unfinished
-# A factor of the preconditioner serves D / (REUSE * K) products with H, which cost about what it does; then a new one is
-# made. Of a few hundred dimensions that is one a step; of 3,072 (raw pixels) it is one for several.
+# A factor of the preconditioner serves D / (REUSE * K) products with H, which cost about what it does; then a new one
+# is made. Of a few hundred dimensions that is one a step; of 3,072 (raw pixels) it is one for several.
 REUSE = 2
 ROWS_PER_DIMENSION = 16  # images a dimension that the preconditioner is estimated from
 

@@ -25,6 +25,7 @@ from ssl_bench.evaluations.trained.detector import detector
 from ssl_bench.evaluations.trained.network import layer_groups
 from ssl_bench.metrics.detection import Found, contributions, detection_metrics, match, pair_iou
 from ssl_bench.utils.bounds import Area, Count, Few, Natural, NonNegative, Pixels, Positive, Rate, Seed, Width
+from ssl_bench.utils.distributed import all_mean, average_gradients, part, process
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 from ssl_bench.utils.seeds import step_seed
@@ -65,6 +66,7 @@ class Detection(Evaluator):
 
     version: ClassVar[int] = 1
     task: ClassVar[str] = "detection"
+    joint: ClassVar[bool] = True
     needs: ClassVar[str] = "objects"
     metric_help: ClassVar[dict[str, str]] = {
         "ap": "average precision of boxes, mean over overlaps of 0.5 to 0.95 and classes (COCO), percent",
@@ -172,15 +174,17 @@ class Detection(Evaluator):
         for step, (pictures, truths) in enumerate(progress(self._batches(images, device), "detection", self.steps)):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * rate(step, self.steps, self.warmup) * group["lr_scale"]
-            with seeded(step_seed(self.seed, step)):  # which anchors and proposals are learnt from
+            drawn = step_seed(self.seed, step, process()[0])
+            with seeded(drawn):  # which anchors and proposals are learnt from
                 if device.type == "cuda":
-                    torch.cuda.manual_seed(step_seed(self.seed, step))
+                    torch.cuda.manual_seed(drawn)
                 loss = torch.stack(list(model(pictures, truths).values())).sum()
-            last = loss.item()
+            last = all_mean(loss).item()
             if not np.isfinite(last):
                 raise RunError(f"detection: the training diverged; lr {self.lr} needs a smaller value")
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(model.parameters())
             if self.clip_grad:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip_grad)
             optimizer.step()
@@ -189,11 +193,11 @@ class Detection(Evaluator):
     def _batches(
         self, images: ImageSet, device: torch.device
     ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-        """Pictures (3, H, W) float32 in [0, 1] and what is to be found in each, of `steps` batches."""
+        """Pictures (3, H, W) float32 in [0, 1] and what is to be found in each, this process's of `steps` batches."""
         random = np.random.default_rng(self.seed)
         for at in shuffled_batches(len(images), self.batch_size, self.steps, random):
             turned = (random.random(self.batch_size) < 0.5).tolist()
-            pairs = in_threads(lambda k, at=at, turned=turned: _example(images, at[k], turned[k]), range(len(at)))  # type: ignore[misc]
+            pairs = in_threads(lambda k, at=at, turned=turned: _example(images, at[k], turned[k]), part(len(at)))  # type: ignore[misc]
             yield (
                 [picture.to(device) for picture, _ in pairs],
                 [{key: value.to(device) for key, value in truth.items()} for _, truth in pairs],

@@ -91,6 +91,7 @@ class FineTune(Evaluator):
     """
 
     version: ClassVar[int] = 1
+    joint: ClassVar[bool] = True
     engines: ClassVar[tuple[str, ...]] = ("training", "views")
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy (mean over draws), percent",

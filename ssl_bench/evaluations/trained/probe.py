@@ -64,6 +64,7 @@ class Probe(Evaluator):
     """
 
     version: ClassVar[int] = 2
+    joint: ClassVar[bool] = True
     engines: ClassVar[tuple[str, ...]] = ("features", "training", "views")
     metric_help: ClassVar[dict[str, str]] = {
         "top1": "accuracy, percent",

@@ -6,6 +6,7 @@ al. (ICLR 2022, arXiv:2111.07832, section 4.2.2), all after MMSegmentation's rec
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.data.targets import IGNORE
 from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, show_masks
-from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, rate
+from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, pixel_loss, rate
 from ssl_bench.evaluations.trained.network import layer_groups
 from ssl_bench.evaluations.trained.upernet import UPerNet
 from ssl_bench.methods.method import step_seed
 from ssl_bench.metrics.segmentation import iou_parts, pixel_counts, segmentation_metrics
 from ssl_bench.utils.bounds import Area, Count, Natural, NonNegative, Pixels, Positive, Rate, Seed
+from ssl_bench.utils.distributed import all_mean, average_gradients, process
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 from ssl_bench.views.evaluation import eval_images
@@ -56,6 +57,7 @@ class SegmentationFineTune(Evaluator):
 
     version: ClassVar[int] = 2
     task: ClassVar[str] = "segmentation"
+    joint: ClassVar[bool] = True
     needs: ClassVar[str] = "masks"
     encoder_needs = ("train",)
     metric_help: ClassVar[dict[str, str]] = SegmentationKNN.metric_help
@@ -138,28 +140,18 @@ class SegmentationFineTune(Evaluator):
         for step, (crops, masks) in enumerate(progress(self.crops.batches(data.train), "UPerNet", self.steps)):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * rate(step, self.steps, self.warmup) * group["lr_scale"]
-            with seeded(step_seed(self.seed, step)):  # dropped paths and channels
+            drawn = step_seed(self.seed, step, process()[0])
+            with seeded(drawn):  # dropped paths and channels
                 if device.type == "cuda":
-                    torch.cuda.manual_seed(step_seed(self.seed, step))
+                    torch.cuda.manual_seed(drawn)
                 scores, beside = model(self._seen(network, crops))
             masks = masks.to(device)
             loss = pixel_loss(scores, masks) + AUXILIARY * pixel_loss(beside, masks)
-            last = loss.item()
-            if not torch.isfinite(loss):
+            last = all_mean(loss).item()
+            if not math.isfinite(last):
                 raise RunError(f"segmentation-finetune: the training diverged; lr {self.lr} needs a smaller value")
             optimizer.zero_grad()
             loss.backward()
+            average_gradients(model.parameters())
             optimizer.step()
         return last
-
-
-def pixel_loss(scores: Tensor, masks: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels of a batch that have a class.
-
-    Args:
-        scores: (B, C, h, w) float, enlarged to the masks.
-        masks: (B, H, W) uint8.
-    """
-    scores, known = F.interpolate(scores, masks.shape[-2:], mode="bilinear"), masks != IGNORE
-    loss = F.cross_entropy(scores, torch.where(known, masks, 0).long(), reduction="none")[known].sum()
-    return loss / known.sum().clamp(min=1)

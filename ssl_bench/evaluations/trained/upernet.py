@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.evaluations.dense import feature_maps
+from ssl_bench.nn.batch_norm import BatchNorm2d
 
 POOLED = (1, 2, 3, 6)  # cells a side of the pooled maps
 BESIDE = 256  # channels of the auxiliary head
@@ -81,12 +82,12 @@ def thirds(depth: int) -> list[int]:
 
 def _scales(dim: int) -> list[nn.Module]:
     """Four times and twice as fine, as it is, and half as fine."""
-    finest = nn.ConvTranspose2d(dim, dim, 2, 2), nn.BatchNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2)
+    finest = nn.ConvTranspose2d(dim, dim, 2, 2), BatchNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2)
     return [nn.Sequential(*finest), nn.ConvTranspose2d(dim, dim, 2, 2), nn.Identity(), nn.MaxPool2d(2)]
 
 
 def _conv(dim: int, width: int, side: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(dim, width, side, padding=side // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(dim, width, side, padding=side // 2, bias=False), BatchNorm2d(width), nn.ReLU())
 
 
 def _to(maps: Tensor, other: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny import NANO
 from torch import Tensor
+from two_processes import in_two
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.checkpoints.encoder_file import Checkpoint
@@ -25,6 +27,8 @@ from ssl_bench.evaluations.trained.detection import Detection
 from ssl_bench.evaluations.trained.detector import detector
 from ssl_bench.results.rows.predictions import read_predictions
 from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.seeds import step_seed
+from ssl_bench.views.execution import seeded
 
 FAST: dict[str, Any] = {
     **{"steps": 60, "warmup": 5, "batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "short_side": 32, "long_side": 32},
@@ -193,3 +197,40 @@ def test_other_sizes_of_one_size_backbones_are_refused(data: Data) -> None:
         encoder("hiera_nano_32"), Data(small, *hold_out(small, 0.25), small)
     )
     assert "ap" in result.metrics  # padded to a tile
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_two_processes_learn_each_from_its_half_of_the_batch(data: Data, tmp_path: Path) -> None:
+    """The mean of the losses of both halves, each with anchors and proposals of its own draw."""
+    evaluator = Detection(**{**FAST, "steps": 3, "frozen": False, "drop_path": 0.0})
+
+    def fit(rank: int) -> None:
+        torch.save(evaluator.fit(encoder(), data.train)[0].state_dict(), tmp_path / f"{rank}.pt")
+
+    in_two(fit, group=True)
+    model, steps = None, itertools.count()
+
+    def halves(pictures: list[Tensor], truths: list[Any]) -> dict[str, Tensor]:
+        assert model is not None
+        found, step = [], next(steps)
+        for rank, half in enumerate((slice(0, 4), slice(4, 8))):
+            with seeded(step_seed(evaluator.seed, step, rank)):
+                found.append(type(model).forward(model, pictures[half], truths[half]))
+        return {name: (found[0][name] + found[1][name]) / 2 for name in found[0]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        usual = Detection._train
+
+        def train(self: Detection, of: Any, images: ImageSet) -> float:
+            nonlocal model
+            model, of.forward = of, halves
+            return usual(self, of, images)
+
+        patch.setattr(Detection, "_train", train)
+        expected = evaluator.fit(encoder(), data.train)[0].state_dict()
+    two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, weight in expected.items():
+        assert torch.equal(two[0][name], two[1][name]), name
+        torch.testing.assert_close(two[0][name], weight, rtol=1e-3, atol=1e-4)
+    with pytest.raises(AssertionError):  # a batch of 7 has no halves
+        in_two(lambda rank: Detection(**{**FAST, "batch_size": 7}).fit(encoder(), data.train), group=True)

@@ -12,8 +12,9 @@ from ssl_bench.backbones import build_backbone
 from ssl_bench.data.datasets import ImageSet, hold_out
 from ssl_bench.data.targets import Targets
 from ssl_bench.evaluations.evaluator import Data
+from ssl_bench.evaluations.frozen.segmentation_linear import pixel_loss
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
-from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune, pixel_loss
+from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune
 from ssl_bench.evaluations.trained.upernet import POOLED, UPerNet, thirds
 from ssl_bench.utils.errors import UserError
 
