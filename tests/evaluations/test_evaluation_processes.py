@@ -20,6 +20,7 @@ from ssl_bench.commands.evaluate import run_evaluations
 from ssl_bench.data.datasets import Splits
 from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.evaluations.evaluator import Evaluator
+from ssl_bench.evaluations.trained import upernet
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.results.rows.predictions import read_predictions
@@ -62,6 +63,7 @@ def _evaluate(rank: int, folder: Path) -> None:
 
 def test_two_processes_evaluate_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(upernet, "DROPOUT", 0.0)  # which each process draws for itself
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     in_two(_evaluate, tmp_path / "two", seconds=900)
