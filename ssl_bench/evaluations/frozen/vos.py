@@ -82,8 +82,11 @@ class VOS(Evaluator):
 
         Raises:
             UserError: The encoder has no map of tokens.
-            RunError: Maps that mean nothing, no object in any clip, or a frame that can't be read any more.
+            RunError: Maps that mean nothing, no object in any clip, frames that were left out, or one that can't be
+                read any more.
         """
+        if data.test.skipped:  # the first of a clip has the objects, and the others follow each other in time
+            raise RunError(f"vos: {data.test.skipped} frames of {data.test.name} are missing: clips have gaps")
         targets = data.test.targets
         assert targets is not None and targets.clips is not None
         clips = [(targets.clips == clip).nonzero().squeeze(1) for clip in targets.clips.unique()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,11 @@ def test_no_object_stops(data: Data) -> None:
     clip = ImageSet("empty", "test", torch.zeros(16, dtype=torch.int64), (), "0" * 64, images, targets=targets)
     with pytest.raises(RunError, match="no clip of empty shows an object"):
         VOS().run(Colours(), Data(data.train, data.fit, data.dev, clip))  # type: ignore[arg-type]
+
+
+def test_clips_with_gaps_are_refused(data: Data) -> None:
+    with pytest.raises(RunError, match="vos: 2 frames of clips are missing"):
+        VOS().run(Colours(), replace(data, test=replace(data.test, skipped=2)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{"topk": 0}, {"radius": -1}, {"temperature": 0.0}, {"short_side": 0}])
