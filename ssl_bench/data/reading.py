@@ -129,13 +129,16 @@ def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
     said: Any = raw.targets.annotations
     if said is None and not raw.targets.kinds & {"masks", "instances", "depths"}:  # clips or searches, of images alone
         done = read(raw, description, hold)
-        return replace(done, targets=raw.targets.take(done.kept))
+        targets = raw.targets.take(done.kept)
+        beside = [targets.searches.digest()] if targets.searches is not None else []
+        if targets.clips is not None:
+            beside.append(hashlib.sha256(targets.clips.numpy().astype("<i8").tobytes()).hexdigest())
+        return replace(done, fingerprint=_joined(done.fingerprint, *beside), targets=targets)
     if said is not None:
         done = read(raw, description, hold)
         targets = raw.targets.take(done.kept)
         said = targets.annotations
-        fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + said.digest())).hexdigest()
-        return replace(done, fingerprint=fingerprint, targets=targets)
+        return replace(done, fingerprint=_joined(done.fingerprint, said.digest()), targets=targets)
     kind = next(name for name in ("masks", "instances", "depths") if getattr(raw.targets, name) is not None)
     files: Any = getattr(raw.targets, kind)
     hold_maps = hold and kind != "depths"  # which are no bytes
@@ -147,7 +150,7 @@ def read_with_targets(raw: Raw, description: str, hold: bool) -> Read:
     targets = replace(raw.targets, **{kind: taken(of_maps.images, done.kept)})
     if raw.targets.clips is not None:
         targets = replace(targets, clips=raw.targets.clips[kept])
-    fingerprint = hashlib.sha256(bytes.fromhex(done.fingerprint + of_maps.fingerprint)).hexdigest()
+    fingerprint = _joined(done.fingerprint, of_maps.fingerprint)
     return Read(done.images, kept, fingerprint, of_maps.unreadable + done.unreadable, targets, done.sides)
 
 
@@ -185,6 +188,11 @@ def _fingerprint(kind: str, classes: tuple[str, ...], labels: np.ndarray, record
     for label, record in zip(labels.tolist(), records, strict=True):
         digest.update(label.to_bytes(4, "little") + record)
     return digest.hexdigest()
+
+
+def _joined(*digests: str) -> str:
+    """64 hex digits of several digests of 64."""
+    return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 def decoded_bytes(images: Encoded | Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple
@@ -47,6 +48,13 @@ class Searches(list[Search]):
     def take(self, indices: np.ndarray) -> Searches:
         """Those of some queries (K,) int64."""
         return Searches(self[i] for i in indices.tolist())
+
+    def digest(self) -> str:
+        """64 hex digits that change with any place."""
+        found = hashlib.sha256()
+        for places in (places for search in self for places in search):
+            found.update(len(places).to_bytes(8, "little") + places.astype("<i8").tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
