@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl_bench.data.images import MOST_PIXELS, Files
+from ssl_bench.data.lists import is_place, size_of
 from ssl_bench.data.sources import Raw
 from ssl_bench.data.targets import Objects, Targets
 from ssl_bench.utils.errors import RunError, UserError
@@ -95,10 +96,9 @@ def read_split(home: Path, name: str) -> Raw:
         raise UserError(f"{path} is not as COCO has it: {type(error).__name__} {error}") from error
     if not files or (sizes < 1).any() or sizes.prod(1).max() > MOST_PIXELS:
         raise UserError(f"{path}: no images, or one whose size can't be")
-    if strange := [file for file in files if os.path.basename(file) != file or file in ("", ".", "..")]:
-        raise UserError(f"{path}: {strange[0]!r} is no plain file name")
-    places = [home / name / file for file in files]
-    bytes_of = np.array([place.stat().st_size if place.is_file() else 0 for place in places])
+    if strange := [file for file in files if "/" in file or not is_place(file)]:
+        raise UserError(f"{path}: {strange[0][:100]!r} is no plain file name")
+    bytes_of = np.array([size_of(home / name / file) for file in files])
     labels = {number: 1 + at for at, number in enumerate(sorted(categories))}
     classes = ("background", *(categories[number] for number in sorted(categories)))
     objects = CocoObjects(list(by_image.values()), sizes, labels, path)

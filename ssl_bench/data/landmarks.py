@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssl_bench.data.images import Files
+from ssl_bench.data.lists import is_place, size_of
 from ssl_bench.data.sources import Raw
 from ssl_bench.data.targets import Search, Searches, Targets
-from ssl_bench.utils.errors import UserError
+from ssl_bench.utils.errors import UserError, first_line
 from ssl_bench.utils.files import read_regular
+from ssl_bench.utils.plain_pickle import Array, read_plain
 
-LARGEST = 2**26  # bytes of a ground-truth file; that of Paris has 0.7 MB
-MOST = 1_100_000  # images of a database: the million distractors and more
-# All that arrays are made of in a pickle: a file of others may name no other code.
-ALLOWED = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-
-
-class _Plain(pickle.Unpickler):
-    """Reads lists, dicts, texts, numbers and arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # its name in NumPy 1
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
-        return super().find_class(module, name)
+LARGEST = 2**25  # bytes of a ground-truth file; that of Paris has 0.7 MB
+MOST = 1_000_000  # images of a database
 
 
 def read_landmarks(home: Path, name: str) -> tuple[Raw, Raw]:
@@ -45,41 +28,69 @@ def read_landmarks(home: Path, name: str) -> tuple[Raw, Raw]:
     """
     path = home / f"gnd_{name}.pkl"
     try:
-        said = _Plain(io.BytesIO(read_regular(path, LARGEST)), encoding="latin1").load()
-        images, queries = ([str(file) for file in said[key]] for key in ("imlist", "qimlist"))
-        searches = Searches(
-            Search(*(_places(each.get(key, ()), len(images)) for key in ("easy", "hard", "junk")))
-            for each in said["gnd"]
-        )
-        if not images or len(images) > MOST or not queries or len(queries) != len(searches):
-            raise ValueError(f"{len(images)} images, {len(queries)} queries and {len(searches)} searches")
-        if strange := [file for file in (*images, *queries) if os.path.basename(file) != file or not file.strip(".")]:
-            raise ValueError(f"{strange[0]!r} is no plain file name")
+        content = read_regular(path, LARGEST)
+        said = read_plain(content)
+        images, queries = _names(said, "imlist"), _names(said, "qimlist")
+        searches = _searches(_part(said, "gnd"), len(queries), len(images), len(content))
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is not there: put the data set in {home}/ as its authors lay it out, or set SSL_BENCH_DATA to the "
             "folder that has it"
         ) from error
-    except UserError:
-        raise
-    except Exception as error:  # a pickle may raise anything
-        raise UserError(f"{path} is not as its authors have it: {type(error).__name__} {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not as its authors have it: {first_line(error)}") from error
     nothing = Search(*(np.zeros(0, np.int64) for _ in range(3)))
     return _raw(home, images, Searches([nothing] * len(images))), _raw(home, queries, searches)
 
 
+def _part(said: Any, key: str) -> list[Any]:
+    found = said.get(key) if isinstance(said, dict) else None
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"{key} is no list, or empty")
+    return found
+
+
+def _names(said: Any, key: str) -> list[str]:
+    names = _part(said, key)
+    if len(names) > MOST:
+        raise ValueError(f"{len(names):,} images; at most {MOST:,} are taken")
+    for name in names:
+        if not isinstance(name, str) or "/" in name or not is_place(name):
+            shown = repr(name[:100]) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise ValueError(f"{key} has {shown}, which is no plain file name")
+    return names
+
+
+def _searches(said: list[Any], queries: int, count: int, most: int) -> Searches:
+    """What each query should find, in at most `most` places together: a file may hold one list many times."""
+    if len(said) != queries:
+        raise ValueError(f"{queries} queries and {len(said)} searches")
+    found = Searches()
+    for each in said:
+        if not isinstance(each, dict):
+            raise ValueError("gnd has what is no dict")
+        found.append(Search(*(_places(each.get(key, []), count) for key in ("easy", "hard", "junk"))))
+        most -= sum(len(places) for places in found[-1])
+        if most < 0:
+            raise ValueError("gnd has more places than the file has bytes")
+    return found
+
+
 def _places(said: Any, count: int) -> np.ndarray:
-    found = np.array(said).reshape(-1)
-    if not len(found):
-        return np.zeros(0, np.int64)
-    if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= count:
+    if isinstance(said, Array):
+        found = said.values.reshape(-1)
+        fits = not len(found) or (found.dtype.kind in "iu" and found.min() >= 0 and found.max() < count)
+    else:
+        fits = isinstance(said, (list, tuple)) and all(type(place) is int and 0 <= place < count for place in said)
+        found = np.array(said if fits else [])
+    if not fits:
         raise ValueError(f"places that are not in [0, {count})")
     return found.astype(np.int64)
 
 
 def _raw(home: Path, names: list[str], searches: Searches) -> Raw:
     files = [f"jpg/{name}.jpg" for name in names]
-    sizes = np.array([path.stat().st_size if (path := home / file).is_file() else 0 for file in files])
+    sizes = np.array([size_of(home / file) for file in files])
     paths = np.array([os.fsencode(file) for file in files])
     return Raw(Files(str(home), paths, sizes), np.zeros(len(names), np.int64), (), Targets(searches=searches))
 

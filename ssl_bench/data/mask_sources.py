@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ssl_bench.data.images import Files
+from ssl_bench.data.lists import missing, read_lines, read_list, size_of
 from ssl_bench.data.sources import Raw
 from ssl_bench.data.targets import IGNORE, DepthFiles, MaskFiles, Targets
-from ssl_bench.utils.errors import UserError
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -26,7 +26,7 @@ def read_voc(root: Path) -> tuple[Raw, Raw]:
     home = root / "VOCdevkit" / "VOC2012"
 
     def split(name: str) -> Raw:
-        stems = _lines(home / "ImageSets" / "Segmentation" / f"{name}.txt")
+        stems = read_list(home / "ImageSets" / "Segmentation" / f"{name}.txt")
         pictures = [f"JPEGImages/{stem}.jpg" for stem in stems]
         return _raw(home, pictures, [f"SegmentationClass/{stem}.png" for stem in stems], VOC, np.arange(256))
 
@@ -37,7 +37,7 @@ def read_ade(root: Path) -> tuple[Raw, Raw]:
     """ADE20K of the scene parsing challenge: 150 classes; 0 in the files is no class."""
     home = root / "ADEChallengeData2016"
     names = home / "objectInfo150.txt"
-    lines = _lines(names)[1:] if names.is_file() else []
+    lines = read_lines(names)[1:] if names.is_file() else []
     classes = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines) or tuple(map(str, range(1, 151)))
     numbers = (np.arange(256) - 1) % 256  # 0 becomes IGNORE
 
@@ -56,7 +56,7 @@ def read_pets(root: Path) -> tuple[Raw, Raw]:
     numbers[[1, 2]] = 1, 0
 
     def split(name: str) -> Raw:
-        stems = [line.split()[0] for line in _lines(home / "annotations" / f"{name}.txt")]
+        stems = read_list(home / "annotations" / f"{name}.txt", columns=True)
         pictures = [f"images/{stem}.jpg" for stem in stems]
         masks = [f"annotations/trimaps/{stem}.png" for stem in stems]
         return _raw(home, pictures, masks, ("background", "pet"), numbers)
@@ -69,7 +69,7 @@ def read_davis(root: Path) -> tuple[Raw, Raw]:
     home = root / "DAVIS"
 
     def split(name: str) -> Raw:
-        names = _lines(home / "ImageSets" / "2017" / f"{name}.txt")
+        names = read_list(home / "ImageSets" / "2017" / f"{name}.txt")
         frames = [
             (at, clip, path.stem)
             for at, clip in enumerate(names)
@@ -92,9 +92,9 @@ def read_nyu(root: Path) -> tuple[Raw, Raw]:
     def split(name: str) -> Raw:
         pictures = sorted(str(path.relative_to(home)) for path in (home / name).glob("*/rgb_*.jpg"))
         if not pictures:
-            raise _missing(home / name / "*" / "rgb_*.jpg")
+            raise missing(home / name / "*" / "rgb_*.jpg")
         depths = [re.sub(r"rgb_([^/]*)\.jpg$", r"sync_depth_\1.png", picture) for picture in pictures]
-        sizes = [np.array([_size(home / file) for file in files]) for files in (pictures, depths)]
+        sizes = [np.array([size_of(home / file) for file in files]) for files in (pictures, depths)]
         paths = [np.array([os.fsencode(file) for file in files]) for files in (pictures, depths)]
         found = DepthFiles(str(home), paths[1], sizes[1])
         labels = np.zeros(len(pictures), np.int64)
@@ -116,44 +116,16 @@ def _raw(home: Path, pictures: list[str], masks: list[str], classes: tuple[str, 
     """Images without labels, and their masks; numbers that stand for none of the classes are left out of them."""
     if classes:
         numbers = np.where(numbers < len(classes), numbers, IGNORE)
-    sizes = [np.array([_size(home / name) for name in names]) for names in (pictures, masks)]
+    sizes = [np.array([size_of(home / name) for name in names]) for names in (pictures, masks)]
     paths = [np.array([os.fsencode(name) for name in names]) for names in (pictures, masks)]
     found = MaskFiles(str(home), paths[1], sizes[1], numbers.astype(np.uint8))
     labels = np.zeros(len(pictures), np.int64)
     return Raw(Files(str(home), paths[0], sizes[0]), labels, (), Targets(classes, masks=found))
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 of one that isn't there, which is said when it is read."""
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines of a list, without empty ones and comments.
-
-    Raises:
-        UserError: It isn't there, or has none.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise _missing(path) from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UserError(f"{path} names no image")
-    return found
-
-
 def _listed(folder: Path, suffix: str) -> list[Path]:
     """The files of a folder in the order of their names."""
     found = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     if not found:
-        raise _missing(folder / f"*{suffix}")
+        raise missing(folder / f"*{suffix}")
     return found
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(
-        f"{path} is not there: put the data set in data/ as its authors lay it out, or set SSL_BENCH_DATA to the "
-        "folder that has it"
-    )

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ssl_bench.data.images import LARGEST, Encoded
-from ssl_bench.data.sources import Raw
+from ssl_bench.data.lists import missing, read_lines, read_list, size_of
+from ssl_bench.data.sources import Raw, check_names
 from ssl_bench.data.targets import Targets
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import open_regular
@@ -35,7 +36,7 @@ class VideoFrames(Encoded):
 
     def __init__(self, root: str, paths: np.ndarray, rows: np.ndarray) -> None:
         self.root, self.paths, self.rows = root, paths, rows
-        sizes = np.array([_size(os.path.join(root, os.fsdecode(path))) for path in paths])
+        sizes = np.array([size_of(os.path.join(root, os.fsdecode(path))) for path in paths])
         self.sizes = sizes[rows // FRAMES] // FRAMES
 
     def open(self, index: int) -> BinaryIO:
@@ -90,10 +91,13 @@ def read_ucf101(root: Path) -> tuple[Raw, Raw]:
     """UCF101, split 1: `UCF-101/<class>/*.avi` and the lists of `ucfTrainTestlist/`."""
     home = root / "ucf101"
     lists = home / "ucfTrainTestlist"
-    classes = sorted(line.split()[1] for line in _lines(lists / "classInd.txt"))
+    numbered = [line.split() for line in read_lines(lists / "classInd.txt")]
+    if any(len(words) < 2 for words in numbered):
+        raise UserError(f"{lists / 'classInd.txt'} is no list of numbers and classes")
+    classes = sorted(words[1] for words in numbered)
 
     def split(name: str) -> Raw:
-        videos = [line.split()[0] for line in _lines(lists / name)]
+        videos = read_list(lists / name, columns=True)
         return _clips(home / "UCF-101", videos, [video.split("/")[0] for video in videos], classes, lists / name)
 
     return split("trainlist01.txt"), split("testlist01.txt")
@@ -106,7 +110,7 @@ def read_kinetics(root: Path) -> tuple[Raw, Raw]:
     def split(name: str) -> Raw:
         files = sorted(path for path in (home / name).glob("*/*") if path.suffix.lower() in VIDEOS)
         if not files:
-            raise _missing(home / name / "<class>" / f"*{VIDEOS[1]}")
+            raise missing(home / name / "<class>" / f"*{VIDEOS[1]}")
         classes = sorted(path.name for path in (home / "train").iterdir() if path.is_dir())
         videos = [f"{path.parent.name}/{path.name}" for path in files]
         return _clips(home / name, videos, [path.parent.name for path in files], classes, home / name)
@@ -123,31 +127,9 @@ def _clips(home: Path, videos: Sequence[str], of: Sequence[str], classes: Sequen
     for video, name in zip(videos, of, strict=True):
         if name not in numbers:
             raise UserError(f"{where}: {video} is of class {name!r}, which isn't among the {len(classes)} classes")
-        if os.path.isabs(video) or ".." in video.split("/"):
-            raise UserError(f"{where}: {video!r} leads out of the folder")
+    check_names(classes, "class")
     labels = np.array([numbers[name] for name in of], np.int64).repeat(FRAMES)
     paths = np.array([os.fsencode(video) for video in videos])
     rows = np.arange(len(videos) * FRAMES, dtype=np.int64)
     clips = torch.arange(len(videos)).repeat_interleave(FRAMES)
     return Raw(VideoFrames(str(home), paths, rows), labels, tuple(classes), Targets(clips=clips))
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        found = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise _missing(path) from error
-    if not found or any(len(line.split()) < (2 if path.name == "classInd.txt" else 1) for line in found):
-        raise UserError(f"{path} is no list as UCF101 has it")
-    return found
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(
-        f"{path} is not there: put the data set in data/ as its authors lay it out, or set SSL_BENCH_DATA to the "
-        "folder that has it"
-    )

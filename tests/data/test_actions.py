@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from PIL import Image
 
 from ssl_bench.data import actions, shapes, videos
 from ssl_bench.data.datasets import load
+from ssl_bench.data.reading import read_with_targets
+from ssl_bench.data.sources import Raw
+from ssl_bench.data.targets import Targets
 from ssl_bench.utils.errors import RunError, UserError
 
 
@@ -157,6 +162,15 @@ def test_ucf101(data: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> Non
         load("ucf101")
 
 
+def test_the_fingerprint_of_clips(data: Path) -> None:
+    """The same frames, cut into other clips."""
+    pixels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8)
+    cuts = [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]]
+    raws = [Raw(pixels, np.zeros(8, np.int64), ("a",), Targets(clips=torch.tensor(cut))) for cut in cuts]
+    first, second = (read_with_targets(raw, "reading", hold=True).fingerprint for raw in raws)
+    assert first == read_with_targets(raws[0], "reading", hold=True).fingerprint != second
+
+
 def test_kinetics_and_a_file_that_is_no_video(data: Path) -> None:
     videos._frames.cache_clear()
     home = data / "kinetics400"
@@ -173,11 +187,11 @@ def test_kinetics_and_a_file_that_is_no_video(data: Path) -> None:
         load("ucf101")
 
 
-def landmarks(home: Path, said: Any) -> Path:
+def landmarks(home: Path, said: Any, protocol: int = 4) -> Path:
     for name in ("a", "b", "c", "q"):
         picture(home / "jpg" / f"{name}.jpg", ord(name))
     path = home / "gnd_roxford5k.pkl"
-    path.write_bytes(pickle.dumps(said))
+    path.write_bytes(said if isinstance(said, bytes) else pickle.dumps(said, protocol=protocol))
     return path
 
 
@@ -196,24 +210,51 @@ def test_oxford(data: Path) -> None:
     assert splits.test.targets is not None and splits.test.targets.searches is not None
     easy, hard, junk = splits.test.targets.searches[0]
     assert (easy.tolist(), hard.tolist(), junk.tolist()) == ([0], [2], [])
+    landmarks(data / "roxford5k", {**GROUND, "gnd": [{**GROUND["gnd"][0], "easy": np.array([1])}]})
+    assert load("roxford5k").test.fingerprint != splits.test.fingerprint  # of the same images
 
 
-class Bad:
-    """Runs code when it is read."""
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", ["list", "numbers", "<i4", ">i8", "|u1"])
+def test_a_ground_truth_of_any_protocol(data: Path, protocol: int, kind: str) -> None:
+    easy: Any = [0, 1] if kind == "list" else [*np.arange(2)] if kind == "numbers" else np.arange(2, dtype=kind)
+    path = landmarks(data / "roxford5k", {**GROUND, "gnd": [{"easy": easy, "hard": [2]}]}, protocol)
+    if protocol < 4:  # as NumPy 1 names it
+        path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
+    targets = load("roxford5k").test.targets
+    assert targets is not None and targets.searches is not None
+    assert [places.tolist() for places in targets.searches[0]] == [[0, 1], [2], []]
+
+
+class Calls:
+    """Calls something when it is read."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path("ran").touch, ())
+        return self.call
+
+
+def with_easy(easy: Any) -> dict[str, Any]:
+    return {**GROUND, "gnd": [{"easy": easy}]}
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        Bad(),
+        Calls(Path.touch, Path("ran")),
         {**GROUND, "gnd": []},
-        {**GROUND, "gnd": [{"easy": [7]}]},
+        with_easy([7]),
+        with_easy([0.5]),
+        with_easy(np.array([0.5])),
         {**GROUND, "imlist": ["../a", "b", "c"]},
+        {**GROUND, "imlist": ["a" * 5000, "b", "c"]},
+        {**GROUND, "imlist": [b"a", "b", "c"]},
         {key: GROUND[key] for key in ("imlist", "gnd")},
         [1, 2],
+        b"",
+        pickle.dumps(GROUND)[:-40],
     ],
 )
 def test_a_ground_truth_that_is_none(data: Path, said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,3 +265,49 @@ def test_a_ground_truth_that_is_none(data: Path, said: Any, monkeypatch: pytest.
     assert not (data / "ran").exists()
     with pytest.raises(UserError, match=r"gnd_rparis6k\.pkl is not there"):
         load("rparis6k")
+
+
+def harmful() -> dict[str, Any]:
+    """Ground truths that end a process, or fill its memory, where a pickle may do what it says."""
+    twice: Any = [0, 0]
+    for _ in range(40):
+        twice = [twice, twice]
+    many = {"easy": [0] * 100_000}
+    return {
+        "addresses": with_easy(Calls(np.ndarray, (1,), np.dtype("O"), b"A" * 8)),
+        "memory": with_easy(Calls(np.ndarray, (402_653_184,), "i8")),
+        "objects": with_easy(np.array([GROUND, 3], dtype=object)),
+        "levels": b"]" * 15_000_000 + b"a" * 14_999_999 + b".",
+        "sets": b"\x8f" * 30_000_000 + b".",
+        "a deep key": b"})" + b"\x85" * 1_000_000 + b"Ns.",
+        "a place of the memo": b"]r\xff\xff\xff\x7f.",
+        "doubled 40 times": with_easy(twice),
+        "one list of many queries": {**GROUND, "qimlist": ["q"] * 2000, "gnd": [many] * 2000},
+    }
+
+
+READ_EACH = """
+import resource, sys
+from pathlib import Path
+from ssl_bench.data.landmarks import read_landmarks
+from ssl_bench.utils.errors import UserError
+
+for home in map(Path, sys.argv[1:]):
+    print(home.name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read_landmarks(home, "roxford5k")
+    except UserError as error:
+        assert "is not as its authors have it" in str(error) and "\\n" not in str(error), error
+    else:
+        raise AssertionError("it is read")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
+"""
+
+
+def test_a_ground_truth_that_does_harm(tmp_path: Path) -> None:
+    """In a process of its own, which a fault would end; it says last which file it was reading."""
+    homes = [landmarks(tmp_path / kind, said).parent for kind, said in harmful().items()]
+    command = [sys.executable, "-c", READ_EACH, *map(str, homes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-2000:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,49 @@ def test_what_is_not_there_is_named(data: Path, spec: str, file: str) -> None:
         load(spec)
 
 
+LISTS = {
+    "voc2012": "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
+    "pets-masks": "oxford-iiit-pet/annotations/trainval.txt",
+    "davis2017": "DAVIS/ImageSets/2017/train.txt",
+    "ucf101": "ucf101/ucfTrainTestlist/trainlist01.txt",
+}
+BAD_LINES = {
+    "latin-1": "caf\xe9".encode("latin1"),
+    "up": b"a/../../../../secret",
+    "within": b"a/../a",
+    "root": b"/etc/passwd",
+    "zero": b"a\0b",
+    "long": b"a" * 300,
+    "longer": b"a" * 5000,
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD_LINES, "fifo", "folder", "large"])
+@pytest.mark.parametrize("spec", LISTS)
+def test_a_list_that_is_none(data: Path, spec: str, kind: str) -> None:
+    path = data / LISTS[spec]
+    listed(path.parent / "classInd.txt", "1 a")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(2**24)
+    else:
+        path.write_bytes(BAD_LINES[kind] + b"\n")
+    with pytest.raises(UserError, match=path.name) as caught:
+        load(spec)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_classes_of_ade_that_are_no_text(data: Path) -> None:
+    (data / "ADEChallengeData2016").mkdir()
+    (data / "ADEChallengeData2016" / "objectInfo150.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"objectInfo150\.txt is not in UTF-8"):
+        load("ade20k")
+
+
 def test_a_file_that_goes_missing_later_is_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_BENCH_MEMORY", "0")
     home = make_voc(data)
@@ -311,6 +355,11 @@ def test_the_fingerprint_of_annotations_and_what_is_missing(data: Path) -> None:
         ('"height": 6', '"height": -6'),
         ('"height": 6', '"height": 1e9'),
         (f"{7:012}.jpg", "../secret.jpg"),
+        (f"{7:012}.jpg", "/etc/passwd"),
+        (f"{7:012}.jpg", ".."),
+        (f"{7:012}.jpg", "x" * 5000),
+        (f"{7:012}.jpg", "a\\nb.jpg"),
+        (f"{7:012}.jpg", "\\ud800.jpg"),
         ('"image_id": 7', '"image_id": 8'),
         ("{", "[", ),
     ],
