@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from ssl_bench.utils.errors import RunError, UserError
 
 SOME, MANY = 4, 120  # cases of each kind, in `make test` and in `make test-all`
+MOST_SECONDS = 60  # of all processors together, for a case
+MOST_GROWTH = 2**20  # kB, of the largest memory that the process has had
 HOW_MANY = pytest.mark.parametrize("examples", [SOME, pytest.param(MANY, marks=pytest.mark.slow)])
 
 NUMBERS: list[Any] = [0, -1, 1, 2, 7, 2**31, -(2**63), 2**64, 10**400, 0.0, -0.5, 1.5, 1e-300, 1e39, 1e308]
@@ -39,10 +43,14 @@ values = st.recursive(
 
 
 def try_many(examples: int, cases: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Call ``check`` with cases, the same ones on every machine."""
+    """Call ``check`` with cases, the same ones on every machine; each in bounded time, all in bounded memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def test(case: Any) -> None:
+        start = time.process_time()
         check(case)
+        assert time.process_time() - start < MOST_SECONDS
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_GROWTH
 
     quiet = settings(
         max_examples=examples,
