@@ -16,11 +16,15 @@ from ssl_bench.commands.evaluate import run_evaluations
 from ssl_bench.commands.show import neighbours
 from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.data.datasets import Splits
+from ssl_bench.evaluations.dense import feature_map
+from ssl_bench.evaluations.frozen.attention_jaccard import _Attention
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+from ssl_bench.evaluations.trained.detector import detector
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.evaluations.trained.finetuning import RandAugment
 from ssl_bench.evaluations.trained.probe import Probe
 from ssl_bench.evaluations.trained.probing import Probing, parts_of
+from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune
 from ssl_bench.methods.eva import EVA
 from ssl_bench.methods.mae import MAE
 from ssl_bench.methods.mpp import MPP
@@ -95,6 +99,51 @@ def test_what_trains_further_sees_the_same() -> None:
     assert isinstance(augment, RandAugment)
     (ops,) = [stage.ops for stage in augment.transform.transforms if hasattr(stage, "ops")]
     assert ops[0].kwargs["fillcolor"] == tuple(round(255 * value) for value in CLIP[0])
+
+
+class Recorded(torch.nn.Module):
+    """What a network is given stands where its map or its attention would be."""
+
+    image_size, cell, can_train, multi_crop, name = (16, 16), 1, True, True, "recorded"
+
+    def __init__(self, statistics: Any) -> None:
+        super().__init__()
+        self.mean, self.std = statistics
+
+    def attention(self, images: Tensor) -> Tensor:
+        return images
+
+    def feature_maps(self, images: Tensor, blocks: Any) -> list[Tensor]:
+        return [images]
+
+    def features(self, images: Tensor, poolings: Any) -> None: ...
+
+    def grid_of(self, size: tuple[int, int]) -> None: ...
+
+
+@pytest.mark.parametrize("statistics", [HALF, CLIP])
+@torch.no_grad()
+def test_dense_evaluations_see_the_same(statistics: Any) -> None:
+    network, pixels = backbone(statistics), blobs(4, "train", 0).decoded
+    assert pixels is not None
+    seen = normalised(pixels, statistics)
+
+    def same(found: Tensor) -> None:
+        torch.testing.assert_close(found.float(), seen, atol=1e-5, rtol=1e-5)
+
+    same(FrozenEncoder(Recorded(statistics)).map_of(pixels, (1,)))
+    same(_Attention(Recorded(statistics)).map_of(pixels))
+    same(SegmentationFineTune()._seen(network, pixels))
+    torch.testing.assert_close(_Attention(network).map_of(pixels), network.attention(seen))
+    encoder = FrozenEncoder(network)
+    encoder.precision = "32"
+    torch.testing.assert_close(encoder.map_of(pixels).to(seen), feature_map(network, seen), atol=1e-5, rtol=1e-4)
+
+    small: dict[str, Any] = {"channels": 8, "hidden": 8, "mask_layers": 1, "proposals": 4, "sampled": 4}
+    transform: Any = detector(network, 3, frozen=True, sides=(16, 16), **small).transform
+    assert (transform.image_mean, transform.image_std) == tuple(map(list, statistics))
+    given, _ = transform([each.float() / 255 for each in pixels])  # what `Detection` hands over: pixels in [0, 1]
+    same(given.tensors[:, :, :16, :16])
 
 
 def test_a_released_file_keeps_them_from_disk_to_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
