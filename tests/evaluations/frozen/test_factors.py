@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LogisticRegression, Ridge
 from stubs import Stub
+from torch import Tensor
+from torch.nn import functional as F
 
 from ssl_bench.data import shapes
 from ssl_bench.data.datasets import ImageSet
@@ -48,6 +50,38 @@ def test_ridge_equals_scikit_learn() -> None:
             oracle = Ridge(alpha=penalty * 400).fit(((x - mean) / std).numpy(), t.numpy())
             expected = oracle.predict(((z - mean) / std).numpy()).reshape(predictions[name].shape)
             np.testing.assert_allclose(predictions[name].numpy(), expected, atol=1e-5)
+
+
+def test_classifications_and_their_strength_equal_scikit_learn() -> None:
+    encoder, data = problem(noise=0.4)
+    grid = (0.01, 1.0, 100.0, 1e5)
+    made = Factors(ridge=(0.1,), C=grid)
+    train, dev, test = encoder.of["train"], data.dev, encoder.of["test"]
+    x, y = train[data.fit.origin[1]], data.fit.factors["kind"]  # type: ignore[index]
+    mean, std = x.double().mean(0), x.double().std(0, correction=0)
+
+    def standard(features: Tensor) -> np.ndarray:
+        return ((features.double() - mean) / std).numpy()
+
+    heads, unfinished = made.head.fit(x, y, 3, grid)
+    on_dev = []
+    for i, c in enumerate(grid):
+        model = LogisticRegression(C=c, tol=1e-7, solver="newton-cholesky", max_iter=1000).fit(standard(x), y.numpy())
+
+        def objective(weight: Tensor, bias: Tensor, c: float = c) -> float:
+            loss = F.cross_entropy(torch.from_numpy(standard(x)) @ weight + bias, y, reduction="sum")
+            return float(loss + (weight**2).sum() / (2 * c))
+
+        best = objective(torch.from_numpy(model.coef_.T), torch.from_numpy(model.intercept_))
+        # Heads of a tolerance of 1e-3 are 2e-6 above it.
+        assert objective(heads.weight[i].double(), heads.bias[i].double()) <= best * (1 + 1e-7)
+        assert (heads.scores(test)[:, i].argmax(1).numpy() == model.predict(standard(test))).mean() > 0.99
+        right = torch.from_numpy(model.predict(standard(train[dev.origin[1]]))) == dev.factors["kind"]  # type: ignore[index]
+        wrong = dev.factors["kind"] != torch.bincount(y).argmax()
+        on_dev.append((skill((~right).double(), wrong.double()), c))
+    assert unfinished == 0
+    chosen = made.run(encoder, data).chosen
+    assert (chosen["dev_skill"]["kind"], chosen["strength"]["kind"]) == pytest.approx(max(on_dev))  # type: ignore[index]
 
 
 def test_what_is_there_is_found_and_what_is_not_is_not() -> None:

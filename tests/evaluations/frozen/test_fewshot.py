@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -13,6 +14,7 @@ from sklearn.linear_model import Ridge as RidgeOracle
 from sklearn.neighbors import NearestCentroid
 from stubs import Stub
 from torch import Tensor
+from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.evaluations.evaluator import Data, Result
@@ -20,6 +22,7 @@ from ssl_bench.evaluations.frozen.fewshot import HEADS, FewShot, linear_heads, p
 from ssl_bench.utils.errors import RunError, UserError
 
 QUICK = {"shots": (1, 5), "episodes": 12, "dev_episodes": 4, "ridge": (0.1, 10.0), "C": (0.1, 1.0)}
+GRID = (0.01, 1.0, 100.0, 1e5)  # of C: from a penalty that decides everything to none
 
 
 def blobs(n: int, seed: int, sep: float, classes: int = 4, dim: int = 10) -> tuple[Tensor, Tensor]:
@@ -44,6 +47,16 @@ def top1(result: Result) -> float:
     return result.metrics["top1"].value
 
 
+def oracle(x: np.ndarray, y: np.ndarray, c: float) -> LogisticRegression:
+    """Closer to the minimum than the head: what differs is the head's."""
+    return LogisticRegression(C=c, tol=1e-7, solver="newton-cholesky", max_iter=1000).fit(x, y)
+
+
+def objective(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray, c: float) -> float:
+    log = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    return float(-log[np.arange(len(labels)), labels].sum() + (weight**2).sum() / (2 * c))
+
+
 @pytest.mark.parametrize("shots", [1, 2, 8])  # fewer and more images than dimensions
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_equal_their_oracles(head: str, shots: int) -> None:
@@ -51,8 +64,10 @@ def test_heads_equal_their_oracles(head: str, shots: int) -> None:
     support = x.view(3, shots, 4, 10).transpose(1, 2)  # three episodes, four classes
     labels = torch.arange(4).repeat_interleave(shots)
     queries = blobs(500, 4, 0.7)[0]
-    weight, bias = (part[-1] for part in linear_heads(head, support, [0.5] if head == "centroid" else [9.0, 0.5]))
-    for e in range(3):
+    grid = {"centroid": (0.5,), "ridge": (9.0, 0.5), "logistic": GRID}[head]
+    weights, biases = linear_heads(head, support, grid)
+    for (i, strength), e in itertools.product(enumerate(grid), range(3)):
+        weight, bias = weights[i], biases[i]
         own, ask = support[e].flatten(0, 1).double().numpy(), queries.double().numpy()
         if head == "centroid":
             with np.errstate(invalid="ignore"):  # scikit-learn also wants a spread, which one shot does not have
@@ -62,12 +77,40 @@ def test_heads_equal_their_oracles(head: str, shots: int) -> None:
             scale = np.sqrt(((own - centre) ** 2).mean())
             own, ask = (own - centre) / scale, (ask - centre) / scale
             if head == "ridge":
-                penalty = 0.5 * np.trace(own.T @ own) / 10  # of the mean eigenvalue
+                penalty = strength * np.trace(own.T @ own) / 10  # of the mean eigenvalue
                 expected = RidgeOracle(alpha=penalty).fit(own, np.eye(4)[labels]).predict(ask).argmax(1)
             else:
-                expected = LogisticRegression(C=0.5, solver="newton-cholesky").fit(own, labels.numpy()).predict(ask)
+                model = oracle(own, labels.numpy(), strength)
+                expected = model.predict(ask)
+                best = objective(model.decision_function(own), labels.numpy(), model.coef_, strength)
+                raw, of = support[e].flatten(0, 1).double().numpy(), weight[e].double().numpy()
+                reached = objective(raw @ of + bias[e].double().numpy(), labels.numpy(), of * scale, strength)
+                assert reached <= best * (1 + 1e-8)  # a head of a tolerance of 1e-3 is up to 1e-5 above it
         said = (queries @ weight[e] + bias[e]).argmax(1).numpy()
         assert (said == expected).mean() > 0.99
+
+
+def test_the_strength_chosen_on_dev_is_that_of_scikit_learn() -> None:
+    encoder, data = problem(sep=0.4)
+    settings = {"shots": (1, 5), "episodes": 2, "dev_episodes": 4, "C": GRID, "heads": ("logistic",)}
+    chosen = FewShot(**settings, headline_head="logistic").run(encoder, data).chosen  # type: ignore[arg-type]
+    fit, dev = (F.normalize(encoder.of["train"][each.origin[1]], dim=1).numpy() for each in (data.fit, data.dev))  # type: ignore[index]
+    labels, found = data.fit.labels.numpy(), {}
+    for shots in (1, 5):
+        accuracy = np.zeros(len(GRID))
+        for episode in range(4):
+            random = np.random.default_rng([0, episode])
+            order = np.sort(random.permutation(4))
+            rows = np.concatenate([random.choice(np.flatnonzero(labels == c), 5, False)[:shots] for c in order])
+            own, ask, y = fit[rows].astype(float), dev.astype(float), labels[rows]
+            centre = own.mean(0)
+            scale = np.sqrt(((own - centre) ** 2).mean())
+            own, ask = (own - centre) / scale, (ask - centre) / scale
+            right = [(oracle(own, y, c).predict(ask) == data.dev.labels.numpy()).mean() for c in GRID]
+            accuracy += 100 * np.array(right) / 4
+        found[f"k={shots},head=logistic"] = GRID[int(accuracy.argmax())]
+        assert chosen["dev_top1"][f"k={shots},head=logistic"] == pytest.approx(accuracy.max(), abs=1e-4)  # type: ignore[index]
+    assert chosen["strength"] == found
 
 
 def test_answers_count_only_classes_of_the_episode() -> None:
