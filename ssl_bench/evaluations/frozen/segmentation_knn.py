@@ -106,16 +106,22 @@ class SegmentationKNN(Evaluator):
         generator = torch.Generator().manual_seed(self.seed)
         giving = torch.zeros(len(images), dtype=torch.bool)
         giving[torch.randperm(len(images), generator=generator)[: self.memory]] = True
-        tokens, shares = [], []
+        tokens, shares, filled = torch.empty(0), torch.empty(0), 0
         for batch, maps in maps_of(encoder, images, size):
+            if not len(tokens):
+                # The places of all, once: parts that are put together at the end would be held twice.
+                rows = int(giving.sum()) * min(each, maps.shape[2] * maps.shape[3])
+                tokens, shares = torch.empty(rows, maps.shape[1]), torch.empty(rows, classes)
             for i, found in zip(batch, maps, strict=True):
                 if giving[i]:
                     mask, grid = resized_mask(images.targets.mask(i), size), (found.shape[1], found.shape[2])
                     of = patch_classes(mask, grid, classes, ignore_as=0)
                     chosen = rare_first(of, each, generator)
-                    tokens.append(normalize(found.flatten(1).T[chosen]))
-                    shares.append(of[chosen])
-        return torch.cat(tokens), torch.cat(shares)
+                    places = slice(filled, filled + len(chosen))
+                    tokens[places], shares[places] = normalize(found.flatten(1).T[chosen]), of[chosen]
+                    filled = places.stop
+        assert filled == len(tokens)
+        return tokens, shares
 
 
 def rare_first(shares: Tensor, count: int, generator: torch.Generator) -> Tensor:

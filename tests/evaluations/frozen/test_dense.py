@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -133,6 +135,44 @@ def test_the_memory_is_bounded_and_holds_rare_classes(data: Data) -> None:
     assert len(rare_first(shares, 1000, torch.Generator())) == 100
 
 
+FILLED_ONCE = """
+import torch
+from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.targets import Targets
+from ssl_bench.evaluations import dense
+from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN
+from ssl_bench.training.compute import peak_memory, reset_peak_memory
+
+torch.set_num_threads(1)
+dense.PIXELS_PER_BATCH = 4 * 32 * 32
+
+class Maps:
+    def map_of(self, images, blocks=()):
+        return torch.rand(1, 1024, 1, 1).expand(len(images), 1024, 16, 16) + torch.rand(len(images), 1, 16, 16)
+
+def images(n):
+    masks = torch.randint(0, 21, (n, 32, 32), dtype=torch.uint8)
+    pixels, targets = torch.zeros(n, 3, 32, 32, dtype=torch.uint8), Targets(tuple(map(str, range(21))), masks)
+    return ImageSet("made", "train", torch.zeros(n, dtype=torch.int64), (), "0" * 64, pixels, targets=targets)
+
+made, few, many, cpu = SegmentationKNN(memory=40_000), images(4), images(160), torch.device("cpu")
+made.fill(Maps(), few, (32, 32))  # what is loaded and reserved once
+reset_peak_memory(cpu)
+before = peak_memory(cpu)
+tokens, shares = made.fill(Maps(), many, (32, 32))
+print(peak_memory(cpu) - before, tokens.nbytes + shares.nbytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is Linux's")
+def test_the_memory_is_held_once_while_it_is_filled() -> None:
+    """M x (D + C) numbers and the maps of a batch; in a process of its own, whose peak nothing else has raised."""
+    done = subprocess.run([sys.executable, "-c", FILLED_ONCE], check=True, capture_output=True, text=True)
+    grown, held = map(int, done.stdout.split())
+    assert held == 4 * 40_000 * (1024 + 21)
+    assert grown < held + 2**25
+
+
 def test_classes_of_patches_against_brute_force() -> None:
     mask = torch.randint(0, 5, (6, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     mask[mask == 4] = 255
@@ -181,6 +221,20 @@ def test_maps(name: str, size: tuple[int, int], shape: tuple[int, int, int]) -> 
         torch.testing.assert_close(found[:, :, -rows:], feature_map(network, images[:, :, -own[0] :]))
     elif name == NANO and size == (24, 32):
         torch.testing.assert_close(found.flatten(2).mT, network(images).patches)
+
+
+@torch.no_grad()
+def test_patches_of_14_see_518_pixels_of_crops_of_512() -> None:
+    """DINOv2's padding: 6 pixels more, half of them on each side; 37 x 37 tokens, where patches of 16 give 32 x 32."""
+    pixels = torch.rand(1, 3, 512, 512) + 0.1
+    for patch, grid, sees in ((14, 37, 518), (16, 32, 512)):
+        network = ViT(f"vit_nano_patch{patch}_224").eval()
+        seen: list[Tensor] = []
+        network.patch_embed.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        assert feature_map(network, pixels).shape[2:] == (grid, grid)
+        (given,) = seen
+        border = (sees - 512) // 2
+        assert given.shape[2:] == (sees, sees) and torch.equal(given, F.pad(pixels, [border] * 4))
 
 
 @torch.no_grad()
