@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from ssl_bench.evaluations.frozen.depth_linear import expected_depth, gradient_loss, sig_loss
+from ssl_bench.evaluations.frozen.depth_linear import depth_loss, expected_depth, gradient_loss, sig_loss
 from ssl_bench.metrics.depth import depth_errors
 
 PREDICTED = torch.tensor([[1.0, 2, 3], [4, 5, 6], [2, 2, 2]])
@@ -25,6 +26,18 @@ def test_the_losses_of_the_released_code() -> None:
     pairs = zip(batch[:, 0], truths[:, 0], strict=True)
     of_maps = [gradient_loss(predicted, truth, 10.0).item() for predicted, truth in pairs]
     assert sum(of_maps) / 4 == pytest.approx(0.143337, abs=1e-6)  # what it was meant to be
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_gradient_counts_half(silent: bool) -> None:
+    """The sum over the batch of four of the released code, its first part by hand."""
+    batch = torch.stack([PREDICTED * k for k in (1, 1.5, 0.5, 2)])[:, None]
+    truths = torch.stack([TRUTH * k for k in (1, 1, 1.2, 1)])[:, None]
+    known = (truths > 0) & (truths <= 10)
+    error = np.log(batch[known].double().numpy() + 0.001) - np.log(truths[known].double().numpy() + 0.001)
+    first = np.sqrt((0 if silent else error.var(ddof=1)) + 0.15 * error.mean() ** 2)
+    found = depth_loss(batch, truths, 10.0, silent).item()
+    assert found == pytest.approx(first + 0.5 * 0.290636, abs=2e-6)
 
 
 def test_the_depth_of_scores() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchmetrics.functional import jaccard_index
+from torchmetrics.segmentation import MeanIoU
 
 from ssl_bench.metrics.intervals import ratio_metric
 from ssl_bench.metrics.ratios import bootstrap, contributions, ratio
@@ -42,6 +43,10 @@ def test_counts_and_other_means_of_the_worked_numbers() -> None:
 
     assert theirs("micro").item() == pytest.approx(0.538462, abs=1e-6)
     assert theirs("weighted").item() == pytest.approx(0.53, abs=1e-6)
+    # Without an ignore label, and a mean over images: pixels without class count as class 0.
+    of_images = MeanIoU(num_classes=5, input_format="index")
+    of_images.update(PREDICTION[None], torch.where(TRUTH == 255, 0, TRUTH)[None])
+    assert of_images.compute().item() == pytest.approx(0.42, abs=1e-6)
     assert theirs("macro", 6).item() == pytest.approx(0.525) and theirs("none")[4] == 0
 
 

@@ -146,8 +146,7 @@ class DepthLinear(Evaluator):
                 group["lr"] = warmup_cosine(step, self.lr, self.warmup, self.steps)
             predicted = self._enlarged(self._binned(maps, head), (depths.shape[1], depths.shape[2]))[:, None]
             predicted, truth = gather_with_gradient(predicted), gather(depths[:, None].to(device))  # compares images
-            loss = sig_loss(predicted, truth, self.max_depth, step < SILENT)
-            loss = loss + 0.5 * gradient_loss(predicted, truth, self.max_depth)
+            loss = depth_loss(predicted, truth, self.max_depth, step < SILENT)
             if not torch.isfinite(loss):
                 raise RunError(f"depth-linear: the training diverged; lr {self.lr} needs a smaller value")
             optimizer.zero_grad()
@@ -212,6 +211,11 @@ def expected_depth(logits: Tensor, least: float, most: float) -> Tensor:
     weights = logits.relu() + 0.1
     depths = torch.linspace(least, most, logits.shape[1], device=logits.device)
     return torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), depths)
+
+
+def depth_loss(predicted: Tensor, truth: Tensor, max_depth: float, silent: bool = False) -> Tensor:
+    """What the layer learns from: `sig_loss` and half of `gradient_loss`."""
+    return sig_loss(predicted, truth, max_depth, silent) + 0.5 * gradient_loss(predicted, truth, max_depth)
 
 
 def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, silent: bool = False) -> Tensor:

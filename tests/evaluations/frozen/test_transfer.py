@@ -20,7 +20,7 @@ from ssl_bench.backbones.pooling import Tokens
 from ssl_bench.data.datasets import ImageSet, hold_out
 from ssl_bench.data.targets import Search, Searches, Targets
 from ssl_bench.evaluations.dense import feature_map
-from ssl_bench.evaluations.evaluator import Data, Evaluator
+from ssl_bench.evaluations.evaluator import Data, Evaluator, Result
 from ssl_bench.evaluations.frozen import descriptors as described
 from ssl_bench.evaluations.frozen.copy_detection import COPIES, CopyDetection
 from ssl_bench.evaluations.frozen.depth_linear import DepthLinear
@@ -284,6 +284,19 @@ def test_copies_are_found_by_what_they_show() -> None:
     assert white.metrics["map/mirror"].value < 60
 
 
+def test_the_first_20_places_are_looked_at() -> None:
+    """The area of trapezoids of one original at a place behind 0 is (0 + 1 / (place + 1)) / 2."""
+    places = [0, 1, 18, 19, 20]
+    queries = torch.zeros(len(places), 30)
+    for row, (query, place) in enumerate(zip(queries, places, strict=True)):
+        query[row] = 1.0
+        query[29 - torch.arange(place)] = 2.0
+    found = CopyDetection._search(queries, torch.eye(30), range(len(places)))
+    assert found.tolist() == pytest.approx([1, 0.25, 1 / 38, 1 / 40, 0])
+    ties = CopyDetection._search(torch.ones(1, 3), torch.eye(3), [0])
+    assert ties.tolist() == pytest.approx([1 / 6])  # behind the two that are as similar
+
+
 def test_the_generalised_mean_and_the_whitening_of_the_released_code() -> None:
     maps = torch.tensor([[[1.0, 2], [-2, 2], [3, -1], [0.5, 0]]])
     assert generalised_mean(maps)[0].tolist() == pytest.approx([2.128243, 1.681793], abs=1e-6)
@@ -316,6 +329,37 @@ def test_rankings_without_junk() -> None:
         similarity[order] = np.arange(5, 0, -1)
         found.append(average_precision(ranked(similarity, search, "medium"), "trapezoid"))
     assert found == pytest.approx([0.7916666667, 0.4166666667])
+    result = landmarks_of(orders, searches, k=(1, 2))
+    assert result.metrics["map"].value == pytest.approx(60.41666667)
+    assert [result.metrics[f"precision@k={k}"].value for k in (1, 2)] == [50, 50]
+
+
+def landmarks_of(orders: list[list[int]], searches: list[Search], k: tuple[int, ...]) -> Result:
+    """What `landmarks` says of rankings that are given: the queries' similarities to a database of unit vectors."""
+    n = len(orders[0])
+    database, queries = images(n, "train", 0), images(len(orders), "test", 1)
+    similarity = torch.zeros(len(orders), n)
+    for row, order in zip(similarity, orders, strict=True):
+        row[torch.tensor(order)] = torch.arange(n, 0, -1).float()
+    described = {"train": torch.eye(n), "test": similarity}
+    data = data_of(database, replace(queries, targets=Targets(searches=Searches(searches))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Landmarks, "_described", lambda self, network, asked: described[asked.split])
+        return Landmarks(k=k).run(Holds(Sees()), data)  # type: ignore[arg-type]
+
+
+def test_precision_among_the_first_of_a_worked_example() -> None:
+    """At medium difficulty, of what is left without junk; not of more places than up to the last right one."""
+    none = np.zeros(0, int)
+    searches = [
+        Search(np.array([0]), np.array([2]), none),  # right at the places 0 and 2
+        Search(np.array([0]), none, np.array([1, 2])),  # at 0, and then no more
+        Search(none, np.array([4, 5]), np.array([0])),  # at 3 and 4, the junk at the top left out
+    ]
+    result = landmarks_of([[0, 1, 2, 3, 4, 5]] * 3, searches, k=(1, 2, 3, 4, 10))
+    found = [result.metrics[f"precision@k={k}"].value for k in (1, 2, 3, 4, 10)]
+    each = [[100, 50, 200 / 3, 200 / 3, 200 / 3], [100] * 5, [0, 0, 0, 25, 40]]
+    assert found == pytest.approx(np.mean(each, axis=0), abs=1e-4)
 
 
 def brute_force(order: list[int], search: Search, level: str) -> float:

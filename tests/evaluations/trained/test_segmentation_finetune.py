@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ssl_bench.backbones import build_backbone
 from ssl_bench.data.datasets import ImageSet, hold_out
@@ -14,7 +15,12 @@ from ssl_bench.data.targets import Targets
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen.segmentation_linear import pixel_loss
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
+<<<<<<< HEAD
 from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune
+=======
+from ssl_bench.evaluations.trained import segmentation_finetune
+from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune, pixel_loss
+>>>>>>> b69c265 (Tests: worked rankings of landmarks and copies, the weights of the losses beside UPerNet's and depth's, torchmetrics' other mIoU)
 from ssl_bench.evaluations.trained.upernet import POOLED, UPerNet, thirds
 from ssl_bench.utils.errors import UserError
 
@@ -98,6 +104,27 @@ def test_the_loss_is_a_mean_over_pixels_with_a_class() -> None:
     right, wrong = np.log1p(np.exp(-10)), np.log(2)
     assert pixel_loss(scores, masks).item() == pytest.approx((right + 3 * wrong) / 4, rel=1e-5)
     assert pixel_loss(scores, torch.full_like(masks, 255)).item() == 0
+
+
+def test_the_loss_of_a_step_is_that_of_the_head_and_two_fifths_of_the_one_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = halves(16, "train", 0)
+    data = Data(train, *hold_out(train), halves(2, "test", 1))
+    seen: list[tuple[int, float]] = []
+
+    def recorded(scores: Tensor, masks: Tensor) -> Tensor:
+        found = pixel_loss(scores, masks)
+        seen.append((scores.shape[-1], found.item()))
+        return found
+
+    monkeypatch.setattr(segmentation_finetune, "pixel_loss", recorded)
+    torch.manual_seed(0)
+    encoder = FrozenEncoder(build_backbone("vit_nano_patch4_16"))
+    result = SegmentationFineTune(**FAST | {"steps": 1, "warmup": 0}).run(encoder, data)
+    (fine, of_head), (coarse, of_beside) = seen
+    assert fine > coarse and of_head > 0.1 and of_beside > 0.1
+    assert result.chosen["final_loss"] == pytest.approx(of_head + 0.4 * of_beside, rel=1e-6)
 
 
 def test_mistakes_are_one_line() -> None:
