@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -65,12 +66,24 @@ class Step:
         """Why nothing of it can be run here; empty when something can."""
         if not self.missing:
             return "; ".join(self.skipped) or "measured"
-        lacking = [reason for _, data in self.missing if (reason := missing_data(data))]
-        if lacking:
-            return lacking[0]
+        if self.lacking and len(self.lacking) == len({data for _, data in self.missing}):
+            return self.lacking[0]
         if self.found:
             return ""
         return self.run if isinstance(self.run, str) else missing_data(self.wanted.data)
+
+    @cached_property
+    def lacking(self) -> list[str]:
+        """Which data of evaluations aren't here."""
+        return [reason for data in dict.fromkeys(data for _, data in self.missing) if (reason := missing_data(data))]
+
+    @cached_property
+    def evaluations(self) -> dict[str, list[str]]:
+        """Data -> the missing evaluations on it: those whose data is here, or all where none is."""
+        found: dict[str, list[str]] = {}
+        for name, data in self.missing:
+            found.setdefault(data, []).append(name)
+        return {data: names for data, names in found.items() if not missing_data(data)} or found
 
     @cached_property
     def cost(self) -> tuple[float, float] | None:
@@ -81,9 +94,9 @@ class Step:
                 return None
             images = IMAGES[self.wanted.data][0] * self.wanted.epochs
             flops = images * training_flops(self.run.resolved, IMAGES[self.wanted.data][2])
-        for evaluation, data in self.missing:
-            if data not in IMAGES:
-                return None
+        if not IMAGES.keys() >= self.evaluations.keys():
+            return None
+        for evaluation, data in ((name, data) for data, names in self.evaluations.items() for name in names):
             train, test, _ = IMAGES[data]
             protocol = read_yaml(shipped("evaluations") / f"{evaluation}.yaml")
             encoded, trained = evaluation_passes(protocol)
@@ -93,14 +106,14 @@ class Step:
         return images, flops
 
     def commands(self) -> list[str]:
-        """What makes the encoder, then what evaluates it."""
+        """What makes the encoder, then what evaluates it, on each of the data."""
         make = ""
         if self.found and self.release:
             make = f"ssl-bench convert {convert_arguments(self.wanted, self.release)}"
         elif isinstance(self.run, Run):
             make = f"ssl-bench pretrain {self.run.arguments}"
-        names = ",".join(name for name, _ in self.missing)
-        return [make, f"ssl-bench evaluate --evaluations {names} --data {self.missing[0][1]}"] if self.missing else []
+        on = self.evaluations.items()
+        return [make, *(f"ssl-bench evaluate --evaluations {','.join(names)} --data {data}" for data, names in on)]
 
 
 def reproduce(
@@ -192,8 +205,10 @@ def missing_data(name: str) -> str:
     """Why a data set can't be used here; empty when it is there, or comes by itself."""
     if name not in DATASETS:
         return f"{name} is not one of our data sets"
-    folder = Path(os.environ.get("SSL_BENCH_DATA", "data")) / name
-    return f"{name} is not in {folder}" if name == "imagenet1k" and not (folder / "train").is_dir() else ""
+    if not (place := re.search(r"put in data/([\w/-]+\w)", DATASETS[name])):  # as `list datasets` says it
+        return ""
+    folder = Path(os.environ.get("SSL_BENCH_DATA", "data")) / place[1]
+    return "" if (folder / "train" if name == "imagenet1k" else folder).is_dir() else f"{name} is not in {folder}"
 
 
 def hours(step: Step, speed: float) -> float | None:
@@ -226,6 +241,7 @@ def describe(step: Step, speed: float, max_hours: float | None, device: str = "h
                 lines.append(
                     f"  {state_bytes(step.run.resolved) / 1e9:.2g} GB of weights, gradients and moments on each"
                 )
+    lines += [f"  not evaluated now: {reason}" for reason in (() if step.skip else step.lacking)]
     lines += [f"  {count} of its numbers can't be: {reason}" for reason, count in step.skipped.items() if step.missing]
     if step.skip and step.skip != "measured":
         lines.append(f"  skipped: {step.skip}")
@@ -238,10 +254,11 @@ def summary(steps: Sequence[Step], speed: float, max_hours: float | None) -> str
     """How much of the table can be run here."""
     ready = [step for step in steps if step.missing and not step.skip and not too_long(step, speed, max_hours)]
     could = [step for step in steps if step.missing and not (isinstance(step.run, str) and not step.found)]
-    total = sum(hours(step, speed) or 0 for step in could)
+    known = [value for step in could if (value := hours(step, speed)) is not None]
+    rest = f", and {len(could) - len(known)} of unknown cost" if len(known) < len(could) else ""
     return (
         f"\n{len(ready)} of {len(steps)} encoders can be run here now; {len(could)} have a recipe or weights, about "
-        f"{format_hours(total)} together; {sum(step.done for step in steps)} numbers are measured already"
+        f"{format_hours(sum(known))} together{rest}; {sum(step.done for step in steps)} numbers are measured already"
     )
 
 
@@ -276,8 +293,7 @@ def execute(step: Step, out: Path, checkpoints: Path) -> str | None:
         else:
             assert isinstance(step.run, Run)
             encoder = pretrain(wanted.method, recipe=step.run.recipe, overrides=step.run.overrides)
-        for data in dict.fromkeys(data for _, data in step.missing):
-            names = [name for name, on in step.missing if on == data]
+        for data, names in step.evaluations.items():
             evaluate(encoder, evaluations=names, data=data, out=out)
     except (UserError, RunError) as error:
         return f"{wanted.encoder}: {error}"

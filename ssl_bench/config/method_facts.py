@@ -46,7 +46,7 @@ class MethodFacts:
         releases: These files.
         protocols: The protocol behind each published number: what a table shows (linear, knn, finetune) -> our
             protocol, or where its values depend on the size of the backbone, size -> our protocol ("base" of a ViT,
-            "swin_tiny").
+            "swin_tiny"). "retrieval, revisited_oxford" is that of one data set, before that of the others.
         backbones: Of the families of backbones: ``paper`` where the authors ran the method on it, ``faithful`` where it
             is the same there, or a sentence on how it deviates from the paper, which travels into the rows. Whether a
             family can run at all is another matter, which ``Method.needs`` decides.

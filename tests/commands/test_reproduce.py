@@ -14,6 +14,7 @@ from ssl_bench.commands import reproduce as module
 from ssl_bench.commands.reproduce import find_file, make_plan, missing_data, reproduce
 from ssl_bench.config.method_facts import method_facts
 from ssl_bench.config.parsing import read_yaml
+from ssl_bench.config.protocol import load_evaluator
 from ssl_bench.methods import METHODS
 from ssl_bench.results.papers.matching import (
     Run,
@@ -87,6 +88,53 @@ def test_cells_name_the_papers_own_protocol() -> None:
     assert found["dino", "dino", small, "knn"] == "knn-dino"
     assert found["ibot", "ibot", "Swin-T/W14", "linear"] == "linear-ibot"
     assert found["ibot", "ibot", large, "linear"] == "linear-ibot-large"
+
+
+def test_a_dense_column_asks_the_protocol_of_the_paper() -> None:
+    """Who measured decides: the iBOT paper evaluates DINO as its own networks, which depend on their size."""
+    found = {}
+    definition = read_definition("dense")
+    for row in definition.rows:
+        for column in definition.columns:
+            if (number := definition.number(row, column, published())) is not None and column.evaluation:
+                key = (number.source.split()[0], number.method, number.backbone, column.label)
+                found[key] = measurement(number, row, column).evaluation
+    small, base, upernet = "ViT-S/16", "ViT-B/16", "ADE20K UPerNet"
+    assert {found["DINO", "dino", small, f"Oxford {level}"] for level in "MH"} == {"landmarks-dino-oxford"}
+    assert {found["DINO", "dino", small, f"Paris {level}"] for level in "MH"} == {"landmarks"}
+    for method in ("dino", "ibot"):
+        assert {found["iBOT", method, small, f"{data} {level}"] for data in ("Oxford", "Paris") for level in "MH"} == {
+            "landmarks"
+        }
+    assert found["iBOT", "ibot", small, f"{upernet} (iBOT)"] == "segmentation-finetune-ibot-small"
+    plain = {found["iBOT", method, base, f"{upernet} (iBOT)"] for method in ("dino", "ibot", "beit")}
+    plain |= {found["MAE", method, base, f"{upernet} (MAE)"] for method in ("mae", "moco_v3", "beit")}
+    assert plain == {"segmentation-finetune"}
+    known = {name: load_evaluator(name) for name in set(found.values()) if name}  # "": DeiT, of which nothing is known
+    assert set(found.values()) - set(known) == {""} and len(known) == 6
+
+
+def test_the_plan_of_dense_columns(tmp_path: Path) -> None:
+    """Each of the data has its own command; what isn't here is named, and the rest is planned."""
+    text = plan_of("dense")
+    part = text.split("\ndino ViT-S/16, imagenet1k, 800 epochs\n")[1].split("\n\n")[0]
+    commands = re.findall(r"would run: ssl-bench (evaluate .*)", part)
+    assert [command.split("--evaluations ")[1] for command in commands] == [
+        "vos --data davis2017",
+        "attention-jaccard --data voc2012",
+        "landmarks-dino-oxford,landmarks --data roxford5k",
+        "landmarks --data rparis6k",
+    ]
+    assert f"skipped: davis2017 is not in {tmp_path / 'data' / 'DAVIS'}" in part
+    assert "6 have a recipe or weights, about 0 s together, and 6 of unknown cost" in text
+    for folder in ("imagenet1k/train", "DAVIS", "rparis6k"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    part = plan_of("dense").split("\ndino ViT-S/16, imagenet1k, 800 epochs\n")[1].split("\n\n")[0]
+    assert re.findall(r" run: ssl-bench evaluate --evaluations (.*)", part) == [
+        "vos --data davis2017",
+        "landmarks --data rparis6k",
+    ]
+    assert "skipped" not in part and "not evaluated now: voc2012 is not in" in part
 
 
 def test_commands_of_empty_cells_can_be_run() -> None:
@@ -189,6 +237,8 @@ def test_why_there_is_no_run() -> None:
 
 
 def test_missing_data() -> None:
+    assert missing_data("places") == "" and missing_data("pets-masks") == ""
+    assert missing_data("voc2012").endswith("VOCdevkit/VOC2012") and missing_data("coco2017").endswith("/coco")
     assert missing_data("cifar10") == "" and "jft300m is not one of our data sets" in missing_data("jft300m")
 
 

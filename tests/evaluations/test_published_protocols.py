@@ -72,6 +72,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
     | {"lr": 8e-4, "weight_decay": 0.05, "blocks": [4, 6, 8, 12], "steps": 160_000, "norm": False},
     "segmentation-finetune": {key: PIXELS[key] for key in ("warmup", "batch_size", "crop", "stride", "scale")}
     | {"lr": 8e-5, "weight_decay": 0.05, "layer_decay": 0.65, "drop_path": 0.1, "steps": 160_000},
+    "segmentation-finetune-ibot-small": {
+        key: PIXELS[key] for key in ("warmup", "batch_size", "crop", "stride", "scale")
+    }
+    | {"lr": 3e-5, "weight_decay": 0.05, "layer_decay": 0.9, "drop_path": 0.1, "steps": 160_000},
     "segmentation-knn": {"memory": 102_400, "k": 30, "temperature": 0.02},
     "depth-linear": {"lr": 5e-3, "weight_decay": 0.01, "steps": 38_400, "warmup": 12_800, "clip_grad": 35.0}
     | {"batch_size": 16, "crop": [416, 544], "bins": 256, "max_depth": 10.0},
@@ -82,6 +86,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "video-linear": {"frames": 8, "over_time": "average"},
     "copy-detection": {"kind": "cls+gem", "whitening": 20_000},
     "landmarks": {"scales": [1.0, 0.70710678, 0.5], "side": 512, "kind": "cls", "k": [1, 5, 10]},
+    "landmarks-dino-oxford": {"scales": [1.0], "side": 224, "kind": "cls", "k": [1, 5, 10]},
     "attention-jaccard": {"mass": 0.6},
 }
 

@@ -45,7 +45,7 @@ PRINTED = {
 DENSE = ("vos", "attention_jaccard", "retrieval", "copy_detection", "seg_linear", "seg_knn", "seg_upernet", "det")
 # Published names -> ours, where they differ: of metrics (by the setting for retrieval), and of data.
 METRICS = {"j_f_mean": "jf", "j_mean": "j", "f_mean": "f", "macc": "mean_accuracy", "map, Hard": "map_hard"}
-DATA = {"revisited_oxford": "roxford5k", "revisited_paris": "rparis6k"}
+DATA = {"revisited_oxford": "roxford5k", "revisited_paris": "rparis6k", "nyu_depth_v2": "nyu-depth-v2"}
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def protocol(number: Number, row: RowOf, column: Column) -> str:
     """Our protocol for a number: the column's, or where it says "own" the method's; empty where there is none."""
     if column.evaluation != "own":
         return column.evaluation
-    method = row.protocols.get(number.protocol, number.method)
-    found = method_facts(method).protocols.get(number.protocol, "")
+    own = method_facts(row.protocols.get(number.protocol, number.method)).protocols
+    found = own.get(f"{number.protocol}, {number.eval_dataset}", own.get(number.protocol, ""))
     return found if isinstance(found, str) else found.get(size_of(our_backbone(number.backbone, number.setting)), "")
 
 

@@ -20,7 +20,7 @@ KINDS = {
     "survey": "slides of a survey",
     "notes": "notes on the paper by others",
 }
-UNITS = ("percent", "nats per token")
+UNITS = ("percent", "nats per token", "metres")
 REQUIRED = (
     "method",
     "name",

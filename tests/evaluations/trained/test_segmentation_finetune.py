@@ -15,12 +15,8 @@ from ssl_bench.data.targets import Targets
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen.segmentation_linear import pixel_loss
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
-<<<<<<< HEAD
-from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune
-=======
 from ssl_bench.evaluations.trained import segmentation_finetune
-from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune, pixel_loss
->>>>>>> b69c265 (Tests: worked rankings of landmarks and copies, the weights of the losses beside UPerNet's and depth's, torchmetrics' other mIoU)
+from ssl_bench.evaluations.trained.segmentation_finetune import SegmentationFineTune
 from ssl_bench.evaluations.trained.upernet import POOLED, UPerNet, thirds
 from ssl_bench.utils.errors import UserError
 
