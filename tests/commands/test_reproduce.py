@@ -111,7 +111,7 @@ def test_a_dense_column_asks_the_protocol_of_the_paper() -> None:
     plain |= {found["MAE", method, base, f"{upernet} (MAE)"] for method in ("mae", "moco_v3", "beit")}
     assert plain == {"segmentation-finetune"}
     known = {name: load_evaluator(name) for name in set(found.values()) if name}  # "": DeiT, of which nothing is known
-    assert set(found.values()) - set(known) == {""} and len(known) == 6
+    assert set(found.values()) - set(known) == {""} and len(known) == 7
 
 
 def test_the_plan_of_dense_columns(tmp_path: Path) -> None:
