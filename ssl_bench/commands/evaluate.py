@@ -25,7 +25,7 @@ from ssl_bench.results.rows.warnings import warnings_of
 from ssl_bench.training.compute import device_name
 from ssl_bench.utils.distributed import first_says, is_first, joined, one_process, process
 from ssl_bench.utils.errors import UserError
-from ssl_bench.utils.files import locked, remove_leftovers
+from ssl_bench.utils.files import locked, remove_leftovers, remove_unused
 from ssl_bench.utils.identity import identify
 
 EVALUATIONS = Path("runs/evaluations")  # a folder for each that is running, for what it must not lose
@@ -153,19 +153,13 @@ def _held(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a folder that can't be written: only evaluators that train need it
             if is_first():
                 held.enter_context(locked(folder))
-                held.callback(_remove_unused, folder)
+                held.callback(remove_unused, folder)
         yield
 
 
 def _remove(folder: Path) -> None:
     """Remove the folder of a finished evaluation."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder of an evaluation that failed before it had something to lose."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
-        _remove(folder)
 
 
 def _extract_together(encoder: FrozenEncoder, data: Data, wanted: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ssl_bench.checkpoints.encoder_file import (
     Checkpoint,
     code_version,
+    is_encoder_file,
     load_encoder,
     named_encoder,
     save_encoder,
@@ -28,9 +29,25 @@ from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.resume import newest_checkpoint, remove_checkpoints
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
-from ssl_bench.utils.files import is_whole, locked, remove_leftovers
+from ssl_bench.utils.errors import UserError, first_line
+from ssl_bench.utils.files import is_whole, locked, remove_leftovers, remove_unused
 from ssl_bench.utils.identity import identify, source_hash
+from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.views.view import describe
+
+PARTS = {  # of an identity, in the words of errors
+    "method": "its method",
+    "source": "the method's file",
+    "settings": "the method's settings",
+    "backbone": "the backbone",
+    "backbone_source": "the backbone's file",
+    "training": "the training",
+    "optimizer_source": "the optimizer's file",
+    "seed": "the seed",
+    "images": "the images",
+    "teachers": "the teachers",
+    "versions": "the versions of its parts",
+}
 
 
 def pretrain(
@@ -67,7 +84,7 @@ def pretrain(
         The encoder file.
 
     Raises:
-        UserError: The request is wrong; nothing has been run.
+        UserError: The request is wrong, or ``out`` holds the encoder of another; nothing has been run.
         RunError: The loss diverged or the disk is full.
     """
     check_loggers(logger)
@@ -79,8 +96,10 @@ def pretrain(
     if is_first() and (said := shrunk(images.train, [resolved.backbone["name"]])):
         print(f"{said}; --backbone takes one of another size", file=sys.stderr)
     folder = Path(out) if out else run_folder(resolved, images)
-    if is_first() and is_whole(folder / "encoder.pt"):
-        print(f"{folder} was trained before", file=sys.stderr)
+    if is_whole(folder / "encoder.pt"):
+        check_same(folder / "encoder.pt", resolved, images)
+        if is_first():
+            print(f"{folder} was trained before", file=sys.stderr)
     return run(resolved, images, folder, logger, strategy)
 
 
@@ -93,7 +112,7 @@ def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEF
     """Train, or go on where ``last.ckpt`` in the folder left off, and write ``encoder.pt``; at once if it is there.
 
     Raises:
-        UserError: The recipe does not fit the data.
+        UserError: The recipe does not fit the data, or another run wrote its encoder there meanwhile.
         RunError: The loss diverged or the disk is full.
     """
     target = folder / "encoder.pt"
@@ -104,14 +123,54 @@ def run(recipe: Recipe, data: Splits, folder: Path, loggers: Sequence[str] = DEF
         return target
     if target.exists():
         print(f"{target} is damaged: it is made again", file=sys.stderr)
-    with locked(folder) if is_first() else contextlib.nullcontext():
-        if not is_whole(target):  # another process may have made it meanwhile
+    with _held(folder) if is_first() else contextlib.nullcontext():
+        if is_whole(target):  # another process has made it meanwhile
+            check_same(target, recipe, data)
+        else:
             if is_first():
                 remove_leftovers(folder)
             _make(recipe, data, folder, target, loggers, strategy)
     if process()[1] > 1:
         torch.distributed.barrier()  # the file is there when any process goes on
     return target
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run against other processes; one in which nothing was made is taken away."""
+    with locked(folder):
+        try:
+            yield
+        finally:
+            remove_unused(folder)
+
+
+def check_same(target: Path, recipe: Recipe, data: Splits) -> None:
+    """See that an encoder file is the one that a recipe makes of a data set.
+
+    Raises:
+        UserError: It is another; it says whose, and in what it differs.
+    """
+    made, wanted = _identity(target), recipe.identity(data)
+    if identify(made) == identify(wanted):
+        return
+    differs = [PARTS[key] for key in PARTS if identify({key: made.get(key)}) != identify({key: wanted.get(key)})]
+    held = f"an encoder of {made['method']}, seed {made.get('seed')}" if "method" in made else "an encoder of no run"
+    how = f", which differs in {', '.join(differs)}" if "method" in made else ""
+    raise UserError(f"{target.parent} holds {held}{how}: name another --out")
+
+
+def _identity(target: Path) -> dict[str, Any]:
+    """The identity that an encoder file states; empty where it states none."""
+    try:
+        content = read_tensors(target)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        raise UserError(f"{target} is not a checkpoint that can be read safely: {first_line(error)}") from error
+    about = content.get("about") if is_encoder_file(content) else None
+    found = about.get("identity") if isinstance(about, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Sequence[str], strategy: str) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -156,6 +157,13 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a folder in which nothing is but its lock, as after a run that failed before it made anything."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {".lock"}:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def content_hash(value: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
+from ssl_bench.utils.imports import imported_beside
 
 
 def identify(identity: Mapping[str, Any]) -> str:
@@ -71,22 +72,28 @@ def is_external(cls: type) -> bool:
 def source_of(cls: type) -> dict[str, str]:
     """What the identity of a class from outside holds beside its version: ``{"source": hash}``; nothing for our own.
 
-    An edited file is another method. Files that it imports are not looked at.
+    An edited file is another method, and so is one that imports an edited file from its own folder.
 
     Raises:
-        UserError: The class has no file, as in an interactive session.
+        UserError: See ``source_hash``.
     """
     return {"source": source_hash(cls)} if is_external(cls) else {}
 
 
 def source_hash(cls: type) -> str:
-    """``syntax_hash`` of the file of a class, 16 hex digits.
+    """Hash of the file of a class and, of a class from outside, of the files beside it that it imports. 16 hex digits.
+
+    Without such imports it is the ``syntax_hash`` of the file (see ``imports.imported_beside``).
 
     Raises:
-        UserError: The class has no file that can be read.
+        UserError: The class has no file, as in an interactive session, or one of the files can't be read.
     """
     try:
-        return syntax_hash(Path(inspect.getfile(cls)).read_text())
+        file = Path(inspect.getfile(cls))
+        own = syntax_hash(file.read_text())
+        beside = imported_beside(file) if is_external(cls) else {}
+        imported = {name: syntax_hash(path.read_text()) for name, path in beside.items()}
+        return identify({"file": own, "imported": imported}) if imported else own
     except (OSError, TypeError, SyntaxError) as error:
         raise UserError(f"class {cls.__name__} must stand in a Python file, which says what it is: {error}") from error
 

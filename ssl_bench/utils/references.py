@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -60,7 +61,7 @@ def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str
         if place.endswith(".py"):
             if not Path(place).is_file():
                 raise UserError(f"{what} {reference!r}: no such file: {place}")
-            module_name = f"{EXTERNAL}{Path(place).stem}"
+            module_name = _module_name(Path(place))
             spec = importlib.util.spec_from_file_location(module_name, place)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
@@ -76,6 +77,12 @@ def look_up(reference: str, what: str, fits: Callable[[Any], bool]) -> tuple[str
     if name not in fitting:
         raise unknown(f"{what} in {place}", name, fitting)
     return name, getattr(module, name)
+
+
+def _module_name(path: Path) -> str:
+    """The name of a file's module, another one for every file: files of one name stand in different folders."""
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"{EXTERNAL}{path.stem}_{place}"
 
 
 def external_line(error: BaseException) -> str:

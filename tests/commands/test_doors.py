@@ -395,6 +395,53 @@ def test_backbone_optimizer_and_recipe_of_mine(here: Path, capsys: pytest.Captur
     assert main(argv[:4]) == 2 and "add --backbone path/to/file.py:SmallConv" in capsys.readouterr().err
 
 
+def test_methods_of_one_name_in_two_folders(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has rows of its own, and an edited one is trained again."""
+    text = METHOD.replace("RETURNED", "{'loss': FACTOR * self.backbone(views[0]).cls.pow(2).sum()}")
+    for folder, factor in (("a", "1.0"), ("b", "2.0")):
+        (here / folder).mkdir()
+        (here / folder / "method.py").write_text(text.replace("FACTOR", factor))
+    both, small = "a/method.py:Mine:short,b/method.py:Mine:short", ("--backbone", NANO, "--set", "batch_size=16")
+    assert bench(both, *small) == 0
+    rows = {row["id"] for row in read_rows("out") if row["method"] == "Mine"}
+    assert len(rows) == 2
+    (here / "a" / "method.py").write_text(text.replace("FACTOR", "3.0"))
+    capsys.readouterr()
+    assert bench(both, *small) == 0 and "5 runs, 4 of them done before" in capsys.readouterr().out
+    assert len({row["id"] for row in read_rows("out") if row["method"] == "Mine"} - rows) == 1
+
+
+def test_a_folder_that_holds_another_encoder_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = METHOD.replace("RETURNED", "{'loss': FACTOR * self.backbone(views[0]).cls.pow(2).sum()}")
+    more = ["--backbone", NANO, "--data", "own.py:squares", "--set", "epochs=1", "batch_size=16", "warmup_epochs=0"]
+
+    def pretrained(method: str, *others: str) -> tuple[int, str]:
+        status = main(["pretrain", method, *more, "--out", "run", *others])
+        return status, (capsys.readouterr().err.splitlines() or [""])[-1]
+
+    (here / "method.py").write_text(text.replace("FACTOR", "1.0"))
+    assert pretrained("method.py:Mine")[0] == 0
+    before = (here / "run" / "encoder.pt").read_bytes()
+    assert pretrained("method.py:Mine") == (0, "run was trained before")
+    (here / "method.py").write_text(text.replace("FACTOR", "1.0") + "# a comment")
+    assert pretrained("method.py:Mine") == (0, "run was trained before")
+    (here / "method.py").write_text(text.replace("FACTOR", "2.0"))
+    said = "ssl-bench: run holds an encoder of Mine, seed 0, which differs in %s: name another --out"
+    assert pretrained("method.py:Mine") == (2, said % "the method's file")
+    (here / "method.py").write_text(text.replace("FACTOR", "1.0"))
+    assert pretrained("method.py:Mine", "--seed", "1") == (2, said % "the seed")
+    assert pretrained("mae") == (2, said % "its method, the method's file, the training, the versions of its parts")
+    torch.save({"weight": torch.zeros(1)}, here / "run" / "encoder.pt")
+    assert pretrained("mae") == (2, "ssl-bench: run holds an encoder of no run: name another --out")
+    (here / "run" / "encoder.pt").write_bytes(before)
+    assert pretrained("method.py:Mine") == (0, "run was trained before")
+
+
+def test_a_refused_run_leaves_no_folder(here: Path) -> None:
+    argv = ["pretrain", "mae", "--backbone", NANO, "--data", "own.py:squares", "--out", "new"]
+    assert main([*argv, "--set", "batch_size=4096"]) == 2 and not (here / "new").exists()
+
+
 def test_an_optimizer_of_torch_and_files_that_name_code(here: Path) -> None:
     layer = {"backbone": NANO, "optimizer": "NAdam"}
     training = load_recipe("mae", None, layer).training
