@@ -426,13 +426,13 @@ def test_a_folder_that_holds_another_encoder_is_refused(here: Path, capsys: pyte
     (here / "method.py").write_text(text.replace("FACTOR", "1.0") + "# a comment")
     assert pretrained("method.py:Mine") == (0, "run was trained before")
     (here / "method.py").write_text(text.replace("FACTOR", "2.0"))
-    said = "ssl-bench: run holds an encoder of Mine, seed 0, which differs in %s: name another --out"
+    said = "ssl-bench: error: run holds an encoder of Mine, seed 0, which differs in %s: name another --out"
     assert pretrained("method.py:Mine") == (2, said % "the method's file")
     (here / "method.py").write_text(text.replace("FACTOR", "1.0"))
     assert pretrained("method.py:Mine", "--seed", "1") == (2, said % "the seed")
-    assert pretrained("mae") == (2, said % "its method, the method's file, the training, the versions of its parts")
+    assert pretrained("mae") == (2, said % "its method, the method's file, the versions of its parts")
     torch.save({"weight": torch.zeros(1)}, here / "run" / "encoder.pt")
-    assert pretrained("mae") == (2, "ssl-bench: run holds an encoder of no run: name another --out")
+    assert pretrained("mae") == (2, "ssl-bench: error: run holds an encoder of no run: name another --out")
     (here / "run" / "encoder.pt").write_bytes(before)
     assert pretrained("method.py:Mine") == (0, "run was trained before")
 
