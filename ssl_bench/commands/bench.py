@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_bench.checkpoints.encoder_file import load_encoder
-from ssl_bench.commands.evaluate import run_evaluations
+from ssl_bench.commands.evaluate import run_evaluations, shrinks
 from ssl_bench.commands.evaluation_sets import EvaluationSet, load_sets, unfit
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.commands.plan import plan
@@ -155,8 +155,10 @@ def bench(
     for left_out in filter(None, dict.fromkeys(unfit(recipe, each) for recipe in recipes for each in sets)):
         show(left_out)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
-    if said := shrunk(splits.train, [recipe.backbone["name"] for recipe in recipes]):
-        show(f"{said}; --image-size shows more of them")
+    for number, each in enumerate(sets):
+        larger = number == 0 or shrinks(each.evaluators.values())  # the first is trained on, too
+        if larger and (said := shrunk(each.splits.train, [recipe.backbone["name"] for recipe in recipes])):
+            show(f"{said}; --image-size shows more of them")
     if dry_run:
         for planned in plan([(task.recipe, task.done) for task in tasks], splits):
             show(planned)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
 from ssl_bench.config.protocol import tried_evaluator
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
+from ssl_bench.data.shrinking import shrunk
 from ssl_bench.evaluations.evaluator import Data, Evaluator, Result, match_poolings
 from ssl_bench.evaluations.feature_cache import ROOT as FEATURES
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
@@ -77,7 +79,17 @@ def evaluate(
         raise UserError(f"{checkpoint} is an encoder file, which says its {given[0].replace('_', ' ')} itself")
     else:
         encoder = load_encoder(checkpoint, backbone)
-    return run_evaluations(encoder, evaluators, load(data, skip_unreadable=skip_unreadable), Path(out), suite=None)
+    splits = load(data, skip_unreadable=skip_unreadable)
+    network: Any = encoder.encoder
+    if is_first() and shrinks(evaluators.values()) and hasattr(network, "image_size"):
+        if said := shrunk(splits.train, {encoder.backbone["name"]: min(network.image_size)}):
+            print(said, file=sys.stderr)
+    return run_evaluations(encoder, evaluators, splits, Path(out), suite=None)
+
+
+def shrinks(evaluators: Iterable[Evaluator]) -> bool:
+    """Whether any evaluator sees images at the encoder's size; those of maps and clips see them at their own."""
+    return any(each.needs in ("", "labels", "label sets", "factors") for each in evaluators)
 
 
 def lacking(evaluator: Evaluator, splits: Splits) -> str:

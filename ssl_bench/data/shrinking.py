@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ssl_bench.data.datasets import ImageSet
 
 
-def shrunk(images: ImageSet, backbones: Iterable[str]) -> str:
-    """A sentence where images are larger than the size in the name of a backbone; empty where they aren't.
+def shrunk(images: ImageSet, backbones: Iterable[str] | Mapping[str, int]) -> str:
+    """A sentence where images are larger than a backbone sees them; empty where they aren't.
 
     Args:
         images: Of which the first, the middle and the last are looked at.
-        backbones: Names, the image size last.
+        backbones: Names, the image size last; or names and image sizes, pixels.
 
     Example:
         >>> import torch
@@ -23,7 +23,8 @@ def shrunk(images: ImageSet, backbones: Iterable[str]) -> str:
     """
     sides = [tuple(images.images[at].shape[1:]) for at in sorted({0, len(images) // 2, len(images) - 1})]
     height, width = max(sides, key=min)
-    seen = {name: int(size[1]) for name in backbones if (size := re.search(r"_(\d+)$", name))}
+    named = {name: int(size[1]) for name in backbones if (size := re.search(r"_(\d+)$", name))}
+    seen = dict(backbones) if isinstance(backbones, Mapping) else named
     small = [name for name, size in seen.items() if size < min(height, width)]
     if not small:
         return ""

@@ -17,6 +17,7 @@ from ssl_bench.commands import bench as bench_module
 from ssl_bench.commands import evaluation_sets
 from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.list import catalogue
+from ssl_bench.commands.pretrain import run
 from ssl_bench.config.cost import training_flops
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.config.suite import Suite, load_suite, resolve
@@ -257,6 +258,27 @@ def test_images_larger_than_the_backbones_are_said(folder: Path, tiny_data: Spli
     said: list[str] = []
     bench("toy.yaml", image_size=8, dry_run=True, show=said.append)
     assert any("has images of 16 x 16 pixels, which vit_nano_patch4_8 sees at 8 x 8" in line for line in said)
+
+
+def test_larger_images_of_other_sets_are_said(
+    folder: Path, tiny_data: Splits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        for label, name in enumerate(("dark", "light")):
+            (folder / "large" / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (48, 40), (9 * i, 90 * label, 0)).save(folder / "large" / split / name / f"{i}.png")
+    said = "large has images of 48 x 40 pixels, which vit_nano_patch4_16 sees at 16 x 16"
+    monkeypatch.setattr(evaluation_sets, "load", lambda name, **_: tiny_data if name == "blobs" else load(name))
+    (folder / "toy.yaml").write_text(f"{SUITE}transfer: ['folder:large']\ntransfer_evaluations: [knn]\n")
+    shown: list[str] = []
+    bench("toy.yaml", dry_run=True, show=shown.append)
+    assert f"{said}; --image-size shows more of them" in shown
+    encoder = run(load_recipe("untrained", None, {"backbone": "vit_nano_patch4_16"}), tiny_data, folder / "run")
+    evaluate(encoder, evaluations=["knn"], data="folder:large")
+    assert said in capsys.readouterr().err.splitlines()
+    evaluate(encoder, evaluations=["knn"], data=tiny_data)
+    assert "has images of" not in capsys.readouterr().err
 
 
 def test_factors_are_left_out_where_there_are_none(folder: Path) -> None:
