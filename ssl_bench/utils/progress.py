@@ -55,9 +55,19 @@ class Progress:
         # Imported here: plain output does not need it.
         from rich import progress as rich
         from rich.console import Console
+        from rich.text import Text
 
         columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
-        times = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+        started = self.started
+
+        class Left(rich.TimeRemainingColumn):
+            """The time left, once it can be told."""
+
+            def render(self, task: rich.Task) -> Text:
+                early = time.monotonic() - started < MEANINGFUL
+                return Text("-:--:--", style="progress.remaining") if early else super().render(task)
+
+        times = (rich.TimeElapsedColumn(), Left())
         self.bar = rich.Progress(*columns, *times, console=Console(stderr=True), transient=True)
         self.task = self.bar.add_task(self.description, total=self.total, completed=self.first)
         self.bar.start()
