@@ -26,6 +26,7 @@ from ssl_bench.utils.weights import options_hash, weights_hash
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # where torchvision's models have theirs
 LIBRARIES = ("torch", "torchvision", "timm")  # their own source says nothing about a model; its weights and options do
+IMAGES = (3, 224, 224)  # of a model of timm whose configuration says nothing else
 PROBES = 8  # images whose features stand for a function that has no weights to look at
 
 
@@ -113,7 +114,7 @@ def load_model(
         return as_checkpoint(network, name or (own if own != "build" else stem), image_size, mean, std)
     kind, _, rest = reference.partition(":")
     if kind == "hub":
-        return as_checkpoint(_of_hub(rest), name or rest.rpartition("/")[2], image_size, mean, std)
+        return as_checkpoint(_of_hub(rest, image_size), name or rest.rpartition("/")[2], image_size, mean, std)
     own, _, file = rest.partition("@")
     if kind == "timm":
         sized = f"{own}_{image_size}" if image_size and parse_timm_name(f"timm:{own}")[1] is None else own
@@ -194,17 +195,30 @@ def _of_timm(name: str, file: str) -> Backbone:
     return encoder
 
 
-def _of_hub(name: str) -> nn.Module:
-    """A model of timm on the Hugging Face hub, without its classifier; its ``config.json`` says its images."""
+def _of_hub(name: str, image_size: int | None) -> nn.Module:
+    """A model of timm on the Hugging Face hub, without its classifier; its ``config.json`` says its images.
+
+    It is a backbone, as of ``timm:NAME``, unless its file gives options beside the architecture, which no name says.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise UserError(f"hub:{name} needs the package huggingface_hub, which is not installed")
     try:
-        network: Any = timm.create_model(f"hf-hub:{name}", pretrained=True, num_classes=0)
+        config, architecture, options = timm.models.load_model_config_from_hf(name)
+        height, width = (image_size, image_size) if image_size else config.get("input_size", IMAGES)[1:]
+        usual: Any = timm.get_pretrained_cfg(architecture)
+        size: dict[str, Any] = (
+            {"img_size": (height, width)} if usual.fixed_input_size else {}
+        )  # positions are resampled
+        network: Any = timm.create_model(f"hf-hub:{name}", pretrained=True, num_classes=0, **size)
     except Exception as error:  # no such model, none of timm, or no network
         raise UserError(f"hub:{name}: no model of timm can be had from the hub ({first_line(error)})") from error
-    config = network.pretrained_cfg
-    network.image_size = tuple(config["input_size"][1:])
-    network.mean, network.std = config["mean"], config["std"]
+    mean, std = (tuple(network.pretrained_cfg[key]) for key in ("mean", "std"))
+    if not set(options or {}) - {"img_size", "num_classes"}:
+        sides = f"{height}" if height == width else f"{height}x{width}"
+        encoder: Any = build_backbone(f"timm:{architecture}_{sides}")
+        encoder.load_state_dict(network.state_dict())
+        network = encoder
+    network.image_size, network.mean, network.std = (height, width), mean, std
     return network
 
 

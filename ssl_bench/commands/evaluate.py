@@ -82,8 +82,8 @@ def evaluate(
     splits = load(data, skip_unreadable=skip_unreadable)
     network: Any = encoder.encoder
     if is_first() and shrinks(evaluators.values()) and hasattr(network, "image_size"):
-        if said := shrunk(splits.train, {encoder.backbone["name"]: min(network.image_size)}):
-            print(said, file=sys.stderr)
+        said = shrunk(splits.train, {encoder.backbone["name"]: min(network.image_size)})
+        print(said, end="\n" if said else "", file=sys.stderr)
     return run_evaluations(encoder, evaluators, splits, Path(out), suite=None)
 
 

@@ -21,11 +21,14 @@ from torchvision.datasets import ImageFolder
 
 from ssl_bench import UserError, backbones, evaluate, load_data
 from ssl_bench.backbones import build_backbone
+from ssl_bench.checkpoints.model import load_model
 from ssl_bench.cli import main
 from ssl_bench.commands.leaderboard import leaderboard
 from ssl_bench.config.recipe import load_recipe
 from ssl_bench.config.suite import load_suite
 from ssl_bench.data.datasets import Splits
+from ssl_bench.evaluations.dense import feature_map
+from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.nn.optimizers import build_optimizer
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
@@ -178,6 +181,19 @@ def test_a_model_of_the_hub(here: Path, tiny_data: Splits, monkeypatch: pytest.M
     monkeypatch.setattr("timm.models._hub._get_safe_alternatives", lambda name: ["model.safetensors"])
     (row,) = evaluate("hub:me/mine", data=tiny_data, evaluations=["knn"])
     assert row["method"] == "mine" and row["backbone"]["input"] == {"mean": [0.5] * 3, "std": [0.25] * 3}
+    assert row["backbone"]["name"] == "timm:test_resnet_16"
+    tuned = FineTune(epochs=1, batch_size=16, warmup_epochs=0, blocks=1, randaugment="")
+    (row,) = evaluate("hub:me/mine", image_size=32, data=tiny_data, evaluations=[tuned])
+    assert row["backbone"]["name"] == "timm:test_resnet_32" and row["pretraining"]["images_seen"] is None
+    made: Any = load_model("hub:me/mine").encoder
+    loaded, images = made.state_dict(), torch.rand(2, 3, 16, 16)
+    assert all(torch.equal(value, loaded[key]) for key, value in network.state_dict().items())
+    assert feature_map(made, images).shape[:2] == (2, made.embed_dim)
+    torch.testing.assert_close(made(images).cls, network.eval()(images).cls)
+    options = {"architecture": "test_resnet", "model_args": {"act_layer": "gelu"}, "pretrained_cfg": config}
+    (here / "hub/config.json").write_text(json.dumps(options))
+    (other,) = evaluate("hub:me/mine", data=tiny_data, evaluations=["knn"])  # no name of timm says this network
+    assert other["backbone"]["name"] == "mine"
     with pytest.raises(UserError, match="hub:me/none: no model of timm can be had from the hub"):
         evaluate("hub:me/none", data=tiny_data, evaluations=["knn"])
 
