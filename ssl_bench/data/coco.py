@@ -21,6 +21,7 @@ from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.files import parse_json, read_regular
 
 LARGEST = 2**31  # bytes of the JSON file; that of train2017 has 0.45 GB
+MOST_BYTES = 2**31  # of the masks of one image together, a byte for each pixel of each object
 
 
 class CocoObjects(Sequence[Objects]):
@@ -44,6 +45,8 @@ class CocoObjects(Sequence[Objects]):
     def __getitem__(self, index: int) -> Objects:  # type: ignore[override]
         found, (height, width) = self.objects[index], self.sizes[index].tolist()
         try:
+            if len(found) * height * width > MOST_BYTES:
+                raise ValueError(f"{len(found):,} masks of {height:,} x {width:,} pixels")
             boxes = torch.tensor([each["bbox"] for each in found], dtype=torch.float32).reshape(-1, 4)
             masks = [mask_of(each["segmentation"], height, width) for each in found]
             labels = torch.tensor([self.labels[each["category_id"]] for each in found], dtype=torch.int64)

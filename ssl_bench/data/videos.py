@@ -21,6 +21,7 @@ from ssl_bench.utils.files import open_regular
 
 FRAMES = 8  # of each video that are taken, from the centres of as many equal parts
 VIDEOS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg")
+FORMATS = "avi,mov,matroska,mpeg,mpegts,mpegvideo"  # those that open no other file, as lists of parts do
 MOST_FRAMES = 100_000  # of a video
 MOST_PIXELS = 2**23  # of a frame
 
@@ -66,7 +67,10 @@ def _frames(path: str) -> tuple[bytes, ...]:
     except ImportError as error:
         raise UserError("videos need PyAV: pip install 'ssl-bench[video]'") from error
     library: Any = av
-    with open_regular(path, LARGEST * 8) as file, library.open(file, mode="r") as video:
+    with (
+        open_regular(path, LARGEST * 8) as file,
+        library.open(file, mode="r", options={"format_whitelist": FORMATS}) as video,
+    ):
         stream = video.streams.video[0]
         if stream.codec_context.width * stream.codec_context.height > MOST_PIXELS:
             raise ValueError("frames that are too large")

@@ -171,6 +171,18 @@ def test_the_fingerprint_of_clips(data: Path) -> None:
     assert first == read_with_targets(raws[0], "reading", hold=True).fingerprint != second
 
 
+def test_a_video_opens_no_other(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of parts, which FFmpeg looks up from where the command runs."""
+    videos._frames.cache_clear()
+    monkeypatch.chdir(data)
+    film(data / "secret.avi", [50] * 9)
+    for split in ("train", "val"):
+        (data / "kinetics400" / split / "zumba").mkdir(parents=True)
+        (data / "kinetics400" / split / "zumba" / "a.avi").write_text("ffconcat version 1.0\nfile secret.avi\n")
+    with pytest.raises(UserError, match="16 unreadable images in kinetics400"):
+        load("kinetics400")
+
+
 def test_kinetics_and_a_file_that_is_no_video(data: Path) -> None:
     videos._frames.cache_clear()
     home = data / "kinetics400"

@@ -383,3 +383,16 @@ def test_objects_that_cannot_be_are_named(data: Path, old: str, new: str) -> Non
     assert targets is not None
     with pytest.raises(RunError, match=r"instances_train2017\.json: the objects of image 0"):
         targets.objects(0)
+
+
+def test_more_masks_than_fit_are_not_made(data: Path) -> None:
+    path = make_coco(data) / "annotations" / "instances_train2017.json"
+    said = json.loads(path.read_text())
+    for image in said["images"]:
+        image["height"] = image["width"] = 8000
+    said["annotations"] = [{**said["annotations"][0], "id": n} for n in range(34)]
+    path.write_text(json.dumps(said))
+    targets = load("coco2017").train.targets
+    assert targets is not None
+    with pytest.raises(RunError, match="34 masks of 8,000 x 8,000 pixels"):
+        targets.objects(0)
