@@ -80,10 +80,10 @@ def evaluate(
     else:
         encoder = load_encoder(checkpoint, backbone)
     splits = load(data, skip_unreadable=skip_unreadable)
-    network: Any = encoder.encoder
-    if is_first() and shrinks(evaluators.values()) and hasattr(network, "image_size"):
-        said = shrunk(splits.train, {encoder.backbone["name"]: min(network.image_size)})
-        print(said, end="\n" if said else "", file=sys.stderr)
+    sides: Any = getattr(encoder.encoder, "image_size", (sys.maxsize,))  # a tokenizer is refused further on
+    seen = {encoder.backbone["name"]: min(sides)} if shrinks(evaluators.values()) else {}
+    if is_first() and (said := shrunk(splits.train, seen)):
+        print(said, file=sys.stderr)
     return run_evaluations(encoder, evaluators, splits, Path(out), suite=None)
 
 
