@@ -30,11 +30,12 @@ from ssl_bench.training.resume import newest_checkpoint, remove_checkpoints
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
 from ssl_bench.utils.errors import UserError, first_line
-from ssl_bench.utils.files import is_whole, locked, remove_leftovers, remove_unused
+from ssl_bench.utils.files import is_whole, locked, read_regular, remove_leftovers, remove_unused, write_atomic
 from ssl_bench.utils.identity import identify, source_hash
 from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.views.view import describe
 
+BEGUN = "run.id"  # in the folder of a run that isn't finished
 PARTS = {  # of an identity, in the words of errors
     "method": "its method",
     "source": "the method's file",
@@ -142,6 +143,8 @@ def _held(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            if newest_checkpoint(folder) is None:
+                (folder / BEGUN).unlink(missing_ok=True)
             remove_unused(folder)
 
 
@@ -184,6 +187,7 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     }
     files = {keyword: file for keyword in recipe.cls.teachers if (file := named_encoder(recipe.settings[keyword]))}
     begun = newest_checkpoint(folder) is not None  # which has what the backbone took from the images
+    _begin(folder, recipe, identify(identity), begun)
     method = build(recipe, images.classes, None if begun else images)
     set_teachers(method, trained, files, images.name)
     cost, facts = no_cost(), {}
@@ -223,6 +227,23 @@ def _make(recipe: Recipe, data: Splits, folder: Path, target: Path, loggers: Seq
     save_weights(folder / "method.pt", method)
     save_encoder(target, encoder, encoder.spec, recipe.method, about)
     remove_checkpoints(folder)
+    (folder / BEGUN).unlink(missing_ok=True)
+
+
+def _begin(folder: Path, recipe: Recipe, identity: str, begun: bool) -> None:
+    """Note whose checkpoints a folder holds.
+
+    Raises:
+        UserError: It holds those of another run.
+    """
+    note = folder / BEGUN
+    if begun and note.exists() and read_regular(note, 100) != identity.encode():
+        raise UserError(
+            f"{folder} holds the checkpoints of another run than {recipe.method}, seed {recipe.seed}, as it is now: "
+            "name another --out, or remove it"
+        )
+    if is_first():
+        write_atomic(note, identity)
 
 
 def _teacher(network: Checkpoint, folder: Path) -> dict[str, Any]:

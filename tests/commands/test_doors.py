@@ -32,6 +32,7 @@ from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.nn.optimizers import build_optimizer
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import read_rows
+from ssl_bench.training import resume
 
 MODEL = """
 import torch
@@ -451,6 +452,29 @@ def test_a_folder_that_holds_another_encoder_is_refused(here: Path, capsys: pyte
     assert pretrained("mae") == (2, "ssl-bench: error: run holds an encoder of no run: name another --out")
     (here / "run" / "encoder.pt").write_bytes(before)
     assert pretrained("method.py:Mine") == (0, "run was trained before")
+
+
+def test_checkpoints_of_another_run_are_not_taken_over(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["pretrain", "mae", "--backbone", NANO, "--data", "own.py:squares", "--out", "run"]
+    settings = ["epochs=1", "batch_size=16", "warmup_epochs=0"]
+    usual = resume.Resume.on_train_batch_end
+
+    def save_then_die(self: resume.Resume, *rest: Any) -> None:
+        usual(self, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume.Resume.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(resume, "AGREE", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.Resume, "on_train_batch_end", save_then_die)
+        assert main([*argv, "--set", *settings]) != 0
+    assert (here / "run" / "last.ckpt").exists()
+    assert main([*argv, "--set", *settings, "base_lr=1e-5"]) == 2
+    assert "run holds the checkpoints of another run than mae, seed 0, as it is now" in capsys.readouterr().err
+    assert main([*argv, "--set", *settings]) == 0
+    assert not list((here / "run").glob("*.ckpt")) and not (here / "run" / "run.id").exists()
 
 
 def test_a_refused_run_leaves_no_folder(here: Path) -> None:
