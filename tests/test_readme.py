@@ -21,6 +21,16 @@ def test_tables_are_those_of_the_rows(suite: str) -> None:
         assert rows in readme, f"paste the table of results/{suite}/LEADERBOARD.md into the README"
 
 
+def test_install_lines_come_first_and_marks_are_explained_before_the_first_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.index("| method |")
+    lines = text[:table].splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("make bench"))
+    assert lines[first + 1].startswith("pip install . && ssl-bench bench quick")
+    for said in ("± 95 % interval", "In brackets the difference", "▲ ▼: ", "¹ trained with labels", "Patches: ", "Time and"):
+        assert lines.index(next(line for line in lines if said in line)) > first, said
+
+
 def test_the_short_table_is_of_the_leaderboard() -> None:
     leaderboard = (ROOT / "results/cifar10/LEADERBOARD.md").read_text().splitlines()
     text = (ROOT / "README.md").read_text().split("On photographs")[1]
