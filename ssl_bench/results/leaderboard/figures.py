@@ -9,7 +9,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 
 from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.curves import training_curves
@@ -31,6 +30,7 @@ from ssl_bench.results.leaderboard.plotting import (
 )
 from ssl_bench.results.leaderboard.significance import ALPHA
 from ssl_bench.results.leaderboard.table import Table
+from ssl_bench.results.leaderboard.ticks import log_ticks
 from ssl_bench.utils.files import write_atomic
 
 SAME = 1.05  # times the FLOPs, at most, of runs that are meant to have the same
@@ -107,8 +107,8 @@ def compute(table: Table) -> Drawn:
             label = "_" if (free := f"{each.method} (free)") in named else free
             axes.axhline(each.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
     axes.set(xscale="log", xlabel="FLOPs of pre-training, teachers included", ylabel=axis_label(table, evaluation))
-    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 2)))  # labels below two decades
+    axes.set_xticks(*zip(*log_ticks(*axes.get_xlim()), strict=True))
+    axes.minorticks_off()
     return add_legend(figure, axes, table.title)
 
 

@@ -18,6 +18,7 @@ from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
 from ssl_bench.results.leaderboard.figures import compute_front, main_evaluation
 from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of
 from ssl_bench.results.leaderboard.table import Table, metric_text
+from ssl_bench.results.leaderboard.ticks import log_ticks, ticks
 from ssl_bench.results.text import plain
 
 WIDTH, HEIGHT = 640, 330  # of a picture, in units that the page scales
@@ -81,11 +82,12 @@ class _Plot:
     def picture(self, across: str, up: str, label: str) -> Markup:
         """The whole picture with its axes."""
         marks = []
-        for value in _ticks(*self.y):
+        for value in ticks(*self.y):
             y = self.at(10 ** self.x[0] if self.log else self.x[0], value)[1]
             marks.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid"/>')
             marks.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        for value, text in _powers(*self.x) if self.log else [(v, f"{v:g}") for v in _ticks(*self.x)]:
+        left, right = self.x
+        for value, text in log_ticks(10**left, 10**right) if self.log else [(v, f"{v:g}") for v in ticks(left, right)]:
             x = self.at(value, self.y[0])[0]
             marks.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" class="grid"/>')
             marks.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
@@ -186,29 +188,3 @@ def _line_key(dash: str, label: str) -> str:
     colour = "currentColor" if dash else "#8C8C8C"
     line = f'<path d="M-8 0H8" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dash or "none"}"/>'
     return f'<li><svg viewBox="-8 -8 16 16" aria-hidden="true">{line}</svg>{escape(label)}</li>'
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers between two.
-
-    Example:
-        >>> _ticks(19.0, 76.0)
-        [20.0, 30.0, 40.0, 50.0, 60.0, 70.0]
-    """
-    rough = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * by for by in (1, 2, 5, 10) if power * by >= rough)
-    return [round(step * k, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _powers(low: float, high: float) -> list[tuple[float, str]]:
-    """Numbers for a scale of powers of ten, with their texts: 1, 2 and 5 times each, or 1 alone over two decades.
-
-    Example:
-        >>> _powers(12.4, 13.1)
-        [(5000000000000.0, '5e12'), (10000000000000.0, '1e13')]
-    """
-    factors = (1, 2, 5) if high - low < 2 else (1,)
-    exponents = range(math.floor(low), math.ceil(high) + 1)
-    found = [(by * 10.0**exponent, f"{by}e{exponent}") for exponent in exponents for by in factors]
-    return [(value, text) for value, text in found if low <= math.log10(value) <= high]

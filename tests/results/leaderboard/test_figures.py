@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ssl_bench.results.leaderboard import figures, looks
 from ssl_bench.results.leaderboard.curves import training_curves
 from ssl_bench.results.leaderboard.looks import COLOURS
 from ssl_bench.results.leaderboard.plotting import STYLE, cliques, look, pareto
+from ssl_bench.results.leaderboard.svg import compute_picture
 from ssl_bench.results.leaderboard.table import build
+from ssl_bench.results.leaderboard.ticks import log_ticks
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.identity import identify
@@ -77,6 +80,50 @@ def test_what_has_no_data_is_named(tmp_path: Path, add_row: Any) -> None:
     said: list[str] = []
     assert figures.draw(build(read_rows(tmp_path)), tmp_path, None, said.append) == []
     assert {line.split(":")[0].removeprefix("no figure ") for line in said} == {*figures.FIGURES, "training"}
+
+
+SPENT = [(3.4e12, 5.5e12, 8.0e12), (4.0e12, 4.3e12), (5.2e12, 1.5e13), (1e9, 2e12, 3e15), (2e10, 9e11, 1.9e12)]
+
+
+@pytest.mark.parametrize("spent", SPENT, ids=str)
+@pytest.mark.parametrize("name", ["m", "a method with a long name, which makes a wide legend"])
+def test_few_numbers_stand_below_the_compute_figure(
+    tmp_path: Path, add_row: Any, spent: tuple[float, ...], name: str
+) -> None:
+    for at, flops in enumerate(spent):
+        add_row(f"{name} {at}", 0, right(40 + at), pretraining={"flops": flops})
+    with matplotlib.rc_context(STYLE):
+        figure = figures.compute(build(read_rows(tmp_path))[0])
+        assert not isinstance(figure, str)
+        figure.savefig(io.BytesIO(), format="png")
+    (axes,) = figure.axes
+    labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    low, high = axes.get_xlim()
+    shown = [label for label in labels if label.get_text() and low <= label.get_position()[0] <= high]
+    assert 2 <= len(shown) <= 6
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert not any(a.x1 >= b.x0 for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("spent", [*SPENT, (4e12, 4e12)], ids=str)
+def test_few_numbers_stand_below_the_compute_picture(tmp_path: Path, add_row: Any, spent: tuple[float, ...]) -> None:
+    for at, flops in enumerate(spent):
+        add_row(f"m{at}", 0, right(40 + at), pretraining={"flops": flops})
+    picture = str(compute_picture(build(read_rows(tmp_path))[0]))
+    found = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">([^<]+)</text>', picture)
+    assert 2 <= len(found) <= 6
+    width = 8.0  # of a letter, at most, in the picture's units
+    boxes = sorted((float(x) - len(text) * width / 2, float(x) + len(text) * width / 2) for x, text in found)
+    assert not any(a[1] >= b[0] for a, b in itertools.pairwise(boxes))
+
+
+def test_a_scale_of_powers_always_has_numbers() -> None:
+    random = np.random.default_rng(0)
+    for decades in (0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0):
+        for power in random.uniform(3, 24, 50):
+            found = log_ticks(10**power, 10 ** (power + decades))
+            assert 2 <= len(found) <= 6, (power, decades)
+            assert all(float(text) == pytest.approx(value) for value, text in found)
 
 
 def test_equal_flops_are_no_axis(tmp_path: Path, add_row: Any) -> None:
