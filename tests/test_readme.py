@@ -27,7 +27,14 @@ def test_install_lines_come_first_and_marks_are_explained_before_the_first_table
     lines = text[:table].splitlines()
     first = next(at for at, line in enumerate(lines) if line.startswith("make bench"))
     assert lines[first + 1].startswith("pip install . && ssl-bench bench quick")
-    for said in ("± 95 % interval", "In brackets the difference", "▲ ▼: ", "¹ trained with labels", "Patches: ", "Time and"):
+    for said in (
+        "± 95 % interval",
+        "In brackets the difference",
+        "▲ ▼: ",
+        "¹ trained with labels",
+        "Patches: ",
+        "Time and",
+    ):
         assert lines.index(next(line for line in lines if said in line)) > first, said
 
 

@@ -22,7 +22,8 @@ from ssl_bench.results.leaderboard.ticks import log_ticks, ticks
 from ssl_bench.results.text import plain
 
 WIDTH, HEIGHT = 640, 330  # of a picture, in units that the page scales
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
+LEAST = 0.12  # decades of a scale of powers: costs that are meant to be the same stand beside each other
 SHAPES = {  # of matplotlib's names, about 10 units across
     "o": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "s": "M-4.5-4.5h9v9h-9z",
@@ -59,7 +60,8 @@ class _Plot:
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log: bool) -> None:
         self.log = log
         span = [math.log10(x) for x in xs] if log else list(xs)
-        pad = 0.06 * ((max(span) - min(span)) or 1)
+        length = max(span) - min(span)
+        pad = max(0.06 * length, (LEAST - length) / 2) if log else 0.06 * (length or 1)
         self.x = (min(span) - pad, max(span) + pad)
         room = 0.06 * ((max(ys) - min(ys)) or 1)
         self.y = (min(ys) - room, max(ys) + room)

@@ -17,7 +17,7 @@ from ssl_bench.results.leaderboard import figures, looks
 from ssl_bench.results.leaderboard.curves import training_curves
 from ssl_bench.results.leaderboard.looks import COLOURS
 from ssl_bench.results.leaderboard.plotting import STYLE, cliques, look, pareto
-from ssl_bench.results.leaderboard.svg import compute_picture
+from ssl_bench.results.leaderboard.svg import WIDTH, compute_picture
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.leaderboard.ticks import log_ticks
 from ssl_bench.results.rows.row import Row, read_rows
@@ -112,9 +112,18 @@ def test_few_numbers_stand_below_the_compute_picture(tmp_path: Path, add_row: An
     picture = str(compute_picture(build(read_rows(tmp_path))[0]))
     found = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">([^<]+)</text>', picture)
     assert 2 <= len(found) <= 6
-    width = 8.0  # of a letter, at most, in the picture's units
-    boxes = sorted((float(x) - len(text) * width / 2, float(x) + len(text) * width / 2) for x, text in found)
+    half = 4.0  # of a letter's width, at most, in the picture's units
+    boxes = sorted((float(x) - len(text) * half, float(x) + len(text) * half) for x, text in found)
     assert not any(a[1] >= b[0] for a, b in itertools.pairwise(boxes))
+    assert boxes[-1][1] < WIDTH
+
+
+def test_nearly_equal_flops_stand_together_on_the_page(tmp_path: Path, add_row: Any) -> None:
+    for at, flops in enumerate((4e12, 4.01e12)):
+        add_row(f"m{at}", 0, right(40 + at), pretraining={"flops": flops})
+    picture = str(compute_picture(build(read_rows(tmp_path))[0]))
+    places = [float(x) for x in re.findall(r"translate\(([\d.]+) ", picture)]
+    assert len(places) == 2 and abs(places[0] - places[1]) < 10
 
 
 def test_a_scale_of_powers_always_has_numbers() -> None:
