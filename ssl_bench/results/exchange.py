@@ -1,6 +1,6 @@
 """Rows in the formats of other leaderboards: Every Eval Ever, mteb and the Hugging Face hub.
 
-They hold headlines alone, of evaluations that can be ranked: those are in percent and the larger the better.
+They hold headlines alone, of evaluations that can be ranked: the larger the better, up to 100: percent, unless the evaluator is from outside.
 Nothing is said that a row doesn't know: who sends files on states who he is.
 """
 
@@ -92,7 +92,7 @@ def _result(row: Row) -> dict[str, Any]:
         "metric_config": {
             "evaluation_description": f"{evaluation['evaluator']} {evaluation['version']}; {evaluation['selected_on']}",
             "metric_name": row["headline"],
-            "metric_unit": "percent",
+            **({"metric_unit": "percent"} if row.in_percent else {}),
             "lower_is_better": False,
             "score_type": "continuous",
             "min_score": 0.0 if metric["value"] >= 0 else "-Infinity",
@@ -153,12 +153,13 @@ def eval_results(row: Row) -> Files:
     if (dataset := hub_data(row)) is None or row["evaluation"]["evaluator"] in UNRANKED:
         return {}
     metric, task = row["metrics"][row["headline"]], row["evaluation"]["name"]
+    unit = " in percent" if row.in_percent else ""
     interval = f"{metric['low']:.2f} to {metric['high']:.2f}"
     entry = {
         "dataset": {"id": dataset, "task_id": task},
         "value": metric["value"],
         "date": _made(row).isoformat(),
-        "notes": f"ssl-bench: {row['headline']} in percent, 95 % interval {interval} over {metric['n']:,} test images",
+        "notes": f"ssl-bench: {row['headline']}{unit}, 95 % interval {interval} over {metric['n']:,} test images",
     }
     text = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True)
     return {f".eval_results/{_safe(dataset)}-{_safe(task)}.yaml": text}

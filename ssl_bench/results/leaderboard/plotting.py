@@ -112,7 +112,7 @@ def axis_label(table: Table, evaluation: str) -> str:
     rows = [each.by_evaluation[evaluation] for each in table.aggregates if evaluation in each.cells]
     few, many = min(map(len, rows)), max(map(len, rows))
     seeds = f"{many} seed{'s' * (many > 1)}" if few == many else f"{few} to {many} seeds"
-    return drawable(f"{evaluation} {metric_text(rows[0][0]['headline'])}") + f"\nmean over {seeds} ± 95 % interval"
+    return drawable(f"{evaluation} {metric_text(rows[0][0])}") + f"\nmean over {seeds} ± 95 % interval"
 
 
 def look(table: Table, index: int) -> dict[str, Any]:

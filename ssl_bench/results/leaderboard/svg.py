@@ -143,7 +143,7 @@ def compute_picture(table: Table) -> Markup | None:
     keys += [_line_key(dash, f"{name} (free)") for dash, name in lines if any(each.method == name for each in free)]
     keys += [_line_key("", "Pareto front, no labels")] if corners else []
     row = points[0][0].by_evaluation[evaluation][0]
-    up = f"{evaluation} {metric_text(row['headline'])}: mean over seeds ± 95 % interval"
+    up = f"{evaluation} {metric_text(row)}: mean over seeds ± 95 % interval"
     picture = plot.picture("FLOPs of pre-training, teachers included", up, f"{table.title}: accuracy over compute")
     return picture + Markup(f'<ul class="key">{"".join(keys)}</ul>')
 

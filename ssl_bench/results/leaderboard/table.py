@@ -63,7 +63,7 @@ class Table:
         found: dict[str, list[str]] = {}
         for name, heading in zip(self.evaluations, self.headings, strict=True):
             row = next(each.by_evaluation[name][0] for each in self.aggregates if name in each.cells)
-            found.setdefault(metric_text(row["headline"]), []).append(heading)
+            found.setdefault(metric_text(row), []).append(heading)
         return "; ".join(f"{', '.join(names)}: {metric}" for metric, names in found.items())
 
     @property
@@ -270,14 +270,9 @@ def _source(rows: Sequence[Row], frame: pd.DataFrame) -> str:
     )
 
 
-def metric_text(metric: str) -> str:
-    """A metric with its unit; RankMe counts dimensions, every other one is in percent.
-
-    Example:
-        >>> metric_text("top1"), metric_text("rankme")
-        ('top1, percent', 'rankme')
-    """
-    return metric if metric == "rankme" else f"{metric}, percent"
+def metric_text(row: Row) -> str:
+    """The headline of a row, with its unit where that is known: "top1, percent", "rankme"."""
+    return f"{row['headline']}, percent" if row.in_percent else str(row["headline"])
 
 
 def _score(cell: Cell | None, difference: Difference | None) -> str:

@@ -22,7 +22,7 @@ def latex(filled: Filled) -> str:
             r"% \usepackage[T1]{fontenc} \usepackage{booktabs,textcomp,graphicx}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(filled.definition.title)}. Accuracies in percent.}}",
+            rf"\caption{{{escape(filled.definition.title)}. {escape(filled.units)}}}",
             rf"\label{{tab:{filled.definition.name}}}",
             r"\smallskip",
             rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{\begin{{tabular}}{{{columns}}}",

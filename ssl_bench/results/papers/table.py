@@ -18,13 +18,14 @@ from ssl_bench.results.papers.other_data import LEGEND as OWN_LEGEND
 from ssl_bench.results.papers.other_data import OwnColumn, own_columns
 from ssl_bench.results.papers.published import Number, conflicts
 from ssl_bench.results.papers.table_spec import Column, Definition, RowOf
+from ssl_bench.results.papers.units import units
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.text import escape, folded, markdown_table, note_markdown, plain, spreadsheet, terminal_table
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.versions import registered, stated
 
 LEGEND = (
-    "Accuracies in percent. Reported: as the source prints it. Measured: by this software, mean over seeds ± 95 % "
+    "Reported: as the source prints it. Measured: by this software, mean over seeds ± 95 % "
     "interval (see the leaderboard), only where method, settings, backbone, data, epochs, test data and protocol are "
     "the same. Difference: measured minus reported; the interval is that of the measured value, because papers print "
     "none."
@@ -84,6 +85,11 @@ class Filled:
         return own_columns(numbers, [bool(row.unlike) for row in self.definition.rows], self.tables)
 
     @property
+    def units(self) -> str:
+        """What the published numbers are, and ours beside them: "Accuracies in percent."."""
+        return units(entry.number for entries in zip(*self.cells, strict=True) for entry in entries if entry)
+
+    @property
     def compact(self) -> bool:
         """Whether what was reported and what we measured share a cell: with many columns of numbers."""
         return len(self.definition.columns) > 3
@@ -129,7 +135,7 @@ class Filled:
         """What to know before reading."""
         if self.definition.about:
             yield self.definition.about
-        yield LEGEND
+        yield f"{self.units} {LEGEND}"
         if self.own:
             yield " ".join([OWN_LEGEND, *FOOTNOTES.values()])
         yield from (f"{column.label}: {column.note}." for column in self.definition.columns if column.note)
@@ -150,7 +156,8 @@ class Filled:
         """For a terminal."""
         body, notes = self.body()
         facts = self.definition.facts
-        blocks = [folded("Accuracies in percent; [1]: a note below; °: not like for like; –: not measured.", width), ""]
+        marks = "[1]: a note below; °: not like for like; –: not measured."
+        blocks = [folded(f"{self.units} {marks}", width), ""]
         blocks += [
             terminal_table(self.definition.title, self.header(), body, 2 + len(facts), width, spare=facts, keys=2)
         ]

@@ -13,7 +13,7 @@ from ssl_bench.results.rows.schema import LARGEST, ROW, missing_headline, violat
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash, parse_json, read_regular
 from ssl_bench.utils.identity import identify
-from ssl_bench.utils.versions import outdated
+from ssl_bench.utils.versions import outdated, registered
 
 SCHEMA = 2
 # Version of a stored row -> what turns it into the next version. It keeps whatever the row's id follows from.
@@ -52,6 +52,16 @@ class Row:
     def outdated(self) -> list[str]:
         """The components that have a newer version today, in words."""
         return outdated(self["versions"])
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether its headline is known to be in percent: of an evaluator of this package, and not RankMe's directions.
+
+        An evaluator from outside counts in whatever it likes, under any name; its row doesn't say what.
+        """
+        outside = "source" in self["identity"]["evaluation"]
+        own = not outside and self["evaluation"]["evaluator"] in registered("evaluator")
+        return own and self["headline"] != "rankme"
 
     @property
     def stale(self) -> bool:

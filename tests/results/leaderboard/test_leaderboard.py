@@ -13,6 +13,7 @@ from row_fixtures import sealed
 from scipy import stats
 
 from ssl_bench.commands.leaderboard import leaderboard
+from ssl_bench.evaluations import EVALUATIONS
 from ssl_bench.results.leaderboard.aggregate import summarise
 from ssl_bench.results.leaderboard.html import page
 from ssl_bench.results.leaderboard.latex import latex
@@ -251,6 +252,25 @@ def test_csv_has_numbers_that_can_be_read_again(tmp_path: Path) -> None:
     assert (line["mean"], line["seeds"], line["untrained"], line["difference"]) == (42.0, 2, 30.0, 12.0)
     assert line["values_by_seed"] == "40.0000 44.0000" and line["metric"] == "top1"
     assert frame["untrained"].isna().tolist() == [False, True, True]  # no linear row of the untrained network
+
+
+def test_only_what_is_known_to_be_in_percent_is_called_so(tmp_path: Path) -> None:
+    depth = {"rmse_metres": {"value": 0.4, "n": 100, "low": 0.3, "high": 0.5}}
+    write(tmp_path, "m", 0, 40.0)
+    write(tmp_path, "m", 0, 40.0, evaluation={"name": "mine", "evaluator": "Depth"}, metrics=depth,
+          headline="rmse_metres", code={"evaluator_source": "d" * 16})  # fmt: skip
+    write(tmp_path, "m", 0, 40.0, evaluation={"name": "own-knn"}, code={"evaluator_source": "e" * 16})
+    ranks = {"rankme": {"value": 12.0, "n": 100, "low": 11.0, "high": 13.0}}
+    write(tmp_path, "m", 0, 40.0, evaluation={"name": "diagnostics", "evaluator": "diagnostics"}, metrics=ranks,
+          headline="rankme")  # fmt: skip
+    (table,) = build(read_rows(tmp_path))
+    assert table.metrics == "diagnostics: rankme; knn: top1, percent; mine: rmse_metres; own-knn: top1"
+
+
+def test_headlines_of_our_evaluators_but_rankme_are_in_percent() -> None:
+    for name, cls in EVALUATIONS.items():
+        metric, said = next(iter(cls.metric_help.items()))
+        assert ("percent" in said) == (metric != "rankme"), name
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 150])

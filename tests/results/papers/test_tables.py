@@ -209,6 +209,21 @@ def test_every_table_resolves_and_renders(name: str) -> None:
     assert latex(made).count(r" \\") == len(made.cells) + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mae", "Accuracies in percent."),
+        ("dense", "J&F, Jaccard index, mAP, mIoU, box AP and mask AP in percent."),
+    ],
+)
+def test_units_are_those_of_the_metrics(name: str, said: str) -> None:
+    made = filled(name)
+    assert rf". {said.replace('&', chr(92) + '&')}}}" in latex(made)
+    assert f"\n\n{said.replace('&', '&amp;')} Reported: " in made.markdown()
+    assert made.terminal(width=250).startswith(f"{said} [1]: ")
+    assert ("Accuracies" in made.markdown()) == (name == "mae")
+
+
 def test_list_tables() -> None:
     listed = catalogue("tables")
     papers = {"moco_v3", "dino", "ibot", "beit", "mae", "eva", "eva02", "hiera", "moby", "esvit", "igpt"}
