@@ -1,6 +1,7 @@
 """Rows in the formats of other leaderboards: Every Eval Ever, mteb and the Hugging Face hub.
 
-They hold headlines alone, of evaluations that can be ranked: the larger the better, up to 100: percent, unless the evaluator is from outside.
+They hold headlines alone, of evaluations that can be ranked: the larger the better; percent, unless the evaluator is
+from outside.
 Nothing is said that a row doesn't know: who sends files on states who he is.
 """
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -259,15 +260,17 @@ def _table(rows: Sequence[Row], frame: pd.DataFrame, sort: str | None) -> Table:
 
 
 def _source(rows: Sequence[Row], frame: pd.DataFrame) -> str:
-    """What stands behind the name of a known data set whose images come from files of somebody: they may be others."""
-    data, given = frame["data"].iloc[0], [rows[at]["evaluation"].get("given", "") for at in frame.index]
-    kinds = {text.partition(":")[0] for text in given if text}
+    """What stands behind the name of a known data set whose images come from somebody's files or code: they may differ.
+
+    Nothing where a row with the same images was asked for by the name itself, or from the hub.
+    """
+    data, asked = frame["data"].iloc[0], [rows[at]["evaluation"].get("given", "") for at in frame.index]
     known = any(data == name or data.startswith(f"{name}-") for name in DATASETS)
-    return (
-        f" from {' and '.join(sorted(kinds))} files"
-        if known and kinds and kinds <= {"folder", "parquet", "webdataset"}
-        else ""
-    )
+    kinds = {text.partition(":")[0] if ":" in text else "" for text in asked if text}
+    if not known or kinds & {"", "hf"}:
+        return ""
+    places = [f"{kind} files" if kind in ("folder", "parquet", "webdataset") else Path(kind).name for kind in kinds]
+    return f" from {plain(' and '.join(sorted(places)))}" if places else ""
 
 
 def metric_text(row: Row) -> str:

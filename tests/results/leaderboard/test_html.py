@@ -131,7 +131,15 @@ def test_the_other_metrics_of_a_row_are_there(tmp_path: Path, add_row: Any) -> N
 
 
 def test_files_with_the_name_of_a_known_data_set_are_not_headed_like_it(tmp_path: Path, add_row: Any) -> None:
-    for given, title in (("cifar10", "cifar10 ("), ("folder:data/cifar10", "cifar10 from folder files (")):
+    for given, title in (
+        ("cifar10", "cifar10 ("),
+        ("cifar10#100", "cifar10 ("),
+        ("hf:uoft-cs/cifar10", "cifar10 ("),
+        ("folder:data/cifar10", "cifar10 from folder files ("),
+        ("webdataset:c-{0..9}.tar", "cifar10 from webdataset files ("),
+        ("mine/data.py:cifar10", "cifar10 from data.py ("),
+        ("my.data:cifar10", "cifar10 from my.data ("),
+    ):
         (table,) = build([add_row("m", 0, RIGHT, evaluation={"data": "cifar10", "given": given})])
         assert table.title.startswith(title)
 
