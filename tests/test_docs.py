@@ -1,21 +1,79 @@
-"""Every command of the documentation runs, on photographs of a toy size."""
+"""Every command of the documentation runs, on photographs of a toy size; the others are understood."""
 
 from __future__ import annotations
 
 import os
+import pydoc
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import ssl_bench
+import ssl_bench.nn
 from ssl_bench import cli
+from ssl_bench.arguments import make_parser
 from ssl_bench.commands import bench
+from ssl_bench.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```sh" in page.read_text()]
+
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CHOICES = "ssl-bench list methods | evaluations"  # one line for all lists, in the README
+
+
+def command_lines(page: Path) -> list[str]:
+    """The lines of a page's blocks that call ssl-bench, without what the shell does around the call."""
+    blocks = [text for language, text in FENCE.findall(page.read_text()) if language in ("", "sh", "console")]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line[line.index("ssl-bench ") :] for line in lines if re.search(r"(^|[ $&])ssl-bench ", line)]
+
+
+READ = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if command_lines(page)]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.stem)
+def test_every_command_line_is_understood(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any block, run elsewhere or not: commands, options and their values are those of the parser."""
+    for line in command_lines(page):
+        if line.startswith(CHOICES):
+            head, *others = (part.strip() for part in line.split("|"))
+            arguments = [["list", name] for name in (head.split()[-1], *others)]
+        else:
+            arguments = [shlex.split(line, comments=" #" in line)[1:]]
+        for given in arguments:
+            try:
+                make_parser().parse_args(given)
+            except (SystemExit, UserError) as error:
+                pytest.fail(f"{page.name}: {line}: {error} {capsys.readouterr().err}")
+
+
+def test_no_command_line_is_overlooked() -> None:
+    found = {page.stem: len(command_lines(page)) for page in READ}
+    assert found["README"] >= 20 and found["machines"] >= 5 and found["gallery"] >= 8, found
+
+
+@pytest.mark.parametrize("module", [ssl_bench, ssl_bench.nn], ids=lambda module: module.__name__)
+def test_the_reference_has_what_is_promised(module: ModuleType) -> None:
+    """Each public name, under the place where it is defined, and nothing that isn't public."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    shown = {pydoc.locate(place) for place in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert None not in shown
+    missing = [name for name in module.__all__ if getattr(module, name) not in shown]
+    assert not missing, f"docs/reference.md lacks {', '.join(missing)}"
+
+
+def test_the_reference_promises_nothing_else() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text().partition("## Rows")[0]
+    public = [getattr(module, name) for module in (ssl_bench, ssl_bench.nn) for name in module.__all__]
+    places = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    assert [place for place in places if pydoc.locate(place) not in public] == []
 
 
 @pytest.fixture
