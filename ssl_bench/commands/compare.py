@@ -99,12 +99,14 @@ def _named(table: Table, name: str) -> Aggregate | None:
 
 
 def flatten(value: Any, name: str = "") -> dict[str, str]:
-    """Nested keys as dotted names.
+    """Nested keys as dotted names; floats with six significant digits.
 
     Example:
-        >>> flatten({"a": {"b": 1}, "c": [2]})
-        {'a.b': '1', 'c': '[2]'}
+        >>> flatten({"a": {"b": 1}, "c": [2], "flops": 5475658825728.125})
+        {'a.b': '1', 'c': '[2]', 'flops': '5.47566e+12'}
     """
+    if isinstance(value, float):
+        return {name: f"{value:.6g}"}
     if not isinstance(value, Mapping):
         return {name: str(value)}
     return {

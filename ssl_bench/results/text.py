@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import json
 import re
 import shutil
@@ -137,7 +138,8 @@ def terminal_table(
     """A table for a terminal, at most ``MOST_LINES`` long. No number is broken: columns are left out,
     then the others stand below one another.
 
-    Only names at the left are set in several lines, where they are longer than a third of the width.
+    Names at the left are set in several lines where they are longer than a third of the width, or less where the width
+    doesn't hold them beside a column of numbers.
 
     Args:
         title: Above it.
@@ -146,21 +148,35 @@ def terminal_table(
         left: Columns set to the left; the others are numbers.
         width: Characters of a line; ``terminal_width`` when left out, 0 for no limit.
         spare: Names of the columns that are left out where the width doesn't hold them, the first one first.
-        keys: Columns at the left that are repeated where the others stand below one another.
+        keys: Columns at the left that are repeated where the others stand below one another, or left out where only
+            the first one has room beside numbers.
         wrap: Break long texts in cells instead.
     """
     more, body = len(body) - MOST_LINES, body[:MOST_LINES]
     limit = terminal_width() if width is None else width
-    wide = (lambda _: 0) if wrap or not limit else (lambda shown: _width(_grid(header, body, left, shown)))
-    if limit and not wrap:
-        body = [["\n".join(textwrap.wrap(plain(line[0]), max(20, limit // 3))), *line[1:]] for line in body]
     shown, out = list(range(len(header))), []
-    for name in spare:
-        if name in header and wide(shown) > limit:
-            shown.remove(header.index(name))
-            out.append(name)
-    while keys > 1 and any(wide([*shown[:keys], at]) > limit for at in shown[keys:]):
-        keys -= 1
+    if limit and wrap:
+        body = _names_broken(body, 1, limit // 3)
+    elif limit:
+        whole, body = body, _names_broken(body, keys, max(20, limit // 3))
+        for name in spare:
+            if name in header and _width(_grid(header, body, left, shown)) > limit:
+                shown.remove(header.index(name))
+                out.append(name)
+
+        def fits() -> bool:
+            grids = (_grid(header, body, left, [*shown[:keys], at]) for at in shown[keys:])
+            return all(_width(grid) <= limit for grid in grids)
+
+        # Names in shorter lines; then numbers stand above what is in brackets behind them; then both.
+        stacked = [[cell if at < keys else cell.replace(" (", "\n(") for at, cell in enumerate(line)] for line in whole]
+        for cells, share in itertools.product((whole, stacked), (3, 4, 5, 8)):
+            if not fits():
+                body = _names_broken(cells, keys, limit // share)
+        while keys > 1 and not fits():
+            keys -= 1
+            out.append(header[shown.pop(keys)])
+    wide = (lambda _: 0) if wrap or not limit else (lambda shown: _width(_grid(header, body, left, shown)))
     first, rest = shown[:keys], shown[keys:]
     blocks = []
     while rest:
@@ -180,6 +196,29 @@ def terminal_table(
     return "\n".join(lines)
 
 
+def _broken(text: str, length: int) -> str:
+    """Text in lines of a length, broken at spaces and, in words that are longer, behind "_", "." or "/" alone.
+
+    Example:
+        >>> _broken("moby (swin_micro_patch2_window4_32)", 26)
+        'moby\\n(swin_micro_patch2_\\nwindow4_32)'
+    """
+    lines = [""]
+    for word in plain(text).split(" "):
+        whole = len(word) <= length
+        for at, part in enumerate([word] if whole else re.findall(r"[^_./]*[_./]+|[^_./]+", word)):
+            space = " " if at == 0 and lines[-1] else ""
+            if lines[-1] and len(lines[-1] + space + part) > length:
+                lines.append(part)
+            else:
+                lines[-1] += space + part
+    return "\n".join(lines)
+
+
+def _names_broken(body: Sequence[Sequence[str]], keys: int, length: int) -> list[list[str]]:
+    return [[_broken(cell, length) if at < keys else cell for at, cell in enumerate(line)] for line in body]
+
+
 def _grid(
     header: Sequence[str], body: Sequence[Sequence[str]], left: int, shown: Sequence[int], wrap: bool = False
 ) -> Table:
@@ -190,7 +229,9 @@ def _grid(
             map(len, [*name.split(), *(plain(part) for line in body for part in line[at].split("\n"))]), default=1
         )
         name = "\n".join(textwrap.wrap(name, longest, break_on_hyphens=False))  # headings are broken, cells never
-        table.add_column(Text(name), justify="left" if at < left else "right", no_wrap=not wrap or at == 0)
+        table.add_column(
+            Text(name), justify="left" if at < left else "right", no_wrap=not wrap or at == 0, overflow="fold"
+        )
     for line in body:
         table.add_row(*(Text("\n".join(map(plain, line[at].split("\n")))) for at in shown))
     return table

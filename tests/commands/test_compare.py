@@ -34,6 +34,15 @@ def test_two_methods(tmp_path: Path, add_row: Any) -> None:
     assert "not its class; --data names the data set" in text
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_is_cut(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    add_row("mae", 0, A, pretraining={"flops": 5475658825728.125}, deviations=["positions are learned " * 9])
+    add_row("moco_v3", 0, B, pretraining={"flops": 8033061224448.5}, deviations=["no blur " * 9])
+    text = said("mae", "moco_v3", rows=tmp_path)
+    assert "5.47566e+12" in text and "8.03306e+12" in text and "…" not in text
+
+
 def test_two_files(tmp_path: Path, add_row: Any) -> None:
     files = [str(add_row(name, 0, A).path) for name in "ab"]
     text = said(*files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ssl_bench.results.leaderboard.latex import latex
 from ssl_bench.results.leaderboard.selection import newest
 from ssl_bench.results.leaderboard.table import build
 from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.results.text import terminal_table
 from ssl_bench.utils.errors import UserError
 
 
@@ -291,6 +293,36 @@ def test_no_cell_is_broken_at_any_width(tmp_path: Path, width: int) -> None:
     assert ("memory" in shown) <= ("FLOPs" in shown) <= ("category" in shown)
     assert set(header) == shown | {name for name in header if name in text.partition("Left out")[2]}
     assert set(table.terminal(0).split()) >= set(" ".join(header).split())  # no limit
+
+
+NAMES = [  # label, backbone and score of rows of results/cifar10 and results/dense
+    ("supervised¹", "vit_micro_patch8_32", "40.5 ± 1.0 (+20.0▲) mean"),
+    ("moby (swin_micro_patch2_window4_32)", "swin_micro_patch2_window4_32", "22.3 ± 0.8 (+1.8) mean"),
+    ("raw_pixels", "–", "619.7 ± 3.4 (+581.5) pixels"),
+    (
+        "untrained (vit_micro_patch8_32, relative_positions shared, init beit, layer_scale 0.1, registers 0)",
+        "vit_micro_patch8_32",
+        "18.8 ± 0.8 cls",
+    ),
+]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 150])
+def test_names_are_broken_between_their_parts_alone(width: int) -> None:
+    header = ["method", "backbone", "category", "clustering", "knn", "seeds"]
+    body = [[name, backbone, "contrastive", score, score, "1"] for name, backbone, score in NAMES]
+    text = terminal_table("cifar10", header, body, 3, width, spare=("seeds", "category"), keys=2)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [lines[at - 1] for at, line in enumerate(lines) if set(line.strip()) == {"─"}]
+    assert heads and all("clustering" in head or "knn" in head for head in heads)  # no block of names alone
+    parts = {part for name, backbone, _ in NAMES for part in re.findall(r"[^_ ]+_?", f"{name} {backbone}")}
+    shown = [part for line in lines for part in re.findall(r"[^_ ]+_?", line) if re.search("[a-z]{3}", part)]
+    known = {*parts, *header, "mean", "cls", "pixels", "cifar10", "Left", "out", "for", "want", "of", "width:"}
+    assert {part.rstrip(".,") for part in shown} <= {part.rstrip(",") for part in known}
+    for _, _, score in NAMES:
+        assert all(part in text for part in score.split(" (")[:1])
+        assert width < 60 or score in text
 
 
 def test_the_legend_comes_first_and_the_long_one_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
