@@ -156,7 +156,7 @@ def terminal_table(
     limit = terminal_width() if width is None else width
     shown, out = list(range(len(header))), []
     if limit and wrap:
-        body = _names_broken(body, 1, limit // 3)
+        body = _names_broken(body, 1, limit // 4)
     elif limit:
         whole, body = body, _names_broken(body, keys, max(20, limit // 3))
         for name in spare:
@@ -201,7 +201,7 @@ def _broken(text: str, length: int) -> str:
 
     Example:
         >>> _broken("moby (swin_micro_patch2_window4_32)", 26)
-        'moby\\n(swin_micro_patch2_\\nwindow4_32)'
+        'moby (swin_micro_patch2_\\nwindow4_32)'
     """
     lines = [""]
     for word in plain(text).split(" "):

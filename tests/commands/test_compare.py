@@ -34,7 +34,7 @@ def test_two_methods(tmp_path: Path, add_row: Any) -> None:
     assert "not its class; --data names the data set" in text
 
 
-@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("width", [60, 80])
 def test_nothing_is_cut(tmp_path: Path, add_row: Any, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     add_row("mae", 0, A, pretraining={"flops": 5475658825728.125}, deviations=["positions are learned " * 9])
