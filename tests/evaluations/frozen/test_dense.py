@@ -165,6 +165,7 @@ print(peak_memory(cpu) - before, tokens.nbytes + shares.nbytes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is Linux's")
+@pytest.mark.slow
 def test_the_memory_is_held_once_while_it_is_filled() -> None:
     """M x (D + C) numbers and the maps of a batch; in a process of its own, whose peak nothing else has raised."""
     done = subprocess.run([sys.executable, "-c", FILLED_ONCE], check=True, capture_output=True, text=True)
