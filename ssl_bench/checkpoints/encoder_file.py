@@ -87,6 +87,20 @@ def save_weights(path: Path, method: nn.Module) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds: tensors, numbers, texts and containers of them alone.
+
+    Raises:
+        UserError: It can't be read, or holds anything else.
+    """
+    try:
+        return read_tensors(path)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
+
+
 def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     """Read an encoder file of ours, or a plain timm state dict when ``backbone`` says which.
 
@@ -99,12 +113,7 @@ def load_encoder(path: str | Path, backbone: str | None = None) -> Checkpoint:
     path, backbone = Path(path), backbone and named_backbone(backbone)
     if not path.is_file():
         raise UserError(f"no such checkpoint: {path}")
-    try:
-        content = read_tensors(path)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {first_line(error)}") from error
+    content = read_checkpoint(path)
     ours = is_encoder_file(content)
     weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(

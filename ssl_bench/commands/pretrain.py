@@ -16,6 +16,7 @@ from ssl_bench.checkpoints.encoder_file import (
     is_encoder_file,
     load_encoder,
     named_encoder,
+    read_checkpoint,
     save_encoder,
     save_weights,
 )
@@ -29,10 +30,9 @@ from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.training.resume import newest_checkpoint, remove_checkpoints
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.distributed import is_first, process
-from ssl_bench.utils.errors import UserError, first_line
+from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import is_whole, locked, read_regular, remove_leftovers, remove_unused, write_atomic
 from ssl_bench.utils.identity import identify, source_hash
-from ssl_bench.utils.tensor_files import read_tensors
 from ssl_bench.views.view import describe
 
 BEGUN = "run.id"  # in the folder of a run that isn't finished
@@ -165,12 +165,7 @@ def check_same(target: Path, recipe: Recipe, data: Splits) -> None:
 
 def _identity(target: Path) -> dict[str, Any]:
     """The identity that an encoder file states; empty where it states none."""
-    try:
-        content = read_tensors(target)
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds for files that are no checkpoint
-        raise UserError(f"{target} is not a checkpoint that can be read safely: {first_line(error)}") from error
+    content = read_checkpoint(target)
     about = content.get("about") if is_encoder_file(content) else None
     found = about.get("identity") if isinstance(about, dict) else None
     return found if isinstance(found, dict) else {}

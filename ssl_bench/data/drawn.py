@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_bench.data.sources import Raw
-from ssl_bench.data.targets import Search, Searches, Targets
+from ssl_bench.data.targets import Searches, Targets
 
 # The usual size in pixels, and how many images (clips) train and test have.
 DRAWN = {
@@ -44,9 +44,8 @@ def draw_raw(kind: str, count: int, size: int, seed: int) -> tuple[Raw, Targets,
         seen_again = places.draw_places(count, size=size, seed=seed // 2)
         if seed % 2:
             return _unlabelled(seen_again.queries), Targets(searches=seen_again.searches), {}
-        nothing = Search(*(np.zeros(0, np.int64) for _ in range(3)))
         database = seen_again.database
-        return _unlabelled(database), Targets(searches=Searches([nothing] * len(database))), {}
+        return _unlabelled(database), Targets(searches=Searches.nothing(len(database))), {}
     clips = scenes.draw_clips(count, size=size, seed=seed)
     return _unlabelled(clips.images), Targets(instances=clips.instances, clips=clips.clips), {}
 

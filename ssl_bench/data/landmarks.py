@@ -39,8 +39,7 @@ def read_landmarks(home: Path, name: str) -> tuple[Raw, Raw]:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not as its authors have it: {first_line(error)}") from error
-    nothing = Search(*(np.zeros(0, np.int64) for _ in range(3)))
-    return _raw(home, images, Searches([nothing] * len(images))), _raw(home, queries, searches)
+    return _raw(home, images, Searches.nothing(len(images))), _raw(home, queries, searches)
 
 
 def _part(said: Any, key: str) -> list[Any]:

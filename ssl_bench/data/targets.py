@@ -45,6 +45,11 @@ class Search(NamedTuple):
 class Searches(list[Search]):
     """The search of each of several queries."""
 
+    @classmethod
+    def nothing(cls, count: int) -> Searches:
+        """Of so many images that are searched and search for nothing."""
+        return cls([Search(*(np.zeros(0, np.int64) for _ in range(3)))] * count)
+
     def take(self, indices: np.ndarray) -> Searches:
         """Those of some queries (K,) int64."""
         return Searches(self[i] for i in indices.tolist())
