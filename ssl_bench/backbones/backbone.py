@@ -37,6 +37,7 @@ class Backbone(Pooled, ABC):
         multi_crop: Images may have another size than ``image_size``.
         has_attention: ``attention`` works.
         has_heads: ``open_heads`` works.
+        has_map: The tokens that come out are a map of the image; all families of ours.
         has_palette: Pixels are read as colours of a palette (iGPT), and ``tokens``, ``colors`` and ``encode`` work.
         choose_layer: The family's papers choose the layer that is probed: whoever compares poolings compares all layers
             where other families have the mean alone.
@@ -66,6 +67,7 @@ class Backbone(Pooled, ABC):
     choose_layer: ClassVar[bool] = False
     has_cls: bool = False
     multi_crop: bool = False
+    has_map: bool = True
 
     name: str
     image_size: tuple[int, int]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones import build_backbone, parse_timm_name
 from ssl_bench.backbones.backbone import RGB, Backbone
+from ssl_bench.backbones.network import PlainNetwork, checked_features
 from ssl_bench.checkpoints.encoder_file import Checkpoint
 from ssl_bench.checkpoints.weights import check_weights
 from ssl_bench.utils.errors import UserError, first_line, unknown
@@ -27,14 +28,14 @@ from ssl_bench.utils.weights import options_hash, weights_hash
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # where torchvision's models have theirs
 LIBRARIES = ("torch", "torchvision", "timm")  # their own source says nothing about a model; its weights and options do
 IMAGES = (3, 224, 224)  # of a model of timm whose configuration says nothing else
-PROBES = 8  # images whose features stand for a function that has no weights to look at
+PROBES = 8  # images whose features stand for what has no weights and no source to look at
 
 
 class FeatureModel(nn.Module):
-    """Any network or function from images to features, as evaluators see an encoder.
+    """A function without weights from images to features, as evaluators see an encoder.
 
     Args:
-        network: From (B, 3, H, W) float, normalised by ``mean`` and ``std``, to features (B, D), or to maps
+        function: From (B, 3, H, W) float, normalised by ``mean`` and ``std``, to features (B, D), or to maps
             (B, D, rows, columns), which are averaged.
         name: For rows.
         image_size: Height and width of the images that it gets, pixels.
@@ -45,40 +46,18 @@ class FeatureModel(nn.Module):
     poolings = ("features",)
 
     def __init__(
-        self, network: Callable[[Tensor], Tensor], name: str, image_size: tuple[int, int], mean: RGB, std: RGB
+        self, function: Callable[[Tensor], Tensor], name: str, image_size: tuple[int, int], mean: RGB, std: RGB
     ) -> None:
         super().__init__()
-        self.network, self.name, self.image_size, self.mean, self.std = network, name, image_size, mean, std
-        made: Any = network if hasattr(network, "__code__") else type(network)  # a function, or a class
-        known = made.__module__.partition(".")[0] in LIBRARIES
-        try:
-            self.source = source_hash(made) if is_external(made) and not known else ""
-            weighed = isinstance(network, nn.Module)
-        except UserError:  # of a notebook or a session, where no file says what it does: its features do
-            self.source, weighed = "", False
-        self.outputs = "" if weighed else self.eval()._outputs()
-
-    def _outputs(self) -> str:
-        """What stands for the weights of a function: the hash of its features of a few images of noise."""
-        images = torch.rand(PROBES, 3, *self.image_size, generator=torch.Generator().manual_seed(0)) * 4 - 2
-        with torch.inference_mode():
-            found = self.features(images, ["features"])["features"]
-        return hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
+        self.function, self.name, self.image_size, self.mean, self.std = function, name, image_size, mean, std
 
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         """``{"features": (B, D) float32}``.
 
         Raises:
-            UserError: The network returns something else.
+            UserError: The function returns something else.
         """
-        found: Any = self.network(images)
-        if isinstance(found, Tensor) and found.ndim == 4:
-            found = found.mean(dim=(2, 3))
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            wanted = f"({len(images)}, D), or ({len(images)}, D, rows, columns)"
-            raise UserError(f"model {self.name!r} returns {shape} for {len(images)} images; features must be {wanted}")
-        return {"features": found.float()}
+        return {"features": checked_features(self.function(images), len(images), self.name).float()}
 
 
 def is_model(text: str) -> bool:
@@ -133,7 +112,7 @@ def as_checkpoint(
     """A network or function as an encoder; what isn't given is taken from its attributes, or is ImageNet's.
 
     Args:
-        network: A ``Backbone``, or as of ``FeatureModel``.
+        network: A ``Backbone``, or as of ``PlainNetwork`` or, without weights, of ``FeatureModel``.
         name: Name in tables; that of its class or function when left out.
         image_size: Pixels of the side of its images: 224 where nothing says it.
         mean: Of its images; with ``std``.
@@ -150,21 +129,43 @@ def as_checkpoint(
             raise UserError(f"model {name!r} is built for {network.image_size[0]} px; build it for {image_size} px")
         encoder: Any = network
         encoder.mean, encoder.std = mean or network.mean, std or network.std
+        digest = weights_hash(encoder.state_dict())
     else:
         own = getattr(network, "image_size", 224)
         height, width = (own, own) if isinstance(own, int) else tuple(own)
         size = (image_size, image_size) if image_size else (height, width)
         mean = mean or tuple(getattr(network, "mean", IMAGENET_DEFAULT_MEAN))
         std = std or tuple(getattr(network, "std", IMAGENET_DEFAULT_STD))
-        encoder = FeatureModel(network, name, size, mean, std)
-    spec = network.spec if isinstance(network, Backbone) else {"name": name, "options": options_hash(encoder)[:16]}
+        encoder, digest = _plain(network, name, size, mean, std)
+        encoder.spec = {"name": name, "options": options_hash(encoder)[:16]}
     about = {
-        "backbone": spec,
+        "backbone": encoder.spec,
         "flags": ["external weights"],
         "pretraining": {"data": "unknown", "fingerprint": None, "images_seen": None},
     }
-    digest = getattr(encoder, "outputs", "") or weights_hash(encoder.state_dict())
     return Checkpoint(encoder.eval(), name, about, digest)
+
+
+def _plain(network: Callable[..., Any], name: str, size: tuple[int, int], mean: RGB, std: RGB) -> tuple[nn.Module, str]:
+    """A network or function that is no backbone as an encoder, and the hash that stands for its weights."""
+    made: Any = network if hasattr(network, "__code__") else type(network)  # a function, or a class
+    known = made.__module__.partition(".")[0] in LIBRARIES
+    try:
+        source, weighed = source_hash(made) if is_external(made) and not known else "", isinstance(network, nn.Module)
+    except UserError:  # of a notebook or a session, where no file says what it does: its features do
+        source, weighed = "", False
+    encoder: Any
+    if isinstance(network, nn.Module) and any(True for _ in network.parameters()):
+        encoder = PlainNetwork(name, network=network, image_size=size, mean=mean, std=std)
+    else:
+        encoder = FeatureModel(network, name, size, mean, std)
+    encoder.source = source
+    if weighed:
+        return encoder, weights_hash(encoder.state_dict())
+    images = torch.rand(PROBES, 3, *size, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    with torch.inference_mode():
+        found = encoder.eval().features(images, ["features"])["features"]
+    return encoder, hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _built(build: Callable[[], Any], reference: str) -> Any:

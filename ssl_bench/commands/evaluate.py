@@ -12,7 +12,7 @@ from typing import Any
 from ssl_bench.backbones.backbone import RGB
 from ssl_bench.checkpoints.encoder_file import Checkpoint, load_encoder
 from ssl_bench.checkpoints.model import as_checkpoint, is_model, load_model
-from ssl_bench.config.protocol import tried_evaluator
+from ssl_bench.config.protocol import named_evaluators, tried_evaluator
 from ssl_bench.data.datasets import Splits, hold_out, load
 from ssl_bench.data.own import DataPair
 from ssl_bench.data.shrinking import shrunk
@@ -69,7 +69,7 @@ def evaluate(
     Raises:
         UserError: The request is wrong; nothing has been evaluated.
     """
-    evaluators = dict(tried_evaluator(each) for each in evaluations)
+    evaluators = named_evaluators(evaluations, tried_evaluator)
     of_model: dict[str, Any] = {"name": name, "image_size": image_size, "mean": mean, "std": std}
     if not isinstance(checkpoint, str | Path):
         encoder = as_checkpoint(checkpoint, **of_model)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_bench.backbones import family_of
 from ssl_bench.commands.evaluate import lacking
-from ssl_bench.config.protocol import named_evaluator, tried_evaluator
+from ssl_bench.config.protocol import named_evaluator, named_evaluators, tried_evaluator
 from ssl_bench.config.recipe import Recipe
 from ssl_bench.config.suite import Suite
 from ssl_bench.data.datasets import Splits, load
@@ -27,7 +27,7 @@ class EvaluationSet:
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """Name in tables -> evaluator."""
-        return dict(named_evaluator(name) for name in self.named)
+        return named_evaluators(self.named)
 
     def of(self, recipe: Recipe) -> dict[str, Evaluator]:
         """Those whose needs the encoder of a recipe meets."""
@@ -42,8 +42,8 @@ class EvaluationSet:
 def load_sets(suite: Suite, skip_unreadable: bool, show: Callable[[str], None]) -> list[EvaluationSet]:
     """The data sets of a suite with their evaluators, that of the pre-training first."""
     places = [(suite.data, suite.evaluations), *((other, suite.transfer_evaluations) for other in suite.transfer)]
-    for name in {name for _, names in places for name in names}:
-        tried_evaluator(name)  # a mistake is said before images are read
+    for names in {tuple(names) for _, names in places}:
+        named_evaluators(names, tried_evaluator)  # a mistake is said before images are read
     return [make_evaluation_set(load(place, skip_unreadable=skip_unreadable), names, show) for place, names in places]
 
 

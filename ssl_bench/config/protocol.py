@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,30 @@ def named_evaluator(given: str | type[Evaluator] | Evaluator) -> tuple[str, Eval
         return given.rpartition(":")[2] if is_reference(given) else Path(given).stem, evaluator
     evaluator = given if isinstance(given, Evaluator) else _of_class(given, given.__name__)
     return type(evaluator).__name__, evaluator
+
+
+def named_evaluators(
+    given: Iterable[str | type[Evaluator] | Evaluator],
+    load: Callable[[str | type[Evaluator] | Evaluator], tuple[str, Evaluator]] = named_evaluator,
+) -> dict[str, Evaluator]:
+    """Evaluators by their names in tables.
+
+    Args:
+        given: As of ``named_evaluator``.
+        load: It, or ``tried_evaluator``.
+
+    Raises:
+        UserError: Also where two have one name: a table could not tell them apart.
+    """
+    found: dict[str, Evaluator] = {}
+    places: dict[str, object] = {}
+    for each in given:
+        name, evaluator = load(each)
+        if places.setdefault(name, each) != each:
+            both = f": {places[name]} and {each}" if isinstance(each, str) else ""
+            raise UserError(f"two evaluations are called {name!r}{both}; a table can't tell them apart: rename one")
+        found[name] = evaluator
+    return found
 
 
 def load_evaluator(name: str) -> Evaluator:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.evaluations.evaluator import name_of
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
 from ssl_bench.views.view import FILTERS
@@ -64,8 +65,8 @@ def feature_maps(network: nn.Module, images: Tensor, blocks: Sequence[int] = (),
         (B, D_i, rows_i, columns_i) each; see `feature_map` for the rest.
     """
     backbone: Any = network
-    if not hasattr(network, "grid_of"):
-        raise UserError(f"a {type(network).__name__} gives one vector an image, and no map of tokens")
+    if not getattr(network, "has_map", False):
+        raise UserError(f"{name_of(network)} gives one vector an image, and no map of tokens")
     own, size = backbone.image_size, (images.shape[-2], images.shape[-1])
     if not backbone.multi_crop and size != own:
         if size[0] % own[0] or size[1] % own[1]:

@@ -209,6 +209,11 @@ class Evaluator(ABC):
         return found
 
 
+def name_of(network: nn.Module) -> str:
+    """A network's own name, or else that of its class; for messages."""
+    return str(getattr(network, "name", type(network).__name__))
+
+
 def match_poolings(wanted: Sequence[str], offered: Sequence[str], layers: bool = False) -> tuple[str, ...]:
     """The wanted poolings that are on offer, in the order wanted; an encoder with only one kind of feature gives that.
 

@@ -28,6 +28,7 @@ from ssl_bench.config.recipe import load_recipe
 from ssl_bench.config.suite import load_suite
 from ssl_bench.data.datasets import Splits
 from ssl_bench.evaluations.dense import feature_map
+from ssl_bench.evaluations.frozen.knn import KNN
 from ssl_bench.evaluations.trained.finetune import FineTune
 from ssl_bench.nn.optimizers import build_optimizer
 from ssl_bench.results.leaderboard.table import build
@@ -101,6 +102,13 @@ class Mine(Method):
         return [View(self.backbone.image_size)]
     def loss(self, views):
         return RETURNED
+"""
+SHORT = """
+evaluation: finetune
+epochs: 1
+batch_size: 16
+mixup: 0
+cutmix: 0
 """
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NEAREST_MEAN = f"{EXAMPLES / 'evaluation.py'}:NearestMean"
@@ -207,6 +215,11 @@ def test_a_model_of_torchvision(here: Path, tiny_data: Splits) -> None:
     options = {"data": tiny_data, "evaluations": ["knn"], "image_size": 32}
     (row,) = evaluate("torchvision:squeezenet1_1@w.pth", **options)  # type: ignore[arg-type]
     assert row["method"] == "squeezenet1_1" and row["backbone"]["parameters"] > 700_000
+    options |= {"evaluations": ["finetune-short.yaml"]}
+    (here / "finetune-short.yaml").write_text(SHORT)
+    (row,) = evaluate("torchvision:squeezenet1_1@w.pth", **options)  # type: ignore[arg-type]
+    trained = row["evaluation"]["chosen"]["trained_parameters"]
+    assert trained > 700_000 and row["evaluation"]["pooling"] == "features"
     with pytest.raises(UserError, match="did you mean 'squeezenet1_1'"):
         evaluate("torchvision:squeezenet@w.pth", **options)  # type: ignore[arg-type]
 
@@ -254,8 +267,8 @@ def test_networks_and_functions_in_python(here: Path, tiny_data: Splits) -> None
     assert row["backbone"]["name"] == NANO
     with pytest.raises(UserError, match="both mean and std"):
         evaluate(network, mean=(0.5, 0.5, 0.5), data=tiny_data)
-    with pytest.raises(UserError, match="it needs a backbone"):
-        evaluate(network, image_size=16, data=tiny_data, evaluations=["finetune"])
+    with pytest.raises(UserError, match="finetune: f has nothing to train"):
+        evaluate(scaled(1.0), name="f", image_size=16, data=tiny_data, evaluations=["finetune"])  # type: ignore[arg-type]
 
 
 def test_from_the_command_line(here: Path, tiny_data: Splits, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +303,18 @@ def test_what_an_evaluator_lacks_is_said_before_anything_runs(here: Path, tiny_d
         UserError, match=r"mine\.py:Bare has no version, metric_help, poolings: write version = 1, .*cls"
     ):
         evaluate("model.py:build", data=tiny_data, evaluations=["mine.py:Bare"])
+
+
+def test_two_evaluations_of_one_name_are_refused(here: Path, tiny_data: Splits) -> None:
+    (here / "other").mkdir()
+    for folder, k in (("", 3), ("other/", 5)):
+        (here / f"{folder}near.yaml").write_text(f"evaluation: knn\nk: [{k}]\nheadline_k: {k}\n")
+    with pytest.raises(UserError, match=r"two evaluations are called 'near': near.yaml and other/near.yaml"):
+        evaluate("model.py:build", data=tiny_data, evaluations=["near.yaml", "other/near.yaml"])
+    with pytest.raises(UserError, match="two evaluations are called 'KNN'; a table can't"):
+        evaluate("model.py:build", data=tiny_data, evaluations=[KNN(k=(20, 3)), KNN()])
+    (row,) = evaluate("model.py:build", data=tiny_data, evaluations=["near.yaml", "near.yaml"])
+    assert row["evaluation"]["name"] == "near"
 
 
 @pytest.mark.parametrize(

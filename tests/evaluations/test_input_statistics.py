@@ -118,7 +118,7 @@ class Recorded(torch.nn.Module):
 
     def features(self, images: Tensor, poolings: Any) -> None: ...
 
-    def grid_of(self, size: tuple[int, int]) -> None: ...
+    has_map = True
 
 
 @pytest.mark.parametrize("statistics", [HALF, CLIP])

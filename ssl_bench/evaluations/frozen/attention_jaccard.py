@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import IGNORE
 from ssl_bench.evaluations.dense import common_size, maps_of, resized, resized_mask
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, name_of
 from ssl_bench.evaluations.pictures import Gallery, overlaid
 from ssl_bench.metrics.intervals import mean_metric
 from ssl_bench.utils.bounds import OpenShare
@@ -62,8 +62,7 @@ class AttentionJaccard(Evaluator):
         """
         network: Any = encoder.copy()
         if not getattr(network, "has_attention", False):
-            name = getattr(network, "name", type(network).__name__)
-            raise UserError(f"attention-jaccard: {name} has no attention of a class token to the patches")
+            raise UserError(f"attention-jaccard: {name_of(network)} has no attention of a class token to the patches")
         on_dev = self._scores(network, data.dev).mean(0)
         head = int(on_dev.argmax())
         gallery = Gallery(len(data.test), "image", "foreground", f"most attended, head {head}")

@@ -15,7 +15,7 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from ssl_bench.data.corruptions import corrupt
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, name_of
 from ssl_bench.evaluations.frozen.descriptors import KINDS, descriptors, whitened
 from ssl_bench.evaluations.frozen.retrieval import average_precision
 from ssl_bench.evaluations.solvers.neighbours import normalize
@@ -68,8 +68,8 @@ class CopyDetection(Evaluator):
             RunError: Features that mean nothing, or an image can't be read any more.
         """
         network: Any = encoder.copy()
-        if not hasattr(network, "grid_of"):
-            raise UserError(f"copy-detection: a {type(network).__name__} gives one vector an image, and no tokens")
+        if not getattr(network, "has_map", False):
+            raise UserError(f"copy-detection: {name_of(network)} gives one vector an image, and no tokens")
         size = network.image_size
 
         def squashed(image: Tensor) -> Tensor:

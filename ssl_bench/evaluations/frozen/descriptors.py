@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.evaluator import check_features
+from ssl_bench.evaluations.evaluator import check_features, name_of
 from ssl_bench.evaluations.solvers.neighbours import normalize
 from ssl_bench.training.compute import autocast, best_precision
 from ssl_bench.utils.errors import UserError, unknown
@@ -48,8 +48,8 @@ def descriptors(
     """
     if kind not in KINDS:
         raise unknown("descriptor", kind, KINDS)
-    if not hasattr(network, "grid_of"):
-        raise UserError(f"a {type(network).__name__} gives one vector an image, and no tokens")
+    if not getattr(network, "has_map", False):
+        raise UserError(f"{name_of(network)} gives one vector an image, and no tokens")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone: Any = network.to(device).eval()
     found: dict[int, Tensor] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.data.targets import Search
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, name_of
 from ssl_bench.evaluations.frozen.descriptors import KINDS, descriptors, thumbnail
 from ssl_bench.evaluations.frozen.retrieval import average_precision
 from ssl_bench.evaluations.solvers.neighbours import normalize
@@ -70,8 +70,9 @@ class Landmarks(Evaluator):
         """
         network: Any = encoder.copy()
         if not getattr(network, "multi_crop", False):
-            name = getattr(network, "name", type(network).__name__)
-            raise UserError(f"landmarks: {name} takes images of one size alone, and these keep their proportions")
+            raise UserError(
+                f"landmarks: {name_of(network)} takes images of one size alone, and these keep their proportions"
+            )
         if data.train.skipped:
             raise RunError(
                 f"landmarks: {data.train.skipped} images of {data.train.name} are missing: places have moved"

@@ -18,7 +18,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.targets import Objects
 from ssl_bench.evaluations.dense import in_threads, shuffled_batches
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, name_of
 from ssl_bench.evaluations.frozen.segmentation_linear import rate
 from ssl_bench.evaluations.pictures import SURE, Gallery, boxed
 from ssl_bench.evaluations.trained.detector import detector
@@ -145,7 +145,7 @@ class Detection(Evaluator):
         assert images.targets is not None
         network: Any = encoder.copy()
         if not self.frozen and not (isinstance(network, Backbone) and network.can_train):
-            raise UserError(f"detection: {getattr(network, 'name', type(network).__name__)} has nothing to train")
+            raise UserError(f"detection: {name_of(network)} has nothing to train")
         with seeded(self.seed):
             model = detector(
                 network,

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ssl_bench.backbones.backbone import RGB, Backbone
 from ssl_bench.data.datasets import ImageSet
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, at_edge, name_of
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.evaluations.subsets import balanced_subset, listed
 from ssl_bench.evaluations.trained.finetuning import Classifier, mixing, total, training_view
-from ssl_bench.evaluations.trained.network import POOLINGS, Network
+from ssl_bench.evaluations.trained.network import POOLINGS, Network, pooled_by
 from ssl_bench.metrics.intervals import repeated_metric
 from ssl_bench.metrics.metric import Metric, accuracy_metric, true_class_rank
 from ssl_bench.nn.optimizers import Training
@@ -211,9 +211,10 @@ class FineTune(Evaluator):
             "population_std_over_draws": 100 * float((ranks == 0).double().mean(1).std(correction=0)),
             "lists_sha256": [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.lists],
         }
+        pooling = pooled_by(self.pooling, encoder.poolings)
         right = ranks == 0
         correct = (right[0] if len(runs) == 1 else right.double().mean(0)).numpy()
-        return Result(metrics, "top1", correct, chosen, self.pooling, total(spent), selected=len(self.base_lr) > 1)
+        return Result(metrics, "top1", correct, chosen, pooling, total(spent), selected=len(self.base_lr) > 1)
 
     def _labelled(self, images: ImageSet) -> Iterator[ImageSet]:
         """The images with a label, one set a draw."""
@@ -233,7 +234,7 @@ class FineTune(Evaluator):
         """
         network = encoder.copy()
         if not isinstance(network, Backbone) or not network.can_train:
-            raise UserError(f"finetune: a {type(network).__name__} has nothing to train; it needs a backbone")
+            raise UserError(f"finetune: {name_of(network)} has nothing to train")
         made = [weights_hash(network.state_dict()), network.mean, network.std]
         what = [self.version, self.settings(), *made, images.fingerprint, base_lr, draw]
         folder = encoder.folder / content_hash(what)[:16]

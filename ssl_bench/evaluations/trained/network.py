@@ -21,7 +21,7 @@ class Network(nn.Module):
         backbone: The encoder, which is taken over: its drop path, final norm and what needs gradients change.
         classes: Number of classes.
         pooling: "mean": the final norm is replaced by a new one behind the mean of the patches, as in MAE's
-            ``models_vit.py``; "cls" keeps it.
+            ``models_vit.py``; "cls" keeps it. Of a ``PlainNetwork`` the one vector that it gives, as it is.
         blocks: How many of the last blocks are trained; all and the embeddings when None; the head alone when 0.
         drop_path: Stochastic depth of the last block, rising linearly from 0 at the first; trained blocks only.
         head_init: Standard deviation of the head's weights, a normal truncated at 2.
@@ -39,6 +39,7 @@ class Network(nn.Module):
         depth = backbone.last_layer - 1
         if blocks is not None and blocks > depth:
             raise UserError(f"finetune: blocks is {blocks}; {backbone.name} has {depth}")
+        pooling = pooled_by(pooling, backbone.poolings)
         if pooling not in backbone.poolings:
             raise unknown(f"fine-tuning pooling of {backbone.name}", pooling, set(POOLINGS) & set(backbone.poolings))
         self.backbone, self.pooling = backbone, pooling
@@ -58,13 +59,23 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, C) float32."""
         tokens = self.backbone(images)
-        pooled = tokens.cls if self.pooling == "cls" else self.backbone.mean_of(tokens)
+        pooled = self.backbone.mean_of(tokens) if self.pooling == "mean" else tokens.cls
         with torch.autocast(images.device.type, enabled=False):  # in bf16, classes would often tie
             return self.head(self.norm(pooled.float()))
 
     def features(self, images: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
         """``{"logits": (B, C)}``."""
         return {"logits": self(images)}
+
+
+def pooled_by(wanted: str, offered: Sequence[str]) -> str:
+    """The pooling in front of the head: of an encoder that gives one vector, as a ``PlainNetwork``, this.
+
+    Example:
+        >>> pooled_by("mean", ("features",)), pooled_by("mean", ("cls", "mean"))
+        ('features', 'mean')
+    """
+    return offered[0] if tuple(offered) == ("features",) else wanted
 
 
 def layer_groups(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_bench.backbones.backbone import Backbone
-from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result
+from ssl_bench.evaluations.evaluator import Data, Encoder, Evaluator, Result, name_of
 from ssl_bench.evaluations.frozen.segmentation_knn import SegmentationKNN, masks_shown, show_masks
 from ssl_bench.evaluations.frozen.segmentation_linear import SegmentationLinear, pixel_loss, rate
 from ssl_bench.evaluations.trained.network import layer_groups
@@ -96,8 +96,7 @@ class SegmentationFineTune(Evaluator):
         assert data.train.targets is not None and data.test.targets is not None
         network: Any = encoder.copy()
         if not (isinstance(network, Backbone) and network.can_train):
-            name = getattr(network, "name", type(network).__name__)
-            raise UserError(f"segmentation-finetune: {name} has nothing to train")
+            raise UserError(f"segmentation-finetune: {name_of(network)} has nothing to train")
         names = data.train.targets.classes
         with seeded(self.seed):
             model = UPerNet(network, len(names), self.channels)

@@ -249,7 +249,7 @@ def test_maps_of_blocks_are_concatenated() -> None:
 
 
 def test_what_has_no_map_is_refused() -> None:
-    with pytest.raises(UserError, match="a Linear gives one vector an image"):
+    with pytest.raises(UserError, match="Linear gives one vector an image"):
         feature_map(torch.nn.Linear(1, 1), torch.zeros(1, 3, 16, 16))
     with pytest.raises(UserError, match=r"hiera_nano_32 takes images of 32 x 32 pixels alone: 48 x 32 are no tiles"):
         feature_map(build_backbone("hiera_nano_32"), torch.zeros(1, 3, 48, 32))

@@ -252,7 +252,7 @@ class Sees(nn.Module):
     """A network whose tokens are pixels: nothing that pictures show is lost."""
 
     image_size, mean, std, cell = (16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 4
-    can_train, multi_crop, name = False, True, "sees"
+    can_train, multi_crop, has_map, name = False, True, True, "sees"
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // 4, size[1] // 4
