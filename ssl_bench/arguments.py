@@ -226,8 +226,8 @@ def make_parser() -> Parser:
     text = "let the encoder file name a Python file with its method, which runs"
     sub.add_argument("--allow-code", action="store_true", help=text)
 
-    sub = command("leaderboard", "Rank the rows of a folder.")
-    sub.add_argument("folder", metavar="DIR", help="a folder with rows/")
+    sub = command("leaderboard", "Rank the rows of a folder, or of several in one table.")
+    sub.add_argument("folder", metavar="DIR", nargs="+", help="a folder with rows/")
     text = (
         "files to write: md, csv, html, latex; of other leaderboards every-eval-ever, mteb, hugging-face (default: md)"
     )
@@ -240,7 +240,7 @@ def make_parser() -> Parser:
     sub.add_argument(
         "--max-images", type=_number(float), metavar="N", help="best of each method at N images seen or fewer"
     )
-    sub.add_argument("--out", metavar="DIR", help="folder for the files (default: that of the rows)")
+    sub.add_argument("--out", metavar="DIR", help="folder for the files (default: that of the rows, if one)")
     sub.add_argument("--figures", action="store_true", help="draw figures into figures/ there")
     sub.add_argument("--runs", metavar="DIR", help="folder of runs, for the training curves")
     sub.add_argument("--explain", action="store_true", help="say how each number is made")

@@ -34,7 +34,7 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def leaderboard(
-    folder: str | Path,
+    folder: str | Path | Sequence[str | Path],
     *,
     formats: Sequence[str] = ("md",),
     sort: str | None = None,
@@ -50,12 +50,12 @@ def leaderboard(
     A file that is no row is left out, with a line that says why.
 
     Args:
-        folder: Has ``rows/``.
+        folder: Has ``rows/``; or several such folders, whose rows stand in one table, each once.
         formats: Any of md, csv, html, latex; and of the formats of other leaderboards, every-eval-ever, mteb and
             hugging-face, each in a folder of its name (``results.exchange``).
         sort: Evaluation to sort by; linear when left out, or the last where there is none.
         selection: Which rows; what is left of all of them is written under names that start with "selected".
-        out: Folder for the files; that of the rows when left out.
+        out: Folder for the files; that of the rows when left out, where there is one.
         figures: Draw the figures into ``figures/``.
         runs: Folder of runs, for the training curves.
         explain: Say how each number is made as well.
@@ -65,17 +65,21 @@ def leaderboard(
         The files written.
 
     Raises:
-        UserError: No rows, or an unknown format, evaluation or name.
+        UserError: No rows, several folders without ``out``, or an unknown format, evaluation or name.
     """
+    folders = [folder] if isinstance(folder, str | Path) else list(folder)
+    if len(folders) != 1 and out is None:
+        raise UserError("a table of several folders needs a place of its own: --out DIR")
     for name in formats:
         if name not in FORMATS | exchange.FORMATS:
             raise unknown("format", name, [*FORMATS, *exchange.FORMATS])
-    rows = read_rows(folder, lambda line: show(f"WARNING: {line}"))
+    read = [row for each in folders for row in read_rows(each, lambda line: show(f"WARNING: {line}"))]
+    rows = list({row["id"]: row for row in read}.values())
     rows = newest(selection.rows(rows), lambda line: show(folded(f"WARNING: {line}")))
     tables = build(rows, sort)
     tables = [replace(table, aggregates=selection.best(table.aggregates)) for table in tables]
     if not tables:
-        raise UserError(f"no rows in {folder}")
+        raise UserError(f"no rows in {', '.join(map(str, folders))}")
     show(folded(" ".join([legends.SHORT, *dict.fromkeys(note for table in tables for note in table.footnotes)])))
     if selection.text():
         show(folded(f"Only {selection.text()}."))
@@ -89,7 +93,7 @@ def leaderboard(
         show("")
         for text in (legends.INTERVALS, legends.DIFFERENCES, legends.COSTS, legends.ranks(_tasks(tables))):
             show(folded(text))
-    files, place = [], Path(out or folder)
+    files, place = [], Path(out or folders[0])
     prefix = "" if selection.everything else "selected-"
     if figures:
         from ssl_bench.results.leaderboard.figures import draw  # matplotlib takes a second

@@ -85,6 +85,11 @@ class Aggregate:
         return {**recipe.get("settings", {}), **recipe.get("backbone", {})}
 
     @property
+    def training(self) -> dict[str, object]:
+        """Epochs, batch size, rate and so on of its recipe; nothing without one."""
+        return dict((self.first["recipe"] or {}).get("training") or {})
+
+    @property
     def pretrained_on(self) -> str | None:
         """The data set of the pre-training; None without one, and where it isn't known."""
         return pretrained_on(self.first)
@@ -132,14 +137,15 @@ def aggregate_rows(rows: Sequence[Row], frame: pd.DataFrame | None = None) -> li
         by_evaluation[evaluation] = [rows[at] for at in frame.index[members[key]]]
         cells[evaluation] = cell
     made = [Aggregate(method, *parts) for (method, _), parts in found.items()]
-    return [replace(each, label=label) for each, label in zip(made, _labels(made, [r for _, r in found]), strict=True)]
+    return [replace(each, label=label) for each, label in zip(made, labels(made, [r for _, r in found]), strict=True)]
 
 
-def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str]:
+def labels(aggregates: Sequence[Aggregate], recipes: Sequence[str] = ()) -> list[str]:
     """The method; where it is there more than once, with what tells it apart.
 
     That is the backbone, for untrained networks all options in which they differ, for others on one backbone the
-    settings of method or backbone in which they differ, and else the hash of the recipe.
+    settings of method or backbone in which they differ, or else of the training, and else the hash of the recipe, or a
+    number without ``recipes``.
     """
     hows = [each.backbone for each in aggregates]
     untrained = [at for at, each in enumerate(aggregates) if each.method == "untrained"]
@@ -151,8 +157,10 @@ def _labels(aggregates: Sequence[Aggregate], recipes: Sequence[str]) -> list[str
     for at, each in enumerate(aggregates):
         groups.setdefault((each.method, hows[at]), []).append(at)
     for same in groups.values():
+        hashes = [recipes[at][:6] if recipes else str(number) for number, at in enumerate(same, start=1)]
+        by_training = _settings_labels([aggregates[at].training for at in same], hashes)
         settings = [aggregates[at].settings for at in same]
-        for at, how in zip(same, _settings_labels(settings, [recipes[at][:6] for at in same]), strict=True):
+        for at, how in zip(same, _settings_labels(settings, by_training), strict=True):
             hows[at] = how if len(same) > 1 else hows[at]
     return [
         f"{each.method} ({how})" if several[each.method] > 1 else each.method

@@ -6,11 +6,13 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from ssl_bench.results.frame import spent_on
+from ssl_bench.results.leaderboard.aggregate import labels
 from ssl_bench.results.leaderboard.curves import training_curves
 from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
 from ssl_bench.results.leaderboard.plotting import (
@@ -22,6 +24,7 @@ from ssl_bench.results.leaderboard.plotting import (
     draw_curves,
     drawable,
     interval,
+    look,
     mark,
     new_axes,
     pareto,
@@ -31,7 +34,7 @@ from ssl_bench.results.leaderboard.plotting import (
 from ssl_bench.results.leaderboard.significance import ALPHA
 from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.results.leaderboard.ticks import log_ticks
-from ssl_bench.utils.files import write_atomic
+from ssl_bench.utils.files import content_hash, write_atomic
 
 SAME = 1.05  # times the FLOPs, at most, of runs that are meant to have the same
 
@@ -73,7 +76,10 @@ def _save(drawn: Drawn, folder: Path, name: str, show: Callable[[str], None]) ->
 
 
 def compute(table: Table) -> Drawn:
-    """Accuracy against FLOPs of pre-training, with the Pareto front of the methods without labels."""
+    """Accuracy against FLOPs of pre-training, with the Pareto front of the methods without labels.
+
+    A line joins the budgets of one method on one backbone.
+    """
     evaluation = main_evaluation(table)
     points = [
         (index, flops, each.cells[evaluation])
@@ -86,8 +92,17 @@ def compute(table: Table) -> Drawn:
     if len(competing) > 1 and max(competing) < SAME * min(competing):
         return "all methods had the same FLOPs"
     figure, axes = new_axes()
+    groups: dict[str, list[tuple[float, float, float, int]]] = {}  # of one method on one backbone, other budgets
     for index, flops, cell in points:
-        mark(axes, table, index, flops, cell.mean, yerr=cell.half)
+        each = table.aggregates[index]
+        same = content_hash([each.method, each.backbone, each.settings])
+        groups.setdefault(same, []).append((flops, cell.mean, cell.half, index))
+    names = labels([table.aggregates[group[0][3]] for group in groups.values()])
+    for name, group in zip(names, groups.values(), strict=True):
+        first = group[0][3]
+        x, y, half, _ = zip(*sorted(group), strict=True)
+        mark(axes, table, first, x, y, name, yerr=half)
+        axes.plot(x, y, color=look(table, first)["color"], linewidth=1, alpha=0.6, zorder=0)
     front = compute_front(table, evaluation)
     if front:
         cheapest, dearest = min(flops for _, flops, _ in points), max(flops for _, flops, _ in points)
@@ -100,16 +115,23 @@ def compute(table: Table) -> Drawn:
             zorder=0,
             label="Pareto front, no labels,\nfrom the free baselines",
         )
-    for each in table.aggregates:
-        style = {"untrained": "--", "raw_pixels": ":"}.get(each.method)
-        if style and evaluation in each.cells:
-            named = axes.get_legend_handles_labels()[1]
-            label = "_" if (free := f"{each.method} (free)") in named else free
-            axes.axhline(each.cells[evaluation].mean, color="0.3", linestyle=style, linewidth=1, label=label)
+    _mark_free(axes, table, evaluation)
     axes.set(xscale="log", xlabel="FLOPs of pre-training, teachers included", ylabel=axis_label(table, evaluation))
     axes.set_xticks(*zip(*log_ticks(*axes.get_xlim()), strict=True))
     axes.minorticks_off()
     return add_legend(figure, axes, table.title)
+
+
+def _mark_free(axes: Any, table: Table, evaluation: str) -> None:
+    """What costs no training: a line, or a band from the lowest to the highest of several untrained networks."""
+    for method, style in (("untrained", "--"), ("raw_pixels", ":")):
+        shown = [each for each in table.aggregates if each.method == method and evaluation in each.cells]
+        means = [each.cells[evaluation].mean for each in shown]
+        if len(means) > 1:
+            label = f"{method} (free),\nlowest to highest of {len(means)}"
+            axes.axhspan(min(means), max(means), color="0.9", zorder=-1, label=label)
+        elif means:
+            axes.axhline(means[0], color="0.3", linestyle=style, linewidth=1, label=f"{method} (free)")
 
 
 def compute_front(table: Table, evaluation: str) -> list[tuple[float, float]]:

@@ -70,12 +70,12 @@ def new_axes(height: float = 3.4) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def mark(axes: Any, table: Table, index: int, x: Any, y: Any, **errors: Any) -> None:
-    """A point with its interval, in the colour and marker of an aggregate; hollow when labels went into it."""
+def mark(axes: Any, table: Table, index: int, x: Any, y: Any, name: str | None = None, **errors: Any) -> None:
+    """Points with their intervals, in the colour and marker of an aggregate; hollow when labels went into it."""
     aggregate = table.aggregates[index]
     style = look(table, index) | {"linestyle": "none", "markersize": 6, "capsize": 2.5, "elinewidth": 1}
     hollow = {"markerfacecolor": "white"} if aggregate.labels else {}
-    axes.errorbar(x, y, **errors, **style, **hollow, label=short_label(aggregate))
+    axes.errorbar(x, y, **errors, **style, **hollow, label=short_label(aggregate, name))
 
 
 def draw_curves(table: Table, curves: dict[int, list[tuple[float, float, float]]]) -> tuple[Figure, Any]:
@@ -127,9 +127,9 @@ def variant_look(variant: int) -> dict[str, Any]:
     return {"linestyle": DASHES[variant % len(DASHES)], "fillstyle": FILLS[variant % len(FILLS)]}
 
 
-def short_label(aggregate: Aggregate) -> str:
+def short_label(aggregate: Aggregate, name: str | None = None) -> str:
     """An aggregate's name in a legend, in lines of 30 characters."""
-    return "\n".join(textwrap.wrap(drawable(aggregate.label, 88) + aggregate.footnotes, 30))
+    return "\n".join(textwrap.wrap(drawable(name or aggregate.label, 88) + aggregate.footnotes, 30))
 
 
 def drawable(text: str, longest: int = 80) -> str:

@@ -255,6 +255,31 @@ def test_the_front_starts_at_the_free_baselines(everything: Path, add_row: Any) 
     assert "mean over 1 seed ± 95 % interval" in figure.axes[0].get_ylabel()
 
 
+def test_a_line_joins_the_budgets_of_a_method(tmp_path: Path, add_row: Any) -> None:
+    """Not those of other settings; untrained networks are one band."""
+    for at, (flops, settings) in enumerate([(8e9, {}), (2e9, {}), (2e9, {"scale": 1})]):
+        recipe = {
+            "method": "m",
+            "backbone": {"name": "vit"},
+            "seed": 0,
+            "settings": settings,
+            "training": {"epochs": at},
+        }
+        add_row("m", 0, right(60 - 10 * at), recipe=recipe, pretraining={"flops": flops})
+    for at, init in enumerate(("mae", "dino")):
+        start = {"name": "vit_micro_patch8_32", "init": init}
+        recipe = {"method": "untrained", "backbone": start, "seed": 0, "settings": {}, "training": {}}
+        add_row("untrained", 0, right(20 + at), backbone=start, recipe=recipe, pretraining={"flops": 0})
+    (table,) = build(read_rows(tmp_path))
+    figure = figures.compute(table)
+    assert not isinstance(figure, str)
+    axes = figure.axes[0]
+    lines = {tuple(zip(*line.get_data(), strict=True)) for line in axes.lines}
+    assert ((2e9, 50), (8e9, 60)) in lines and ((2e9, 40),) in lines
+    names = axes.get_legend_handles_labels()[1]
+    assert sum("scale" in name for name in names) == 2 and "untrained (free),\nlowest to highest of 2" in names
+
+
 def test_curves_are_those_of_the_rows(tmp_path: Path, add_row: Any) -> None:
     """A negative loss stays beside a positive one; k-NN stands over the FLOPs, those of teachers first."""
     mae = add_row("mae", 0, right(40), pretraining={"flops": 1e9})

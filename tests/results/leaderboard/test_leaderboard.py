@@ -163,6 +163,26 @@ def test_two_recipes_of_a_method_are_two_lines_and_missing_cells_stay_empty(tmp_
     assert row[2] == "–" and row[3].startswith("60.0")
 
 
+def test_two_budgets_of_a_recipe_are_told_apart_by_their_epochs(tmp_path: Path) -> None:
+    for epochs in (2.0, 8.0):
+        write(tmp_path, "m", 0, 40.0 + epochs, recipe={"training": {"epochs": epochs, "lr": 0.1}})
+    (table,) = build(read_rows(tmp_path))
+    assert {each.label for each in table.aggregates} == {"m (epochs 2.0)", "m (epochs 8.0)"}
+
+
+def test_several_folders_are_one_table(tmp_path: Path) -> None:
+    for folder in "ab":
+        write(tmp_path / folder, "same", 0, 50.0)
+        write(tmp_path / folder, folder, 0, 40.0)
+    with pytest.raises(UserError, match="--out"):
+        leaderboard([tmp_path / "a", tmp_path / "b"])
+    leaderboard([tmp_path / "a", tmp_path / "b"], out=tmp_path / "both", show=lambda _: None)
+    text = (tmp_path / "both" / "LEADERBOARD.md").read_text()
+    assert all(f"| {name}² |" in text for name in ("a", "b", "same")) and not (tmp_path / "a/LEADERBOARD.md").exists()
+    line = next(line for line in text.splitlines() if line.startswith("| same²"))
+    assert "| 1 |" in line, "the row that is there twice counts as one seed"
+
+
 def test_same_rows_same_bytes_and_marks(tmp_path: Path) -> None:
     write(tmp_path, "a|b", 0, 40.0, flags=["labels"], deviations=["half of the views"])
     files = leaderboard(tmp_path, formats=["md", "csv"], show=lambda _: None)
