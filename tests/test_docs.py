@@ -107,3 +107,58 @@ def test_commands(page: Path, photos: Path, capsys: pytest.CaptureFixture[str]) 
     for line in lines:
         status = cli.main(shlex.split(line)[1:])
         assert status == 0, f"{page.name}: {line}: {capsys.readouterr().err}"
+
+
+NOT_HERE = {  # what a line needs that a test has not
+    "imagenet": "ImageNet or Imagenette",
+    "_in1k": "ImageNet",
+    "mae_base.pt": "weights to download",
+    "mae_pretrain": "weights to download",
+    "timm:": "weights to download",
+    "--launcher slurm": "a cluster; tests/cluster has one",
+    "bench survey": "an hour",
+    "cifar100": "a second data set to download",
+    "results/reproduce": "the runs of a paper",
+    "vit_base": "minutes",
+    "pip install": "tests/test_wheel.py installs it",
+    "list methods |": "several commands in one line; tests/test_cli.py runs them",
+}
+INSTEAD = {  # of what a line reads: photographs of a toy size, and the encoder that an earlier line made
+    r"folder:path/to/images|cifar10(?= |$)": "folder:photos",
+    r"path/to/images": "photos/cats",
+    r"results/folder:photos": "results/cifar10",
+    r"bench folder:photos": "bench cifar10",
+    r"\S*runs/(\w+)-cifar10\S+encoder\.pt": r"runs/\1-photos",
+}
+SHORTER = {  # a toy's training; what comes last counts
+    "pretrain": ["--epochs", "0.05", "--set", "batch_size=16"],
+    "bench": ["--data", "folder:photos", "--budget", "0.001", "--seeds", "0", "--evaluations", "knn", "--jobs", "1"],
+    "speed": ["--set", "batch_size=16"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.stem)
+def test_commands_at_toy_size(page: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every other line, on photographs in place of its data and for a moment in place of its epochs."""
+    os.symlink(ROOT / "results" / "cifar10", photos / "results" / "cifar10")
+    os.symlink(ROOT / "results" / "survey", photos / "results" / "survey")
+    (photos / "my_simclr.yaml").write_text("method: simclr\nbackbone: vit_nano_patch4_32\n")
+    in_sh = {
+        line for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL) for line in block.splitlines()
+    }
+    for line in command_lines(page):
+        if line in in_sh or any(part in line for part in NOT_HERE):
+            continue
+        for pattern, other in INSTEAD.items():
+            line = re.sub(pattern, other, line)
+        arguments = shlex.split(line, comments=" #" in line)[1:]
+        arguments += SHORTER.get(arguments[0], [])
+        if arguments[0] == "leaderboard":
+            arguments += ["--out", "page"]
+        if arguments[0] == "claims":
+            arguments += ["--out", "page"]
+        for at, given in enumerate(arguments):
+            if match := re.fullmatch(r"runs/(\w+)-photos", given):
+                (arguments[at], *_) = (str(file) for file in sorted(Path("runs").glob(f"{match[1]}*/encoder.pt")))
+        assert cli.main(arguments) == 0, f"{page.name}: {line}: {capsys.readouterr().err}"
