@@ -594,7 +594,7 @@ def test_images_of_several_sizes_give_a_number(nano: ViT, tmp_path: Path) -> Non
 
 
 def test_pixels_cannot_be_fine_tuned(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a Pixels has nothing to train"):
+    with pytest.raises(UserError, match="pixels_16 has nothing to train"):
         FineTune(**QUICK).run(FrozenEncoder(Pixels("pixels_16"), folder=tmp_path), problem())
 
 
