@@ -89,7 +89,7 @@ class PlainNetwork(Backbone):
     def _try(self, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         try:
             with torch.inference_mode():
-                return self._run(torch.zeros(1, 3, *size))
+                return self._run(torch.zeros(1, 3, *size, device=next(self.network.parameters()).device))
         except UserError:
             raise
         except Exception as error:  # whatever somebody's network raises
