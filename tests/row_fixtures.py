@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from ssl_bench.evaluations.pictures import Gallery
 from ssl_bench.results.rows.predictions import encode
 from ssl_bench.results.rows.row import SCHEMA, Row, checksum_of
 from ssl_bench.utils.identity import identify, merged_versions
@@ -157,3 +160,17 @@ def add_row(tmp_path: Path) -> AddRow:
         return Row.read(path)
 
     return add
+
+
+def add_picture(row: Row) -> Path:
+    """Puts a picture of two columns beside a row, which then says so."""
+    gallery = Gallery(1, "image", "truth")
+    gallery.add(0, *torch.zeros(2, 3, 20, 30, dtype=torch.uint8))
+    picture = gallery.picture()
+    assert picture is not None
+    path = row.path.with_suffix(".png")
+    path.write_bytes(picture.png)
+    said = {"file": path.name, "sha256": hashlib.sha256(picture.png).hexdigest(), "columns": list(picture.columns)}
+    values = row.values | {"picture": said}
+    row.path.write_text(json.dumps(values | {"checksum": checksum_of(values)}))
+    return path

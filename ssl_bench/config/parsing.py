@@ -112,7 +112,7 @@ def parse_values(parser: ArgumentParser, values: Mapping[str, tuple[Any, str]], 
         hint = types.get(key, Any)
         try:
             parsed = parser.parse_args([f"--{key}={text}"])[key]
-        except (ArgumentError, ValueError, TypeError, RecursionError) as error:
+        except (ArgumentError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{origin}: {key} is {shortened(text)}; it must be {_expected(unbound(hint))}") from error
         if wrong := misfit(hint, parsed):
             raise UserError(f"{origin}: {key} is {shortened(text)}; it must be {wrong}")

@@ -113,8 +113,17 @@ def _sentences(error: ValidationError, what: str) -> Iterator[str]:
 
 
 def field_name(path: Sequence[str | int]) -> str:
-    """The name of a field: "metrics.top1.value", "flags[0]"."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+    """The name of a field in one line: "metrics.top1.value", "flags[0]".
+
+    Example:
+        >>> field_name(["flags", 0]), field_name(["a", "two\\nlines"])
+        ('flags[0]', 'a.two\\\\nlines')
+    """
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{_printable(key)}" for key in path).removeprefix(".")
+
+
+def _printable(key: str) -> str:
+    return key if key.isprintable() else ascii(key)[1:-1]
 
 
 def _strange(value: Any, what: str, path: tuple[str | int, ...] = ()) -> Iterator[str]:

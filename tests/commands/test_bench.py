@@ -313,7 +313,7 @@ def test_rows_that_were_cut_off_are_measured_again(folder: Path, capsys: pytest.
     third.with_suffix(".npy").unlink()
     (place / f".{row.name}.x.part").touch()
     assert run_suite() == [] and essence(read_rows(place.parent)) == before
-    assert capsys.readouterr().err.count("or its predictions are damaged: it is measured again") >= 3
+    assert capsys.readouterr().err.count("or a file beside it is damaged: it is measured again") >= 3
     assert not list(place.glob(".*")) and not list((folder / "runs" / "evaluations").iterdir())
 
 

@@ -49,6 +49,7 @@ def test_typing_leaves_the_values_of_shipped_protocols(path: Path) -> None:
         ("evaluation: knn\nk: 20", "k is 20; it must be of type tuple[int, ...]"),
         ("evaluation: knn\nk: []", "knn: k must be positive numbers, got ()"),
         ("evaluation: robustness\nimages: 10.5", "images is 10.5; it must be of type int"),
+        (f"evaluation: factors\nC: [{10**400}]", "it must be of type tuple[float, ...]"),
         ("evaluation: [knn]", "unknown evaluation"),
     ],
 )

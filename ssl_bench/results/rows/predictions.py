@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssl_bench.metrics.ratios import contributions
+from ssl_bench.results.rows.picture import read_picture
 from ssl_bench.results.rows.row import Row
 from ssl_bench.results.rows.schema import LARGEST
 from ssl_bench.utils.errors import UserError
@@ -114,7 +115,7 @@ def read_predictions(row: Row) -> Predictions | None:
 
 
 def is_measured(path: Path) -> bool:
-    """Whether a row is there with its predictions. One that was cut off is named, and counts as missing.
+    """Whether a row is there with its predictions and picture. What was cut off is named, and counts as missing.
 
     A row that was edited is there: whoever reads it refuses it.
     """
@@ -122,20 +123,21 @@ def is_measured(path: Path) -> bool:
         return False
     try:
         parse_json(read_regular(path, LARGEST))
-        whole = _has_predictions(path)
+        whole = _has_all(path)
     except (OSError, UserError, ValueError):
         whole = False
     if not whole:
-        print(f"{path} or its predictions are damaged: it is measured again", file=sys.stderr, flush=True)
+        print(f"{path} or a file beside it is damaged: it is measured again", file=sys.stderr, flush=True)
     return whole
 
 
-def _has_predictions(path: Path) -> bool:
+def _has_all(path: Path) -> bool:
     try:
         row = Row.read(path)
     except UserError:
         return True
     try:
+        read_picture(row)
         return row["predictions"] is None or read_predictions(row) is not None
     except UserError:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import select
@@ -14,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from row_fixtures import add_picture
 
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.evaluations.pictures import Gallery
-from ssl_bench.results.rows.row import checksum_of
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = '</script><img src=x onerror="window.evil=1">'
@@ -207,16 +204,7 @@ def test_a_wide_page_hides_costs_rather_than_cut_them(browser: Browser, page: Pa
 
 
 def test_a_number_opens_its_picture(browser: Browser, page: Path, add_row: Any) -> None:
-    gallery = Gallery(1, "image", "truth")
-    gallery.add(0, *torch.zeros(2, 3, 20, 30, dtype=torch.uint8))
-    picture = gallery.picture()
-    assert picture is not None
-    row = add_row("dino", 0, np.arange(100) < 40, "a-first")
-    path = row.path.with_suffix(".png")
-    path.write_bytes(picture.png)
-    said = {"file": path.name, "sha256": hashlib.sha256(picture.png).hexdigest(), "columns": list(picture.columns)}
-    values = row.values | {"picture": said}
-    row.path.write_text(json.dumps(values | {"checksum": checksum_of(values)}))
+    add_picture(add_row("dino", 0, np.arange(100) < 40, "a-first"))
     leaderboard(page.parent, formats=["html"], show=lambda _: None)
     browser.open(page)
     browser.ask("document.querySelector('tbody button').click()")

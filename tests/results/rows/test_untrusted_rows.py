@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from row_fixtures import INPUT
+from row_fixtures import INPUT, add_picture
 
 from ssl_bench.commands.check import check
 from ssl_bench.commands.compare import compare
@@ -23,6 +23,7 @@ from ssl_bench.commands.leaderboard import FORMATS, leaderboard
 from ssl_bench.commands.table import table
 from ssl_bench.results.leaderboard import figures
 from ssl_bench.results.rows import row as module
+from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import SCHEMA, Row, checksum_of, expected_id
 from ssl_bench.utils.errors import UserError
 
@@ -289,3 +290,16 @@ def test_a_newer_row_asks_for_an_upgrade(tmp_path: Path, add_row: Any, version: 
 def test_ids_are_those_of_the_formula(add_row: Any) -> None:
     row = add_row("a", 0, RIGHT)
     assert expected_id(row.values) == row["id"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_a_row_counts_as_missing_without_what_lies_beside_it(add_row: Any, suffix: str) -> None:
+    """So it is measured again."""
+    row = add_row("mae", 0, RIGHT)
+    add_picture(row)
+    assert is_measured(row.path)
+    file = row.path.with_suffix(suffix)
+    file.write_bytes(file.read_bytes()[:60])
+    assert not is_measured(row.path)
+    file.unlink()
+    assert not is_measured(row.path)
