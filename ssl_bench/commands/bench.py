@@ -165,6 +165,8 @@ def bench(
         return []
     for place in (folder, folder / "rows"):
         remove_leftovers(place)
+    for done in set(range(len(tasks))) - set(missing):
+        _forget_error(tasks[done].folder)  # of a try that failed when its last row was written
     jobs = min(jobs or default_jobs(), len(missing)) if launcher == "local" else 0
     progress = SuiteProgress({index: tasks[index].weight(bool(asked.flops)) for index in missing})
     failed: list[str] = []
@@ -209,12 +211,16 @@ def run_task(
         with contextlib.suppress(RunError):  # a full disk
             failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
     else:
-        with contextlib.suppress(OSError):
-            (task.folder / "error.txt").unlink()  # of an earlier try
+        _forget_error(task.folder)  # of an earlier try
         print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         return None
     print(f"failed: {failure}", file=sys.stderr, flush=True)
     return failure
+
+
+def _forget_error(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / "error.txt").unlink()
 
 
 def _prepare(
