@@ -311,8 +311,8 @@ def test_rows_that_were_cut_off_are_measured_again(folder: Path, capsys: pytest.
     row.write_bytes(row.read_bytes()[:100])
     other.with_suffix(".npy").write_bytes(b"")
     third.with_suffix(".npy").unlink()
-    for run in (folder / "runs").glob("untrained-*"):
-        (run / "error.txt").touch()  # of a try that failed when everything was there
+    for made in (folder / "runs").glob("untrained-*"):
+        (made / "error.txt").touch()  # of a try that failed when everything was there
     (place / f".{row.name}.x.part").touch()
     assert run_suite() == [] and essence(read_rows(place.parent)) == before
     assert capsys.readouterr().err.count("or a file beside it is damaged: it is measured again") >= 3
