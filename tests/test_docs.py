@@ -130,10 +130,12 @@ INSTEAD = {  # of what a line reads: photographs of a toy size, and the encoder 
     r"bench folder:photos": "bench cifar10",
     r"\S*runs/(\w+)-cifar10\S+encoder\.pt": r"runs/\1-photos",
 }
-SHORTER = {  # a toy's training; what comes last counts
+ADDED = {  # a toy's training, and a place of the test's own; what comes last counts
     "pretrain": ["--epochs", "0.05", "--set", "batch_size=16"],
     "bench": ["--data", "folder:photos", "--budget", "0.001", "--seeds", "0", "--evaluations", "knn", "--jobs", "1"],
     "speed": ["--set", "batch_size=16"],
+    "leaderboard": ["--out", "page"],
+    "claims": ["--out", "page"],
 }
 
 
@@ -153,11 +155,7 @@ def test_commands_at_toy_size(page: Path, photos: Path, capsys: pytest.CaptureFi
         for pattern, other in INSTEAD.items():
             line = re.sub(pattern, other, line)
         arguments = shlex.split(line, comments=" #" in line)[1:]
-        arguments += SHORTER.get(arguments[0], [])
-        if arguments[0] == "leaderboard":
-            arguments += ["--out", "page"]
-        if arguments[0] == "claims":
-            arguments += ["--out", "page"]
+        arguments += ADDED.get(arguments[0], [])
         for at, given in enumerate(arguments):
             if match := re.fullmatch(r"runs/(\w+)-photos", given):
                 (arguments[at], *_) = (str(file) for file in sorted(Path("runs").glob(f"{match[1]}*/encoder.pt")))

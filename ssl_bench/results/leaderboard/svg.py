@@ -13,10 +13,11 @@ from markupsafe import Markup, escape
 
 from ssl_bench.results.frame import spent_on
 from ssl_bench.results.leaderboard.aggregate import Cell
+from ssl_bench.results.leaderboard.compute_figure import compute_front
 from ssl_bench.results.leaderboard.curves import ACROSS, LABELS, runs_of
 from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
-from ssl_bench.results.leaderboard.figures import compute_front, main_evaluation
 from ssl_bench.results.leaderboard.looks import colour_and_marker, place_of
+from ssl_bench.results.leaderboard.plotting import main_evaluation
 from ssl_bench.results.leaderboard.table import Table, metric_text
 from ssl_bench.results.leaderboard.ticks import log_ticks, ticks
 from ssl_bench.results.text import plain
