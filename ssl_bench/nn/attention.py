@@ -5,14 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SHORT = 32  # tokens: below, a CPU trains faster by plain matrix products (benchmarks/attention.py)
+
 
 def fused_attention(x: Tensor) -> bool:
     """Whether timm's blocks should use torch's fused attention for an input on this device, in this context.
 
-    On a CPU in bf16 its backward is up to 1.5 times as slow as plain matrix products.
+    On a CPU its backward is slower than plain matrix products: in bf16 up to 1.5 times, and in fp32 up to 1.7 times for
+    short sequences. Without a gradient, and for long sequences, it is faster.
+
+    Args:
+        x: (B, tokens, D), what a block gets.
 
     Example:
-        >>> fused_attention(torch.zeros(1))
+        >>> fused_attention(torch.zeros(1, 197, 96)), fused_attention(torch.zeros(1, 17, 96))
+        (True, False)
+        >>> with torch.no_grad():
+        ...     fused_attention(torch.zeros(1, 17, 96))
         True
     """
-    return not (x.device.type == "cpu" and torch.is_autocast_enabled(x.device.type))
+    if x.device.type != "cpu":
+        return True
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return not torch.is_grad_enabled() or x.shape[1] > SHORT

@@ -137,6 +137,27 @@ def test_few_images_raise_no_false_flag_and_show_a_collapse(kind: str, dim: int,
     assert all(len(each) == 1 and "along a line" in each[0] for each in found) or count < 40
 
 
+@pytest.mark.parametrize(("precision", "half"), [("32", False), ("bf16-mixed", True)])
+def test_a_look_has_the_precision_of_the_training(
+    precision: str, half: bool, tiny_data: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 it takes eight times as long where a processor does not compute in it."""
+    seen: list[bool] = []
+    real = monitor.Monitor.measure
+
+    def measure(self: monitor.Monitor, method: Any) -> dict[str, float]:
+        layer = method.backbone.blocks[0].register_forward_hook(
+            lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+        found = real(self, method)
+        layer.remove()
+        return found
+
+    monkeypatch.setattr(monitor.Monitor, "measure", measure)
+    run(recipe(precision=precision), tiny_data, tmp_path)
+    assert seen and set(seen) == {half}
+
+
 def test_of_a_handful_of_images_nothing_is_said() -> None:
     for count in range(1, health.FEW):
         assert health.collapse(1.0, 0.0, 192, count) == []
