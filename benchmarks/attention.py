@@ -32,7 +32,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def seconds(attention: Attention, qkv: Tensor) -> float:
-    """Processor seconds of attention from the output of one layer to the input of the next, and back with a gradient."""
+    """Processor seconds of attention, from one layer's output to the next one's input, and back with a gradient."""
     start = time.process_time()
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     out = attention(q, k, v).transpose(1, 2).flatten(2)
