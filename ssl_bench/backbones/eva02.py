@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions
-from ssl_bench.nn.attention import fused_attention
+from ssl_bench.nn.attention import by_input
 from ssl_bench.utils.bounds import Pixels, Rate, Share
 
 # name: (width, blocks, heads, sub-LN). Tiny and small have q, k and v in one matrix, packed SwiGLU and no norm inside
@@ -90,6 +90,7 @@ class EVA02(Backbone, Eva):
         self.patch_gradient = patch_gradient
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if mask_token else None
         initialise(self, sub_norm)
+        by_input(self)
 
     @classmethod
     def check_name(cls, name: str) -> None:
@@ -141,10 +142,8 @@ class EVA02(Backbone, Eva):
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
         cls = (cast(Tensor, self.cls_token) + positions[:, :1]).expand(len(x), -1, -1).to(x.dtype)
         x = torch.cat([cls, x], dim=1)
-        fused = fused_attention(x)
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
-            cast(Any, block).attn.fused_attn = fused
             x = block(x, rope=rope)
             if number in blocks:
                 outputs.append(self.norm(x))

@@ -9,12 +9,12 @@ from typing import Any, Literal, cast
 
 import torch
 from timm.models.hiera import Hiera as TimmHiera
-from timm.models.hiera import Reroll
+from timm.models.hiera import HieraBlock, Reroll
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.names import check_size, layers_by_block
-from ssl_bench.nn.attention import fused_attention
+from ssl_bench.nn.attention import by_input
 from ssl_bench.utils.bounds import Few, Rate
 from ssl_bench.utils.errors import UserError, unknown
 
@@ -96,6 +96,8 @@ class Hiera(Backbone, TimmHiera):
         self.stages = tuple(Stage(n, dim * 2**i, stride * 2 ** min(i, pooled)) for i, n in enumerate(blocks))
         self.reroll_units = Reroll(image_size, (stride,) * 2, [(2, 2)] * last, self.stage_ends, min(pooled, last - 1))
         initialise(self, init)
+        self.blocks[self.last_blocks[-2]].__class__ = PoolingBlock  # of the same weights
+        by_input(self)
 
     @classmethod
     def check_name(cls, name: str) -> None:
@@ -129,12 +131,7 @@ class Hiera(Backbone, TimmHiera):
 
     def unit_tokens(self, images: Tensor, keep: Tensor) -> list[Tensor]:
         """See ``Backbone.unit_tokens``. The last stage does not pool its queries, whatever ``pooled_stages`` is."""
-        attention = cast(Any, self.blocks[self.last_blocks[-2]]).attn  # of the block that would pool; it is global
-        own, attention.q_stride = attention.q_stride, 1
-        try:
-            return self._run(images, self.last_blocks, keep, self.reroll_units)
-        finally:
-            attention.q_stride = own
+        return self._run(images, self.last_blocks, keep, self.reroll_units)
 
     def _run(
         self, images: Tensor, blocks: Sequence[int], keep: Tensor | None = None, reroll: Reroll | None = None
@@ -155,11 +152,9 @@ class Hiera(Backbone, TimmHiera):
             batch, _, dim = x.shape
             index = keep[:, None, :, None].expand(-1, self.mu_size, -1, dim)
             x = x.view(batch, self.mu_size, -1, dim).gather(2, index).flatten(1, 2)
-        fused = fused_attention(x)
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
-            cast(Any, block).attn.fused_attn = fused
-            x = block(x)
+            x = block(x, False) if reroll and number == self.last_blocks[-2] + 1 else block(x)
             if number in blocks:
                 outputs.append((reroll or self.reroll)(x, number - 1, mask=kept))
         return outputs
@@ -223,6 +218,22 @@ def initialise(network: TimmHiera, init: str) -> None:
         elif isinstance(module, nn.Conv2d):
             draw(module.weight.view(len(module.weight), -1))
     nn.init.trunc_normal_(cast(Tensor, network.pos_embed), std=0.02)
+
+
+class PoolingBlock(HieraBlock):
+    """timm's block at the start of a stage, which can also keep all its queries: its attention is global.
+
+    An argument, and not a value that is set and put back: blocks may be computed again for the gradient.
+    """
+
+    def forward(self, x: Tensor, pool: bool = True) -> Tensor:
+        """(B, N, C) -> (B, N / 4, C'), or (B, N, C') without pooling."""
+        attention: Any = self.attn
+        own, attention.q_stride = attention.q_stride, attention.q_stride if pool else 1
+        try:
+            return cast(Tensor, super().forward(x))
+        finally:
+            attention.q_stride = own
 
 
 def parse_name(name: str) -> tuple[str, tuple[int, int]]:

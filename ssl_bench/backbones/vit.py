@@ -18,7 +18,7 @@ from ssl_bench.backbones.backbone import Backbone, Stage, Tokens
 from ssl_bench.backbones.init import INITS
 from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
-from ssl_bench.nn.attention import fused_attention
+from ssl_bench.nn.attention import by_input
 from ssl_bench.utils.bounds import Depth, Few, Positive, Rate
 from ssl_bench.utils.errors import UserError
 
@@ -127,6 +127,7 @@ class ViT(Backbone, VisionTransformer):
         if self.mask_token is not None:  # last, so that the other weights are those without it
             normal = nn.init.normal_ if init != "beit" else partial(nn.init.trunc_normal_, a=-0.02, b=0.02)
             normal(self.mask_token, std=0.02)
+        by_input(self)
 
     @classmethod
     def check_name(cls, name: str) -> None:
@@ -249,10 +250,8 @@ class ViT(Backbone, VisionTransformer):
 
     def _encode(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
-        fused = fused_attention(x)
         bias, outputs = None, []
         for i, block in enumerate(self.blocks, start=1):
-            block.attn.fused_attn = fused  # type: ignore[union-attr]
             if self.relative_positions == "per_block" or (self.rel_pos_bias is not None and bias is None):
                 bias = self._relative_bias(i - 1)
                 if torch.is_autocast_enabled(x.device.type):

@@ -165,7 +165,9 @@ def _plain(network: Callable[..., Any], name: str, size: tuple[int, int], mean: 
     images = torch.rand(PROBES, 3, *size, generator=torch.Generator().manual_seed(0)) * 4 - 2
     with torch.inference_mode():
         found = encoder.eval().features(images, ["features"])["features"]
-    return encoder, hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
+    encoder.source = source or digest  # what stands for its code where features are kept
+    return encoder, digest
 
 
 def _built(build: Callable[[], Any], reference: str) -> Any:

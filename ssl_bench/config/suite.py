@@ -12,7 +12,7 @@ from ssl_bench.config.parsing import parse_class, read_yaml
 from ssl_bench.config.recipe import Recipe, load_recipe, resolve_method
 from ssl_bench.data.datasets import Splits
 from ssl_bench.methods import BASELINES, METHODS, RAW_PIXELS, UNTRAINED
-from ssl_bench.utils.bounds import Flops, Pixels, Seed
+from ssl_bench.utils.bounds import Epochs, Flops, Pixels, Seed, types_of
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.files import content_hash
 from ssl_bench.utils.references import is_reference
@@ -112,12 +112,22 @@ def resolve(
 
 
 def of_flops(recipe: Recipe, flops: float, data: Splits) -> Recipe:
-    """A recipe with so many epochs that its pre-training takes ``flops``; the share of the warm-up stays."""
+    """A recipe with so many epochs that its pre-training takes ``flops``; its schedules are stretched with it."""
     one_epoch = len(recipe.images(data)) * training_flops(recipe, len(data.train.classes))
-    epochs = float(f"{flops / one_epoch:.3g}")  # a length that people can read
+    return of_length(recipe, float(f"{flops / one_epoch:.3g}"))  # a length that people can read
+
+
+def of_length(recipe: Recipe, epochs: float) -> Recipe:
+    """A recipe with so many epochs; all it states in epochs keeps its share of them: warm-ups, frozen layers."""
     factor = epochs / recipe.training.epochs
-    warmup = float(f"{recipe.training.warmup_epochs * factor:.3g}")
-    return replace(recipe, training=replace(recipe.training, epochs=epochs, warmup_epochs=warmup))
+    types = types_of(recipe.cls)
+
+    def stretched(value: float) -> float:
+        return value if factor == 1 else float(f"{value * factor:.3g}")
+
+    settings = {key: stretched(it) if types.get(key) == Epochs else it for key, it in recipe.settings.items()}
+    training = replace(recipe.training, epochs=epochs, warmup_epochs=stretched(recipe.training.warmup_epochs))
+    return replace(recipe, training=training, settings=settings)
 
 
 def _start(recipe: Recipe) -> dict[str, Any]:
@@ -158,6 +168,6 @@ def _split(entry: str) -> tuple[str, str]:
 
 def scaled(recipe: Recipe, budget: float) -> Recipe:
     """A recipe, and those of its teachers, with ``budget`` times the epochs."""
-    training = replace(recipe.training, epochs=recipe.training.epochs * budget)
     teachers = {keyword: scaled(teacher, budget) for keyword, teacher in recipe.teachers.items()}
-    return replace(recipe, training=training, teachers=teachers)
+    longer = of_length(recipe, recipe.training.epochs * budget) if recipe.training.epochs else recipe
+    return replace(longer, teachers=teachers)

@@ -228,6 +228,8 @@ def _some(raw: Raw, count: int, spec: str) -> tuple[Raw, Tensor]:
     """About ``count`` of the images, the same share of each class, and their indices, ascending."""
     if raw.targets is not None and raw.targets.searches is not None:
         raise UserError(f"{spec}: its queries search all of its images; leave #{count} out")
+    if raw.targets is not None and raw.targets.clips is not None:
+        raise UserError(f"{spec}: its images are the frames of clips; leave #{count} out")
     if not 0 < count < len(raw.labels):
         raise UserError(f"{spec}: there are {len(raw.labels)} training images; N is at least 1 and less than that")
     kept, _ = _stratified(raw.labels, spec, 1 - count / len(raw.labels), seed=0)

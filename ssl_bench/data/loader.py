@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -265,7 +266,8 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _default_workers(world: int) -> int:
-    return min(MOST_WORKERS, max(1, processors() // world))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # torchrun's: processes of this machine
+    return min(MOST_WORKERS, max(1, processors() // here))
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.backbones.backbone import Backbone
+from ssl_bench.data import VERSIONS
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.images import unchanged
 from ssl_bench.evaluations.dense import feature_map
@@ -134,7 +135,7 @@ class FrozenEncoder:
     def _cached(self, images: ImageSet, poolings: list[str]) -> dict[str, Tensor]:
         """From the cache, where all are in the end."""
         assert self.cache is not None
-        key = {**self._key, "images": images.fingerprint}
+        key = {**self._key, "images": images.fingerprint, "reader": f"{images.reader} {VERSIONS[images.reader]}"}
         cache = FeatureCache(self.cache, key, len(images))
         try:
             with cache.extracting(poolings) as missing:

@@ -12,7 +12,7 @@ from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.schedules import cosine
-from ssl_bench.utils.bounds import Area, Few, Natural, Pixels, Positive, Share, Sigma, Width
+from ssl_bench.utils.bounds import Area, Epochs, Few, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import PIL_DIFFERENCES, View
 
@@ -77,10 +77,10 @@ class DINO(Method):
         student_temperature: Positive = 0.1,
         teacher_temperature: Positive = 0.04,
         warmup_teacher_temperature: Positive = 0.04,
-        warmup_teacher_epochs: Natural = 0,
+        warmup_teacher_epochs: Epochs = 0,
         center_momentum: Share = 0.9,
         momentum: Share = 0.996,
-        freeze_last_layer: Natural = 1,
+        freeze_last_layer: Epochs = 1,
         n_local: Few = 8,
         local_size: Pixels | None = None,
         global_scale: tuple[Area, Area] = (0.4, 1.0),

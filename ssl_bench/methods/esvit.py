@@ -18,7 +18,7 @@ from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import DINOHead
 from ssl_bench.nn.patches import patchify, unpatchify
-from ssl_bench.utils.bounds import Area, Few, Natural, Pixels, Positive, Share, Sigma, Width
+from ssl_bench.utils.bounds import Area, Epochs, Few, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.views.evaluation import normalize
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View
@@ -75,10 +75,10 @@ class EsViT(Method):
         student_temperature: Positive = 0.1,
         teacher_temperature: Positive = 0.07,
         warmup_teacher_temperature: Positive = 0.04,
-        warmup_teacher_epochs: Natural = 30,
+        warmup_teacher_epochs: Epochs = 30,
         center_momentum: Share = 0.9,
         momentum: Share = 0.996,
-        freeze_last_layer: Natural = 1,
+        freeze_last_layer: Epochs = 1,
         n_local: Few = 8,
         local_size: Pixels | None = None,
         global_scale: tuple[Area, Area] = (0.4, 1.0),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone, Tokens
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.attention import fused_attention
+from ssl_bench.nn.attention import by_input
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training, no_decay_on_vectors
 from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
@@ -74,6 +74,7 @@ class HieraMAE(Method):
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_dim, decoder_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)
         )
+        by_input(self.decoder_blocks)
         self.decoder_norm = norm(decoder_dim)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
         for name, module in self.named_modules():
@@ -119,7 +120,6 @@ class HieraMAE(Method):
         units = units.scatter(1, keep[:, :, None, None].expand_as(x), x)
         x = to_raster(units, (rows, columns)) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            block.attn.fused_attn = fused_attention(x)  # type: ignore[union-attr]
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))
 

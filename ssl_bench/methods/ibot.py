@@ -16,7 +16,7 @@ from ssl_bench.nn.centering import Center, dino_loss, temperature_at
 from ssl_bench.nn.ema import EMATeacher
 from ssl_bench.nn.heads import IBOTHead
 from ssl_bench.nn.masking import block_masking
-from ssl_bench.utils.bounds import Area, Few, Natural, NonNegative, Pixels, Positive, Share, Sigma, Width
+from ssl_bench.utils.bounds import Area, Epochs, Few, NonNegative, Pixels, Positive, Share, Sigma, Width
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.multicrop import multicrop
 from ssl_bench.views.view import View
@@ -86,14 +86,14 @@ class IBOT(Method):
         teacher_temperature: Positive = 0.07,
         teacher_patch_temperature: Positive = 0.07,
         warmup_teacher_temperature: Positive = 0.04,
-        warmup_teacher_epochs: Natural = 30,
+        warmup_teacher_epochs: Epochs = 30,
         center_momentum: Share = 0.9,
         momentum: Share = 0.996,
-        freeze_last_layer: Natural = 1,
+        freeze_last_layer: Epochs = 1,
         pred_ratio: tuple[Share, ...] = (0.0, 0.3),
         pred_ratio_var: tuple[Share, ...] = (0.0, 0.2),
         pred_shape: Literal["block", "rand"] = "block",
-        pred_start_epoch: Natural = 0,
+        pred_start_epoch: Epochs = 0,
         n_local: Few = 10,
         local_size: Pixels | None = None,
         global_scale: tuple[Area, Area] = (0.25, 1.0),

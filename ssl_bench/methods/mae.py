@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.positions import sincos_position_embedding
 from ssl_bench.methods.method import Method
-from ssl_bench.nn.attention import fused_attention
+from ssl_bench.nn.attention import by_input
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
@@ -69,6 +69,7 @@ class MAE(Method):
         self.decoder_blocks = nn.Sequential(
             *(Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth))
         )
+        by_input(self.decoder_blocks)
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_dim, self.patch_size**2 * 3)
         for name, module in self.named_modules():
@@ -111,7 +112,6 @@ class MAE(Method):
         patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[-1]))  # unshuffle
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
-            block.attn.fused_attn = fused_attention(x)  # type: ignore[union-attr]
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]
 

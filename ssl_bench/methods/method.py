@@ -254,7 +254,8 @@ class Method(LightningModule):
                 loss = self._step_loss(piece) / count
                 found.append({key: value.detach() for key, value in self.scalars.items()})
                 if len(found) < count:
-                    self.trainer.strategy.backward(loss, None)
+                    with torch.autocast(self.device.type, enabled=False):  # as of the last part: gradients of float32
+                        self.trainer.strategy.backward(loss, None)
             self.scalars = {key: torch.stack([each[key] for each in found]).mean(dim=0) for key in found[0]}
             return loss
 

@@ -11,7 +11,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.nn.centering import dino_loss
 from ssl_bench.nn.heads import mlp
 from ssl_bench.nn.optimizers import Training
-from ssl_bench.utils.bounds import Area, Depth, Few, Natural, Pixels, Positive, Sigma, Width
+from ssl_bench.utils.bounds import Area, Depth, Epochs, Few, Natural, Pixels, Positive, Sigma, Width
 from ssl_bench.utils.distributed import all_mean, gather, process
 from ssl_bench.utils.errors import UserError
 from ssl_bench.views.multicrop import local_crops
@@ -71,8 +71,8 @@ class SwAV(Method):
         epsilon: Positive = 0.05,
         sinkhorn_iterations: Depth = 3,
         queue_length: Natural = 0,
-        queue_epochs: Natural = 15,
-        freeze_prototypes: Natural = 1,
+        queue_epochs: Epochs = 15,
+        freeze_prototypes: Epochs = 1,
         freeze_patch_embed: bool = True,
         n_local: Few = 6,
         local_size: Pixels | None = None,

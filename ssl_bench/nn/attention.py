@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SHORT = 32  # tokens: below, a CPU trains faster by plain matrix products (benchmarks/attention.py)
 
@@ -15,7 +17,7 @@ def fused_attention(x: Tensor) -> bool:
     short sequences. Without a gradient, and for long sequences, it is faster.
 
     Args:
-        x: (B, tokens, D), what a block gets.
+        x: (B, tokens, D), what the attention gets.
 
     Example:
         >>> fused_attention(torch.zeros(1, 197, 96)), fused_attention(torch.zeros(1, 17, 96))
@@ -29,3 +31,17 @@ def fused_attention(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):
         return False
     return not torch.is_grad_enabled() or x.shape[1] > SHORT
+
+
+def by_input(network: nn.Module) -> None:
+    """Let every attention of timm in a network decide by what it gets, each time it is called.
+
+    A value set from outside would be another one when checkpointed blocks are computed again for the gradient.
+    """
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.register_forward_pre_hook(_choose)
+
+
+def _choose(module: Any, args: tuple[Tensor, ...]) -> None:
+    module.fused_attn = fused_attention(args[0])

@@ -24,6 +24,7 @@ from ssl_bench.methods.method import Method
 from ssl_bench.training.without_data import shapes_alone, without_data
 from ssl_bench.utils.distributed import one_process
 from ssl_bench.utils.errors import unknown
+from ssl_bench.utils.memory import release_freed_memory
 
 FEW = 8  # images on which a method is measured whose cost can't be counted from shapes
 
@@ -76,6 +77,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
+        release_freed_memory()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
 

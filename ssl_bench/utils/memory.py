@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -44,3 +45,10 @@ def keep_freed_memory() -> bool:
         return False
     options = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return all([mallopt(option, value) == 1 for option, value in options])
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what earlier tasks of this process have freed: it would count as the next one's peak."""
+    gc.collect()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

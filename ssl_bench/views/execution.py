@@ -95,7 +95,7 @@ def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generat
         source = [0]
         for index, crop in enumerate(crops[1:], start=1):
             source.append(source[-1] if crop.same else index)
-        params = CropParameters(*(field[source] for field in params))
+        params = CropParameters(*(torch.stack([field[index] for index in source]) for field in params))
     return params
 
 

@@ -19,13 +19,14 @@ from ssl_bench.commands.evaluate import evaluate
 from ssl_bench.commands.list import catalogue
 from ssl_bench.commands.pretrain import run
 from ssl_bench.config.cost import training_flops
-from ssl_bench.config.recipe import load_recipe
-from ssl_bench.config.suite import Suite, load_suite, resolve
+from ssl_bench.config.recipe import load_recipe, resolve_method
+from ssl_bench.config.suite import Suite, load_suite, of_length, resolve, scaled
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.shrinking import shrunk
 from ssl_bench.methods import BASELINES, METHODS
 from ssl_bench.results.rows.predictions import read_predictions
 from ssl_bench.results.rows.row import Row, read_rows
+from ssl_bench.utils.bounds import Epochs, types_of
 from ssl_bench.utils.errors import RunError, UserError
 
 bench = partial(bench_module.bench, jobs=1)  # what a test patches exists in this process alone
@@ -330,6 +331,32 @@ def test_runs_of_equal_flops(tiny_data: Splits) -> None:
         usual = load_recipe(recipe.method, "quick").training
         share = recipe.training.warmup_epochs / recipe.training.epochs
         assert share == pytest.approx(usual.warmup_epochs / usual.epochs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("dino", ["freeze_last_layer"]),
+        ("esvit", ["freeze_last_layer", "warmup_teacher_epochs"]),
+        ("ibot", ["freeze_last_layer", "warmup_teacher_epochs", "pred_start_epoch"]),
+        ("swav", ["freeze_prototypes", "queue_epochs"]),
+        ("dvae", ["temperature_epochs", "kl_epochs"]),
+    ],
+)
+def test_all_that_is_stated_in_epochs_is_as_long_a_part_of_a_shorter_run(method: str, keys: list[str]) -> None:
+    """A last layer that is frozen for an epoch would be frozen to the end of a run of one epoch."""
+    usual = load_recipe(method, "quick", dict.fromkeys(keys, 1))
+    for shorter in (of_length(usual, usual.training.epochs / 8), scaled(usual, 1 / 8)):
+        assert [shorter.settings[key] for key in keys] == [0.125] * len(keys)
+        assert shorter.training.warmup_epochs == pytest.approx(usual.training.warmup_epochs / 8)
+    assert of_length(usual, usual.training.epochs) == usual
+
+
+def test_no_length_in_epochs_has_another_type() -> None:
+    for name in METHODS:
+        cls = resolve_method(name)[1]
+        lengths = {key for key in types_of(cls) if "epoch" in key or key.startswith("freeze_last")}
+        assert {key for key in lengths if types_of(cls)[key] != Epochs} == set(), name
 
 
 def test_raw_pixels_have_neither_attention_nor_weights(tiny_data: Splits) -> None:

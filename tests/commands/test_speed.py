@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +90,16 @@ def test_the_monitor_takes_what_the_training_can_spare(nano: ViT) -> None:
     assert found == {1e3: (4, 128, 128), 2e5: (4, 250, 250), 1e9: (4, 512, 512)}
     method = Method(nano)  # 16 patches
     assert Cost(1.0, 8.0, 16.0).encodings(method) == 2.5 and Cost(1.0, 0.0, 0.0).encodings(method) == 1
+
+
+@pytest.mark.slow
+def test_what_is_for_a_gpu_is_rehearsed_and_what_fails_is_not_done(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = ["bash", "benchmarks/gpu.sh", "--toy", str(tmp_path), "tests", "small_mae", "compile_ibot", "suite_1"]
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(root)}
+    assert subprocess.run(command, cwd=root, env=env).returncode == 0
+    assert json.loads((tmp_path / "small_mae.txt").read_text())[0]["images_per_second"] > 0
+    wrong = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", "--toy", str(tmp_path), "base_mae"], cwd=root, env={**env, "IMAGES": "none"}
+    )
+    assert wrong.returncode == 1 and not (tmp_path / "base_mae.done").exists()

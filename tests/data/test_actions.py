@@ -83,6 +83,9 @@ def test_what_drawn_sets_offer(spec: str, offers: str, monkeypatch: pytest.Monke
     assert part.targets is not None and splits.train.targets is not None
     if spec == "depths":
         assert torch.equal(part.targets.depth(0), splits.train.targets.depth(3))
+    if "clips" in splits.train.offers:
+        with pytest.raises(UserError, match=f"{spec}#8: its images are the frames of clips; leave #8 out"):
+            load(f"{spec}#8")
 
 
 # Read -----------------------------------------------------------------------------------------------------------------

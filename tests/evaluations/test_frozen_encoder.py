@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssl_bench.backbones.pixels import Pixels
 from ssl_bench.backbones.vit import SIZES, ViT
+from ssl_bench.data import VERSIONS
 from ssl_bench.data.datasets import ImageSet, hold_out, load
 from ssl_bench.evaluations import frozen_encoder as features_module
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
@@ -104,6 +105,16 @@ def test_other_weights_options_images_and_transforms_are_other_features(tmp_path
         assert Counting.seen == before + 31
         assert same(fresh, extract(None, data, network))
     assert len(list(tmp_path.glob("*/cls.npy"))) == 5
+
+
+def test_the_version_of_the_data_is_part_of_the_key(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised by changes that move an image without its fingerprint."""
+    extract(tmp_path, images)
+    monkeypatch.setitem(VERSIONS, images.reader, 2)
+    extract(tmp_path, images)
+    assert Counting.seen == 2 * len(images)
 
 
 def test_precision_is_part_of_the_key(tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from ssl_bench.training.compute import peak_memory, reset_peak_memory
 
 SCRIPT = """
 import resource, sys
@@ -32,3 +36,18 @@ def test_freed_memory_is_taken_again_without_page_faults(monkeypatch: pytest.Mon
             pytest.skip("another C library, or the environment sets its allocator")
         faults[way] = int(done.stdout)
     assert faults["keep"] < 2000 < 5000 < faults["leave"]
+
+
+def peak_of(megabytes: int) -> float:
+    reset_peak_memory(torch.device("cpu"))
+    torch.ones(megabytes * 2**18).sum()
+    return peak_memory(torch.device("cpu")) / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are reset on Linux alone")
+def test_what_an_earlier_task_freed_is_not_in_the_peak_of_the_next() -> None:
+    code = f"from ssl_bench.utils.memory import keep_freed_memory\nfrom {Path(__file__).stem} import peak_of\n"
+    code += "keep_freed_memory()\nprint(peak_of(50), peak_of(600), peak_of(50))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    small, large, again = map(float, done.stdout.split())
+    assert large - small > 500 and abs(again - small) < 60

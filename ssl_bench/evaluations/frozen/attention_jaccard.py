@@ -60,7 +60,8 @@ class AttentionJaccard(Evaluator):
             UserError: The encoder has no attention of a class token.
             RunError: No image has a foreground, or one can't be read any more.
         """
-        network: Any = encoder.copy()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network: Any = encoder.copy().to(device)
         if not getattr(network, "has_attention", False):
             raise UserError(f"attention-jaccard: {name_of(network)} has no attention of a class token to the patches")
         on_dev = self._scores(network, data.dev).mean(0)
@@ -104,13 +105,14 @@ class _Attention:
     """The attention of a network where other evaluators take its tokens."""
 
     def __init__(self, network: Any) -> None:
-        self.network = network
+        self.network, self.device = network, next(network.parameters()).device
 
     @torch.no_grad()
     def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:
         """(B, heads, rows, columns) float32."""
         size = (images.shape[-2], images.shape[-1])
-        found: Tensor = self.network.attention(eval_images(images, size, self.network.mean, self.network.std))
+        pixels = eval_images(images.to(self.device), size, self.network.mean, self.network.std)
+        found: Tensor = self.network.attention(pixels).cpu()
         return found
 
 

@@ -23,6 +23,7 @@ from ssl_bench.metrics.metric import Metric
 from ssl_bench.training.health import collapse
 from ssl_bench.utils.bounds import Area, Natural, Seed
 from ssl_bench.utils.errors import UserError
+from ssl_bench.views import VERSION
 from ssl_bench.views.evaluation import resize_crop
 from ssl_bench.views.make import make_views
 from ssl_bench.views.view import View
@@ -119,7 +120,7 @@ class Diagnostics(Evaluator):
             parts.append([(255 * x).round().clamp(0, 255).byte() for x in make_views(batch, recipe, generator)])
         made = []
         for number, pixels in enumerate(zip(*parts, strict=True)):
-            about = f"{shown.fingerprint}{self.seed}{self.scale}{number}"
+            about = f"{shown.fingerprint}{self.seed}{self.scale}{side}{VERSION}{number}"
             fingerprint = hashlib.sha256(about.encode()).hexdigest()
             made.append(replace(shown, images=torch.cat(pixels), fingerprint=fingerprint, origin=None))
         return made

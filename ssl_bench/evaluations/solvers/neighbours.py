@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,8 +154,7 @@ def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows, blocks = bank.contiguous().numpy(), [block.contiguous().numpy() for block in queries.split(QUERIES_PER_BLOCK)]
     inner = faiss.METRIC_INNER_PRODUCT
     if faiss.get_num_gpus():
-        resources = faiss.StandardGpuResources()
-        index = faiss.GpuIndexFlatIP(resources, rows.shape[1])
+        index = faiss.GpuIndexFlatIP(_gpu_resources(), rows.shape[1])
         index.add(rows)
         found = [index.search(block, k) for block in blocks]
     else:
@@ -162,6 +162,14 @@ def search(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         found = [faiss.knn(block, rows, k, metric=inner) for block in blocks]
     similarity = torch.from_numpy(np.concatenate([s for s, _ in found]))
     return _order_ties(similarity, torch.from_numpy(np.concatenate([i for _, i in found])))
+
+
+@cache
+def _gpu_resources() -> Any:
+    """FAISS's own memory on the GPU, hundreds of megabytes: taken once."""
+    import faiss
+
+    return faiss.StandardGpuResources()
 
 
 def search_torch(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
