@@ -115,7 +115,7 @@ def bench(
         image_size: Pixels of the side of the images, instead of that in the names of the backbones.
         evaluations: Instead of the suite's: names, YAML files or ``file.py:Class``.
         overrides: Keys of a recipe, for all methods that train.
-        budget: Multiplies the epochs of every recipe.
+        budget: Multiplies the epochs of every recipe, and all that it states in epochs.
         out: Folder of the rows; ``results/<suite>``, with ``-<data>`` when ``data`` is given.
         skip_unreadable: Leave unreadable images out and count them in the rows.
         jobs: Tasks to run side by side, sharing the processors; see ``default_jobs``.

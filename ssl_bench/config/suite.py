@@ -97,7 +97,7 @@ def resolve(
     Args:
         suite: What is asked for.
         seeds: Instead of the suite's.
-        budget: Multiplies the epochs of every recipe.
+        budget: Multiplies the epochs of every recipe, and all that it states in epochs.
         data: The suite's, for the length of runs of equal FLOPs; without it they keep their recipes' lengths.
     """
     trained = dict.fromkeys(name for name in [*BASELINES, *suite.methods] if name not in (UNTRAINED, RAW_PIXELS))

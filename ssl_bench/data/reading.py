@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import torch
 from PIL import ExifTags
 from torch import Tensor
 
@@ -212,6 +213,13 @@ def decoded_bytes(images: Encoded | Tensor) -> int:
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoders() -> int:
+    """Processes or threads to decode images with: as many as this process has threads; under torchrun, which gives each
+    process one, its share of the processors."""
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    return max(1, processors() // int(here)) if here else torch.get_num_threads()
 
 
 def memory_budget() -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_bench.data.datasets import ImageSet
+from ssl_bench.data.reading import decoders
 from ssl_bench.evaluations.evaluator import name_of
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.progress import progress
@@ -156,7 +157,7 @@ def maps_of(
 
 def in_threads(function: Callable[[int], T], indices: Sequence[int]) -> list[T]:
     """`function` of each index, in order; decoding and resizing run side by side."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(decoders()) as pool:
         return list(pool.map(function, indices))
 
 

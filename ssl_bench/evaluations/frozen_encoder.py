@@ -21,6 +21,7 @@ from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.data import VERSIONS
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.images import unchanged
+from ssl_bench.data.reading import decoders
 from ssl_bench.evaluations.dense import feature_map
 from ssl_bench.evaluations.feature_cache import FeatureCache, encoder_key
 from ssl_bench.training.compute import autocast, best_precision
@@ -74,7 +75,7 @@ class FrozenEncoder:
         self.weightless = isinstance(encoder, Backbone) and not encoder.can_train
         self.precision = "32" if self.weightless else best_precision()
         self.asked, self.batch_size = tuple(poolings), batch_size
-        self.workers = torch.get_num_threads() if workers is None else workers
+        self.workers = decoders() if workers is None else workers
         self.folder, self.cache = folder, cache
         self.kept: dict[tuple[str, str], Tensor] = {}
 
