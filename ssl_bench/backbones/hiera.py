@@ -231,7 +231,7 @@ class PoolingBlock(HieraBlock):
         attention: Any = self.attn
         own, attention.q_stride = attention.q_stride, attention.q_stride if pool else 1
         try:
-            return cast(Tensor, super().forward(x))
+            return super().forward(x)
         finally:
             attention.q_stride = own
 

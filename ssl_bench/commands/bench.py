@@ -25,7 +25,7 @@ from ssl_bench.launch.pool import default_jobs, run_in_pool
 from ssl_bench.launch.slurm import Cluster, run_on_slurm
 from ssl_bench.results.rows.identity import number_identity
 from ssl_bench.results.rows.predictions import is_measured
-from ssl_bench.results.rows.row import row_path
+from ssl_bench.results.rows.row import Row, row_path
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.utils.errors import RunError, UserError, unknown
 from ssl_bench.utils.files import content_hash, remove_leftovers, write_atomic
@@ -149,8 +149,9 @@ def bench(
     recipes = resolve(asked, seeds, budget, splits) if asked.flops else wanted  # only FLOPs depend on the images
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
-    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
-    missing = [index for index in reversed(range(len(tasks))) if not tasks[index].done]
+    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free. One
+    # of them is the first, so that there are numbers to see in the first minute.
+    missing = [index for index in (0, *reversed(range(1, len(tasks)))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
     for left_out in filter(None, dict.fromkeys(unfit(recipe, each) for recipe in recipes for each in sets)):
         show(left_out)
@@ -202,8 +203,7 @@ def run_task(
     start = time.monotonic()
     try:
         encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder, logger))
-        for each in sets:
-            run_evaluations(encoder, each.of(task.recipe), each.splits, folder, suite)
+        rows = [run_evaluations(encoder, each.of(task.recipe), each.splits, folder, suite) for each in sets]
     except (UserError, RunError) as error:
         failure = f"{task.title}: {error}"
     except Exception as error:  # a method from outside may raise anything; the other tasks still run
@@ -212,10 +212,22 @@ def run_task(
             failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
     else:
         _forget_error(task.folder)  # of an earlier try
-        print(f"{task.title}: done in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        said = f"{task.title}: {_numbers(rows)}; {duration(time.monotonic() - start)}"
+        print(said, file=sys.stderr, flush=True)
         return None
     print(f"failed: {failure}", file=sys.stderr, flush=True)
     return failure
+
+
+def _numbers(rows: Sequence[Sequence[Row]]) -> str:
+    """What was measured on each data set, for people: headlines alone."""
+    each = [row for made in rows for row in made]
+    several = len({row["evaluation"]["data"] for row in each}) > 1
+    return ", ".join(
+        f"{row['evaluation']['name']}{' on ' + row['evaluation']['data'] if several else ''} "
+        f"{row['metrics'][row['headline']]['value']:.1f}"
+        for row in each
+    )
 
 
 def _forget_error(folder: Path) -> None:

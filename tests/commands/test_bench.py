@@ -59,10 +59,15 @@ def essence(rows: list[Row]) -> dict[str, object]:
     return {row["id"]: (row["method"], row["metrics"], row["weights"], read_predictions(row).tolist()) for row in rows}
 
 
-def test_rows_table_and_nothing_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_table_and_nothing_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown: list[str] = []
     assert bench("toy.yaml", show=shown.append) == []
     rows = read_rows(folder / "results" / "toy")
+    said = re.compile(r": knn [\d.]+, linear [\d.]+; \d+ s$")
+    ended = [line for line in capsys.readouterr().err.splitlines() if said.search(line)]
+    assert len(ended) == 7 and ended[0].startswith("untrained, seed 0") and ended[1].startswith("mae, seed 1")
     assert len(rows) == 2 * (1 + 2 + 2 + 2)  # raw pixels once; untrained, supervised and mae for both seeds
     text = "\n".join(shown)
     assert all(name in text for name in ("raw_pixels", "untrained", "supervised", "mae"))
