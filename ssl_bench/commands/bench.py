@@ -149,8 +149,8 @@ def bench(
     recipes = resolve(asked, seeds, budget, splits) if asked.flops else wanted  # only FLOPs depend on the images
     folder = Path(out) if out else Path("results") / (f"{asked.name}-{splits.train.name}" if data else asked.name)
     tasks = [make_task(recipe, sets, folder) for recipe in recipes]
-    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free. One
-    # of them is the first, so that there are numbers to see in the first minute.
+    # Backwards: untrained ones, the shortest, come last, and fill the time when the last long run leaves a core free.
+    # One of them is the first, so that there are numbers to see in the first minute.
     missing = [index for index in (0, *reversed(range(1, len(tasks)))) if not tasks[index].done]
     names = ", ".join(each.splits.train.name for each in sets)
     for left_out in filter(None, dict.fromkeys(unfit(recipe, each) for recipe in recipes for each in sets)):
