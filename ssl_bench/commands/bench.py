@@ -28,7 +28,7 @@ from ssl_bench.results.rows.predictions import is_measured
 from ssl_bench.results.rows.row import Row, row_path
 from ssl_bench.training.loggers import DEFAULT, check_loggers
 from ssl_bench.utils.errors import RunError, UserError, unknown
-from ssl_bench.utils.files import content_hash, remove_leftovers, write_atomic
+from ssl_bench.utils.files import content_hash, is_whole, remove_leftovers, write_atomic
 from ssl_bench.utils.identity import identify
 from ssl_bench.utils.progress import duration
 
@@ -54,8 +54,14 @@ class Task:
         Args:
             equal: Whether the suite gives every training the same FLOPs; otherwise epochs are counted.
         """
-        trained = [each for each in (self.recipe, *self.recipe.teachers.values()) if each.cls.trains]
+        left = () if self.state == "to evaluate" else (self.recipe, *self.recipe.teachers.values())
+        trained = [each for each in left if each.cls.trains]
         return 0.2 + len(trained) if equal else 1 + sum(each.training.epochs for each in trained)
+
+    @property
+    def state(self) -> str:
+        """ "done", "to evaluate" if the encoder is there, or "to do"."""
+        return "done" if self.done else "to evaluate" if is_whole(self.folder / "encoder.pt") else "to do"
 
     @property
     def done(self) -> bool:
@@ -161,7 +167,7 @@ def bench(
         if larger and (said := shrunk(each.splits.train, [recipe.backbone["name"] for recipe in recipes])):
             show(f"{said}; --image-size shows more of them")
     if dry_run:
-        for planned in plan([(task.recipe, task.done) for task in tasks], splits):
+        for planned in plan([(task.recipe, task.state) for task in tasks], splits):
             show(planned)
         return []
     for place in (folder, folder / "rows"):

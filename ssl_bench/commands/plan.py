@@ -17,15 +17,15 @@ from ssl_bench.utils.progress import duration
 SHARE = 0.5  # of the rate of matrix products, in training: `ssl-bench speed` measures it (37 to 75 % on CPUs)
 
 
-def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
+def plan(runs: Sequence[tuple[Recipe, str]], data: Splits) -> list[str]:
     """A line for each run that trains, and the sum of what is missing. Evaluations are not counted.
 
     Args:
-        runs: Recipes, and whether all of their rows are there.
+        runs: Recipes, and what is left: "to do", "to evaluate" if the encoder is there, or "done".
         data: What they are trained on.
     """
     lines, total, free = [], 0.0, 0
-    for recipe, done in runs:
+    for recipe, state in runs:
         if not recipe.cls.trains:
             free += 1
             continue
@@ -34,9 +34,8 @@ def plan(runs: Sequence[tuple[Recipe, bool]], data: Splits) -> list[str]:
         for name, part in parts.items():
             images = part.training.epochs * len(part.images(data))
             flops = images * training_flops(part, len(data.train.classes))
-            total += 0 if done else flops
+            total += flops if state == "to do" else 0
             costs.append(f"{name} {part.training.epochs:g} epochs, {images:,.0f} images, {flops / 1e12:,.3g} TFLOP")
-        state = "done" if done else "to do"
         where = f"{recipe.method}, seed {recipe.seed} on {recipe.backbone['name']}"
         lines.append(f"{where} ({state}): {'; '.join(costs)}")
     if free:

@@ -385,6 +385,16 @@ def test_the_plan_runs_nothing(folder: Path, tiny_data: Splits, monkeypatch: pyt
     assert "by sustained TFLOPS: " in shown[-1] and " (here, " in shown[-1] and "(h100)" in shown[-1]
 
 
+def test_the_plan_counts_no_encoder_that_is_there(folder: Path) -> None:
+    bench("toy.yaml", seeds=[0], show=lambda _: None)
+    for row in Path("results/toy/rows").glob("mae-*"):
+        row.unlink()
+    shown: list[str] = []
+    bench("toy.yaml", seeds=[0], dry_run=True, show=shown.append)
+    assert any(line.startswith("mae, seed 0 on vit_nano_patch4_16 (to evaluate): ") for line in shown)
+    assert shown[-1].startswith("to do: 0 TFLOP")
+
+
 def test_edited_rows_are_refused(folder: Path) -> None:
     bench("toy.yaml", seeds=[0], methods=["untrained"], show=lambda _: None)
     path = read_rows("results/toy")[0].path
