@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
 from ssl_bench.utils.errors import RunError
 
 POOLINGS = ("cls", "mean")
-SPAWN = multiprocessing.get_context("spawn")
+FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # a fork has imported everything
 
 
 class Counting(ViT):
@@ -264,8 +265,8 @@ def test_two_processes_are_one(tmp_path: Path, images: ImageSet) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    queue = SPAWN.Queue()
-    processes = [SPAWN.Process(target=_two, args=(tmp_path, queue, rank, port)) for rank in range(2)]
+    queue = FORK.Queue()
+    processes = [FORK.Process(target=_two, args=(tmp_path, queue, rank, port)) for rank in range(2)]
     for process in processes:
         process.start()
     try:

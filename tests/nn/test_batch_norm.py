@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from two_processes import in_two
 
 from ssl_bench.nn.batch_norm import BatchNorm1d
 
@@ -35,22 +34,17 @@ def outcome(x: Tensor, weights: Tensor) -> list[Tensor]:
 
 
 def _process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = []
     for split in SPLITS:
         x, weights = (part.split(list(split))[rank] for part in (rows(sum(split)), rows(sum(split)) - 1.5))
         found.append(outcome(x, weights))
     torch.save(found, f"{folder}/{rank}")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Tensor]]]:
     folder = tmp_path_factory.mktemp("gloo")
-    spawn: Any = mp.spawn  # type: ignore[attr-defined]
-    spawn(_process, (str(folder),), nprocs=2)
+    in_two(_process, str(folder), group=True)
     return [torch.load(Path(folder) / str(rank)) for rank in range(2)]
 
 
