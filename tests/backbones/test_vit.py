@@ -246,7 +246,7 @@ def test_a_table_for_each_block_is_timms_beit(images: torch.Tensor) -> None:
 
 
 def test_beit_initial_weights() -> None:
-    vit = ViT("vit_base_patch16_224", init="beit", mask_token=True, pos_embed="learned", layer_scale=0.1)
+    vit = ViT("vit_small_patch16_224", init="beit", mask_token=True, pos_embed="learned", layer_scale=0.1)
     assert vit.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.0108, rel=0.01)
     assert vit.blocks[0].attn.proj.weight.std().item() == pytest.approx(0.00763, rel=0.01)
     assert vit.blocks[1].mlp.fc2.weight.std().item() == pytest.approx(0.00539, rel=0.01)
