@@ -150,7 +150,11 @@ def make_parser() -> Parser:
     sub.add_argument("--data", metavar="DATA", help=f"instead of the suite's: {data_help}")
     sub.add_argument("--out", metavar="DIR", help="folder of the rows (default: results/SUITE)")
     sub.add_argument(
-        "--budget", type=_number(Positive), default=1.0, metavar="X", help="times the epochs of every recipe"
+        "--budget",
+        type=_number(Positive),
+        default=1.0,
+        metavar="X",
+        help="times the epochs of every recipe, and all that it states in epochs",
     )
     sub.add_argument(
         "--jobs", type=_number(Jobs), metavar="N", help="runs side by side (default: one a processor, one on a GPU)"

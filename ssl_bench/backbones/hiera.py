@@ -223,7 +223,7 @@ def initialise(network: TimmHiera, init: str) -> None:
 class PoolingBlock(HieraBlock):
     """timm's block at the start of a stage, which can also keep all its queries: its attention is global.
 
-    An argument, and not a value that is set and put back: blocks may be computed again for the gradient.
+    The stride is set within the call, because blocks may be computed again for the gradient.
     """
 
     def forward(self, x: Tensor, pool: bool = True) -> Tensor:

@@ -138,6 +138,7 @@ def as_checkpoint(
         std = std or tuple(getattr(network, "std", IMAGENET_DEFAULT_STD))
         encoder, digest = _plain(network, name, size, mean, std)
         encoder.spec = {"name": name, "options": options_hash(encoder)[:16]}
+        encoder.seen = digest  # stands for code that no file holds, where features are kept
     about = {
         "backbone": encoder.spec,
         "flags": ["external weights"],
@@ -166,7 +167,6 @@ def _plain(network: Callable[..., Any], name: str, size: tuple[int, int], mean: 
     with torch.inference_mode():
         found = encoder.eval().features(images, ["features"])["features"]
     digest = hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
-    encoder.source = source or digest  # what stands for its code where features are kept
     return encoder, digest
 
 

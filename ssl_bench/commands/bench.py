@@ -15,7 +15,7 @@ from ssl_bench.checkpoints.encoder_file import load_encoder
 from ssl_bench.commands.evaluate import run_evaluations, shrinks
 from ssl_bench.commands.evaluation_sets import EvaluationSet, load_sets, unfit
 from ssl_bench.commands.leaderboard import leaderboard
-from ssl_bench.commands.plan import plan
+from ssl_bench.commands.plan import plan, short_runs
 from ssl_bench.commands.pretrain import run, run_folder
 from ssl_bench.config.build import check_step
 from ssl_bench.config.recipe import Recipe
@@ -161,6 +161,8 @@ def bench(
     names = ", ".join(each.splits.train.name for each in sets)
     for left_out in filter(None, dict.fromkeys(unfit(recipe, each) for recipe in recipes for each in sets)):
         show(left_out)
+    for short in short_runs(recipes, splits) if asked.flops else ():
+        show(short)
     show(f"{asked.name} on {names}: {len(tasks)} runs, {len(tasks) - len(missing)} of them done before")
     for number, each in enumerate(sets):
         larger = number == 0 or shrinks(each.evaluators.values())  # the first is trained on, too
@@ -218,7 +220,7 @@ def run_task(
             failure += f" (details in {write_atomic(task.folder / 'error.txt', traceback.format_exc())})"
     else:
         _forget_error(task.folder)  # of an earlier try
-        said = f"{task.title}: {_numbers(rows)}; {duration(time.monotonic() - start)}"
+        said = f"{task.title}: {_numbers(rows) or 'no evaluation fits'}; {duration(time.monotonic() - start)}"
         print(said, file=sys.stderr, flush=True)
         return None
     print(f"failed: {failure}", file=sys.stderr, flush=True)
@@ -231,7 +233,7 @@ def _numbers(rows: Sequence[Sequence[Row]]) -> str:
     several = len({row["evaluation"]["data"] for row in each}) > 1
     return ", ".join(
         f"{row['evaluation']['name']}{' on ' + row['evaluation']['data'] if several else ''} "
-        f"{row['metrics'][row['headline']]['value']:.1f}"
+        f"{row['metrics'][row['headline']]['value']:{'.1f' if row.in_percent else '.3g'}}"
         for row in each
     )
 

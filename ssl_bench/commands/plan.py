@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,7 +14,22 @@ from ssl_bench.training.compute import best_precision, device_name
 from ssl_bench.training.speed import matrix_rate
 from ssl_bench.utils.progress import duration
 
+FEW_STEPS = 100
 SHARE = 0.5  # of the rate of matrix products, in training: `ssl-bench speed` measures it (37 to 75 % on CPUs)
+
+
+def short_runs(recipes: Sequence[Recipe], data: Splits) -> Iterator[str]:
+    """What to say of runs that end before they have learnt anything: large networks in suites of equal FLOPs.
+
+    Args:
+        recipes: Of a suite that says FLOPs.
+        data: What they are trained on.
+    """
+    for recipe in {(each.method, each.backbone["name"]): each for each in recipes if each.cls.trains}.values():
+        steps = recipe.training.epochs * len(recipe.images(data)) / recipe.training.batch_size
+        if 0 < steps < FEW_STEPS:
+            who = f"{recipe.method} on {recipe.backbone['name']}"
+            yield f"{who}: the suite's FLOPs are {steps:.0f} steps; a larger --budget gives it more"
 
 
 def plan(runs: Sequence[tuple[Recipe, str]], data: Splits) -> list[str]:

@@ -99,7 +99,14 @@ def resolve(
         seeds: Instead of the suite's.
         budget: Multiplies the epochs of every recipe, and all that it states in epochs.
         data: The suite's, for the length of runs of equal FLOPs; without it they keep their recipes' lengths.
+
+    Raises:
+        UserError: A recipe is wrong, or epochs are asked for where the suite says FLOPs.
     """
+    if suite.flops and "epochs" in suite.overrides:
+        raise UserError(
+            f"suite {suite.name} gives each training {suite.flops:g} FLOPs, so epochs can't be set: use --budget"
+        )
     trained = dict.fromkeys(name for name in [*BASELINES, *suite.methods] if name not in (UNTRAINED, RAW_PIXELS))
     recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, {})]
     starts = [_start(recipe) for recipe in recipes if recipe.cls.trains]
@@ -119,7 +126,7 @@ def of_flops(recipe: Recipe, flops: float, data: Splits) -> Recipe:
 
 def of_length(recipe: Recipe, epochs: float) -> Recipe:
     """A recipe with so many epochs; all it states in epochs keeps its share of them: warm-ups, frozen layers."""
-    factor = epochs / recipe.training.epochs
+    factor = epochs / recipe.training.epochs if recipe.training.epochs else 1.0
     types = types_of(recipe.cls)
 
     def stretched(value: float) -> float:
@@ -169,5 +176,4 @@ def _split(entry: str) -> tuple[str, str]:
 def scaled(recipe: Recipe, budget: float) -> Recipe:
     """A recipe, and those of its teachers, with ``budget`` times the epochs."""
     teachers = {keyword: scaled(teacher, budget) for keyword, teacher in recipe.teachers.items()}
-    longer = of_length(recipe, recipe.training.epochs * budget) if recipe.training.epochs else recipe
-    return replace(longer, teachers=teachers)
+    return replace(of_length(recipe, recipe.training.epochs * budget), teachers=teachers)

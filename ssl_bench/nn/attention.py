@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SHORT = 32  # tokens: below, a CPU trains faster by plain matrix products (benchmarks/attention.py)
+SHORT = 32  # tokens: up to here a CPU trains faster by plain matrix products (benchmarks/attention.py)
 
 
 def fused_attention(x: Tensor) -> bool:
     """Whether timm's blocks should use torch's fused attention for an input on this device, in this context.
 
-    On a CPU its backward is slower than plain matrix products: in bf16 up to 1.5 times, and in fp32 up to 1.7 times for
-    short sequences. Without a gradient, and for long sequences, it is faster.
+    On a CPU in bf16 its backward is up to 1.5 times as slow as plain matrix products, and in fp32 up to 1.7 times for
+    short sequences. In fp32 without a gradient, and for long sequences, it is faster. All tokens of an image count,
+    also where attention stays within windows or mask units.
 
     Args:
         x: (B, tokens, D), what the attention gets.

@@ -364,6 +364,18 @@ def test_no_length_in_epochs_has_another_type() -> None:
         assert {key for key in lengths if types_of(cls)[key] != Epochs} == set(), name
 
 
+def test_a_suite_of_equal_flops_takes_no_epochs_and_says_which_runs_are_short(folder: Path, tiny_data: Splits) -> None:
+    shown: list[str] = []
+    short = {"data": "blobs", "backbone": "vit_nano_patch4_16", "seeds": [0], "dry_run": True, "show": shown.append}
+    with pytest.raises(
+        UserError, match=r"suite quick gives each training 3.6e\+12 FLOPs, so epochs can't be set: use --b"
+    ):
+        bench("quick", overrides={"epochs": 1}, **short)
+    bench("quick", budget=1e-4, **short)
+    (line,) = (line for line in shown if line.startswith("moco_v3 on vit_nano_patch4_16: the suite's FLOPs are "))
+    assert re.search(r" are \d+ steps; a larger --budget gives it more$", line)
+
+
 def test_raw_pixels_have_neither_attention_nor_weights(tiny_data: Splits) -> None:
     suite = replace(load_suite("survey"), data="blobs", methods=["mae"])
     wanted = ("knn", "attention-jaccard", "segmentation-finetune")

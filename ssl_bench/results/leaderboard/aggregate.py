@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,13 +160,31 @@ def labels(aggregates: Sequence[Aggregate], recipes: Sequence[str] = ()) -> list
     for same in groups.values():
         hashes = [recipes[at][:6] if recipes else str(number) for number, at in enumerate(same, start=1)]
         by_training = _settings_labels([aggregates[at].training for at in same], hashes)
-        settings = [aggregates[at].settings for at in same]
+        differ = dict.fromkeys(k for at in same for k in differing_settings(aggregates[same[0]], aggregates[at]))
+        settings = [{key: aggregates[at].settings.get(key) for key in differ} for at in same]
         for at, how in zip(same, _settings_labels(settings, by_training), strict=True):
             hows[at] = how if len(same) > 1 else hows[at]
     return [
         f"{each.method} ({how})" if several[each.method] > 1 else each.method
         for each, how in zip(aggregates, hows, strict=True)
     ]
+
+
+def differing_settings(one: Aggregate, other: Aggregate) -> list[str]:
+    """The settings in which two recipes differ, but for lengths in epochs that are the same part of their trainings."""
+
+    def part(each: Aggregate, key: str) -> float | None:
+        value, epochs = each.settings.get(key), each.training.get("epochs")
+        numbers = isinstance(value, int | float) and not isinstance(value, bool) and isinstance(epochs, int | float)
+        return value / epochs if numbers and epochs else None  # type: ignore[operator]
+
+    found = []
+    for key in dict.fromkeys([*one.settings, *other.settings]):
+        if one.settings.get(key) != other.settings.get(key):
+            a, b = part(one, key), part(other, key)
+            if a is None or b is None or not math.isclose(a, b, rel_tol=0.01):  # suites round them to three digits
+                found.append(key)
+    return found
 
 
 def _settings_labels(settings: Sequence[Mapping[str, object]], otherwise: Sequence[str]) -> list[str]:

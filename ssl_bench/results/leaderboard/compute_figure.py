@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ssl_bench.results.frame import spent_on
-from ssl_bench.results.leaderboard.aggregate import labels
+from ssl_bench.results.leaderboard.aggregate import Aggregate, differing_settings, labels
 from ssl_bench.results.leaderboard.differences import NEVER_TRAINED
 from ssl_bench.results.leaderboard.plotting import (
     Drawn,
@@ -19,7 +19,6 @@ from ssl_bench.results.leaderboard.plotting import (
 )
 from ssl_bench.results.leaderboard.table import Table
 from ssl_bench.results.leaderboard.ticks import log_ticks
-from ssl_bench.utils.files import content_hash
 
 SAME = 1.05  # times the FLOPs, at most, of runs that are meant to have the same
 
@@ -41,13 +40,17 @@ def compute(table: Table) -> Drawn:
     if len(competing) > 1 and max(competing) < SAME * min(competing):
         return "all methods had the same FLOPs"
     figure, axes = new_axes()
-    groups: dict[str, list[tuple[float, float, float, int]]] = {}  # of one method on one backbone, other budgets
+    groups: list[list[tuple[float, float, float, int]]] = []  # of one method on one backbone, other budgets
     for index, flops, cell in points:
         each = table.aggregates[index]
-        same = content_hash([each.method, each.backbone, each.settings])
-        groups.setdefault(same, []).append((flops, cell.mean, cell.half, index))
-    names = labels([table.aggregates[group[0][3]] for group in groups.values()])
-    for name, group in zip(names, groups.values(), strict=True):
+        for group in groups:
+            if _other_budget(table.aggregates[group[0][3]], each):
+                break
+        else:
+            groups.append(group := [])
+        group.append((flops, cell.mean, cell.half, index))
+    names = labels([table.aggregates[group[0][3]] for group in groups])
+    for name, group in zip(names, groups, strict=True):
         first = group[0][3]
         x, y, half, _ = zip(*sorted(group), strict=True)
         mark(axes, table, first, x, y, name, yerr=half)
@@ -69,6 +72,11 @@ def compute(table: Table) -> Drawn:
     axes.set_xticks(*zip(*log_ticks(*axes.get_xlim()), strict=True))
     axes.minorticks_off()
     return add_legend(figure, axes, table.title)
+
+
+def _other_budget(one: Aggregate, other: Aggregate) -> bool:
+    """Whether two recipes differ in their length alone."""
+    return (one.method, one.backbone) == (other.method, other.backbone) and not differing_settings(one, other)
 
 
 def _mark_free(axes: Any, table: Table, evaluation: str) -> None:

@@ -257,15 +257,25 @@ def test_the_front_starts_at_the_free_baselines(everything: Path, add_row: Any) 
 
 def test_a_line_joins_the_budgets_of_a_method(tmp_path: Path, add_row: Any) -> None:
     """Not those of other settings; untrained networks are one band."""
-    for at, (flops, settings) in enumerate([(8e9, {}), (2e9, {}), (2e9, {"scale": 1})]):
+    for epochs, flops, settings in [
+        (8, 8e9, {"frozen": 0.8}),
+        (2, 2e9, {"frozen": 0.2}),
+        (2, 2e9, {"frozen": 0.2, "scale": 1}),
+    ]:
         recipe = {
             "method": "m",
             "backbone": {"name": "vit"},
             "seed": 0,
             "settings": settings,
-            "training": {"epochs": at},
+            "training": {"epochs": epochs},
         }
-        add_row("m", 0, right(60 - 10 * at), recipe=recipe, pretraining={"flops": flops})
+        add_row(
+            "m",
+            0,
+            right(40 if "scale" in settings else 60 if epochs == 8 else 50),
+            recipe=recipe,
+            pretraining={"flops": flops},
+        )
     for at, init in enumerate(("mae", "dino")):
         start = {"name": "vit_micro_patch8_32", "init": init}
         recipe = {"method": "untrained", "backbone": start, "seed": 0, "settings": {}, "training": {}}

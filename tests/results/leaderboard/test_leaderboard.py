@@ -170,6 +170,19 @@ def test_two_budgets_of_a_recipe_are_told_apart_by_their_epochs(tmp_path: Path) 
     assert {each.label for each in table.aggregates} == {"m (epochs 2.0)", "m (epochs 8.0)"}
 
 
+def test_lengths_that_are_stretched_with_a_training_tell_no_recipes_apart(tmp_path: Path) -> None:
+    """A last layer that is frozen for a hundredth of each; of two recipes it is said what else they differ in."""
+    for crops, epochs in ((4, 3.95), (0, 5.9), (0, 23.6)):
+        settings = {"frozen": float(f"{epochs / 100:.3g}"), "crops": crops}
+        recipe = {"settings": settings, "training": {"epochs": epochs}}
+        write(tmp_path / str(epochs > 20), "m", 0, 40.0 + epochs, recipe=recipe)
+        write(tmp_path / "both", "m", 0, 40.0 + epochs, recipe=recipe)
+    (table,) = build(read_rows(tmp_path / "False"))
+    assert {each.label for each in table.aggregates} == {"m (crops 4)", "m (crops 0)"}
+    (table,) = build([row for row in read_rows(tmp_path / "both") if row["recipe"]["settings"]["crops"] == 0])
+    assert {each.label for each in table.aggregates} == {"m (epochs 5.9)", "m (epochs 23.6)"}
+
+
 def test_several_folders_are_one_table(tmp_path: Path) -> None:
     for folder in "ab":
         write(tmp_path / folder, "same", 0, 50.0)
