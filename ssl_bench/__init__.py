@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ssl_bench.metrics.metric import Metric as Metric
     from ssl_bench.metrics.metric import accuracy_metric as accuracy_metric
     from ssl_bench.nn.optimizers import Training as Training
+    from ssl_bench.utils.bounds import Epochs as Epochs
     from ssl_bench.utils.errors import RunError as RunError
     from ssl_bench.utils.errors import UserError as UserError
     from ssl_bench.views.view import View as View
@@ -48,6 +49,7 @@ _PLACES = {
     "Backbone": ("ssl_bench.backbones.backbone", "Backbone"),
     "Data": ("ssl_bench.evaluations.evaluator", "Data"),
     "Encoder": ("ssl_bench.evaluations.evaluator", "Encoder"),
+    "Epochs": ("ssl_bench.utils.bounds", "Epochs"),
     "Evaluator": ("ssl_bench.evaluations.evaluator", "Evaluator"),
     "ImageSet": ("ssl_bench.data.datasets", "ImageSet"),
     "Method": ("ssl_bench.methods.method", "Method"),
@@ -82,6 +84,7 @@ __all__ = [
     "Backbone",
     "Data",
     "Encoder",
+    "Epochs",
     "Evaluator",
     "ImageSet",
     "Method",

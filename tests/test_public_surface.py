@@ -12,7 +12,7 @@ import ssl_bench.nn
 
 ROOT = Path(__file__).parents[1]
 SURFACE = """
-    Backbone Data Encoder Evaluator ImageSet Method Metric Result RunError Splits Tokens Training UserError View
+    Backbone Data Encoder Epochs Evaluator ImageSet Method Metric Result RunError Splits Tokens Training UserError View
     Stage accuracy_metric bench claims compare convert embed evaluate export leaderboard load_data mean_metric pretrain
     reproduce show speed table tune
 """

@@ -62,6 +62,7 @@ Rate = Annotated[float, Between(0, 1, open="high")]
 Positive = Annotated[float, Between(0, 1e38, open="low")]
 NonNegative = Annotated[float, Between(0, 1e38)]
 Epochs = Annotated[float, Between(0, 1e6)]
+"""A length in epochs, such as a warm-up: suites of equal FLOPs and ``--budget`` stretch it with the training."""
 Flops = Annotated[float, Between(0, 1e30, open="low")]
 Sigma = Annotated[float, Between(0, 1000, open="low")]  # of a blur, pixels
 

@@ -23,7 +23,7 @@ from ssl_bench.config.recipe import load_recipe, resolve_method
 from ssl_bench.config.suite import Suite, load_suite, of_length, resolve, scaled
 from ssl_bench.data.datasets import Splits, load
 from ssl_bench.data.shrinking import shrunk
-from ssl_bench.methods import BASELINES, METHODS
+from ssl_bench.methods import BASELINES, METHODS, TEACHERS
 from ssl_bench.results.rows.predictions import read_predictions
 from ssl_bench.results.rows.row import Row, read_rows
 from ssl_bench.utils.bounds import Epochs, types_of
@@ -358,9 +358,9 @@ def test_all_that_is_stated_in_epochs_is_as_long_a_part_of_a_shorter_run(method:
 
 
 def test_no_length_in_epochs_has_another_type() -> None:
-    for name in METHODS:
+    for name in (*METHODS, *TEACHERS):
         cls = resolve_method(name)[1]
-        lengths = {key for key in types_of(cls) if "epoch" in key or key.startswith("freeze_last")}
+        lengths = {key for key in types_of(cls) if "epoch" in key or key in ("freeze_last_layer", "freeze_prototypes")}
         assert {key for key in lengths if types_of(cls)[key] != Epochs} == set(), name
 
 
