@@ -45,22 +45,24 @@ class Center(nn.Module):
             self.center.lerp_(self.seen, 1 - self.momentum)
 
 
-def temperature_at(epoch: float, first: float, last: float, warmup: int) -> float:
+def temperature_at(epoch: float, first: float, last: float, warmup: float) -> float:
     """The teacher's temperature: linear over the first ``warmup`` epochs, both ends included, constant in each epoch.
 
     Args:
         epoch: Fractional; ``first`` below 0.
         first: Temperature of epoch 0.
         last: Temperature from epoch ``warmup - 1`` on.
-        warmup: Epochs; 0 = ``last`` from the start.
+        warmup: Epochs, a part of one too where a training was shortened; 0 = ``last`` from the start.
 
     Example:
         >>> [round(temperature_at(e, 0.04, 0.07, 3), 4) for e in (0, 1.9, 2, 3, 4)]
         [0.04, 0.055, 0.07, 0.07, 0.07]
+        >>> [round(temperature_at(e, 0.04, 0.07, 2.5), 4) for e in (0, 1, 2.2, 2.6)]
+        [0.04, 0.06, 0.07, 0.07]
     """
     if epoch >= warmup:
         return last
-    return first + (last - first) * max(int(epoch), 0) / max(warmup - 1, 1)
+    return first + (last - first) * min(max(int(epoch), 0) / max(warmup - 1, 1), 1.0)
 
 
 def dino_loss(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
