@@ -51,10 +51,13 @@ class CocoObjects(Sequence[Objects]):
             masks = [mask_of(each["segmentation"], height, width) for each in found]
             labels = torch.tensor([self.labels[each["category_id"]] for each in found], dtype=torch.int64)
             crowd = torch.tensor([bool(each.get("iscrowd", 0)) for each in found], dtype=torch.bool)
+            stated = all("area" in each for each in found)
+            areas = torch.tensor([float(each["area"]) for each in found], dtype=torch.float64) if stated else None
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(f"{self.path}: the objects of image {index} are not as COCO has them ({error})") from error
         edges = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-        return Objects(edges, labels, torch.stack(masks) if masks else torch.zeros(0, height, width).bool(), crowd)
+        shapes = torch.stack(masks) if masks else torch.zeros(0, height, width).bool()
+        return Objects(edges, labels, shapes, crowd, areas)
 
     def take(self, indices: np.ndarray) -> CocoObjects:
         """Those of some images (K,) int64."""
@@ -89,6 +92,7 @@ def read_split(home: Path, name: str) -> Raw:
             if each["category_id"] not in categories:
                 raise ValueError(f"there is no category {each['category_id']}")
             kept = {key: each[key] for key in ("bbox", "category_id", "segmentation")}
+            kept |= {"area": each["area"]} if "area" in each else {}
             by_image[int(each["image_id"])].append({**kept, "iscrowd": int(each.get("iscrowd", 0))})
     except FileNotFoundError as error:
         raise UserError(

@@ -32,6 +32,7 @@ class Objects(NamedTuple):
     labels: Tensor  # (K,) int64, of the names of `Targets`; 0 is the background
     masks: Tensor  # (K, H, W) bool
     crowd: Tensor  # (K,) bool: one that stands for many, which nobody has to find
+    areas: Tensor | None = None  # (K,) float64, pixels, where the ground truth states them
 
 
 class Search(NamedTuple):

@@ -305,9 +305,9 @@ def make_coco(data: Path) -> Path:
             "images": [{"id": n, "file_name": f"{n:012}.jpg", "height": 6, "width": 8} for n in (9, 7)],
             "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "person"}],
             "annotations": [
-                {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 6], "iscrowd": 1,
+                {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 6], "iscrowd": 1, "area": 12,
                  "segmentation": {"counts": [0, 12, 36], "size": [6, 8]}},
-                {"id": 1, "image_id": 7, "category_id": 1, "bbox": [3, 1, 4, 4], "iscrowd": 0,
+                {"id": 1, "image_id": 7, "category_id": 1, "bbox": [3, 1, 4, 4], "iscrowd": 0, "area": 9.5,
                  "segmentation": [[3, 1, 7, 1, 7, 5, 3, 5]]},
             ],
         }  # fmt: skip
@@ -325,7 +325,7 @@ def test_coco(data: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train.targets.classes == ("background", "person", "car")
     found = train.targets.objects(0)
     assert found.boxes.tolist() == [[3, 1, 7, 5], [0, 0, 2, 6]] and found.labels.tolist() == [1, 2]
-    assert found.crowd.tolist() == [False, True]
+    assert found.crowd.tolist() == [False, True] and found.areas.tolist() == [9.5, 12.0]  # type: ignore[union-attr]
     assert found.masks[0].nonzero().tolist() == [[y, x] for y in range(1, 5) for x in range(3, 7)]
     assert found.masks[1].nonzero().tolist() == [[y, x] for y in range(6) for x in range(2)]
     nothing = train.targets.objects(1)

@@ -37,8 +37,8 @@ class Diagnostics(Evaluator):
     """RankMe, effective rank, feature spread, uniformity and alignment of the test features. No label is used.
 
     Nothing is chosen: the headline is RankMe of the first pooling on offer, and every pooling's numbers are reported.
-    Alignment needs two views of an image: they are two random crops with flips of `images` test images, cut at the size
-    of the encoder from the image as the test transform shows it, without any change of colour, from a fixed seed. An
+    Alignment needs two views of an image: they are two random crops with flips of `images` test images, as large as the
+    shorter side of the image, without any change of colour, from a fixed seed; the test transform follows. An
     encoder whose features are equal for all images stops with an error; one that uses hardly any direction, or whose
     features hardly differ, is named in `Result.chosen["collapsed"]`.
 

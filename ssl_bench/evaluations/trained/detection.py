@@ -230,10 +230,14 @@ def _example(images: ImageSet, index: int, turned: bool) -> tuple[Tensor, dict[s
 
 
 def compared(image: int, found: dict[str, Tensor], truth: Objects, kind: str) -> list[Found]:
-    """What became of the detections of an image; `kind` is "boxes" or "masks"."""
+    """What became of the detections of an image; `kind` is "boxes" or "masks".
+
+    How large an object is, its ground truth says, of boxes too: the area of the outline, as in COCO's `cocoeval.py`.
+    Where it doesn't, the box or the mask does.
+    """
     seen, there = found[kind], getattr(truth, kind)
     overlap = pair_iou(seen, there, truth.crowd)
-    objects = truth.labels, _areas(there), truth.crowd
+    objects = truth.labels, _areas(there) if truth.areas is None else truth.areas, truth.crowd
     return match(image, overlap, found["scores"], found["labels"], _areas(seen), objects)
 
 

@@ -23,8 +23,9 @@ from ssl_bench.data.datasets import ImageSet, Splits, hold_out
 from ssl_bench.data.targets import Objects, Targets
 from ssl_bench.evaluations.evaluator import Data
 from ssl_bench.evaluations.frozen_encoder import FrozenEncoder
-from ssl_bench.evaluations.trained.detection import Detection
+from ssl_bench.evaluations.trained.detection import Detection, compared
 from ssl_bench.evaluations.trained.detector import detector
+from ssl_bench.metrics.detection import AREAS
 from ssl_bench.results.rows.predictions import read_predictions
 from ssl_bench.utils.errors import UserError
 from ssl_bench.utils.seeds import step_seed
@@ -140,6 +141,16 @@ def test_anchors_and_sizes_of_vitdet() -> None:
     assert set(model.rpn.anchor_generator.aspect_ratios) == {(0.5, 1.0, 2.0)}
     assert (model.transform.min_size, model.transform.max_size) == ((800,), 1333)
     assert model.backbone.out_channels == 256 and model.roi_heads.box_predictor.cls_score.out_features == 81
+
+
+def test_how_large_an_object_is_the_ground_truth_says() -> None:
+    """Of a box of 40 x 40 whose outline has 900 pixels, fewer than 32 x 32: small, as in pycocotools."""
+    box, label = torch.tensor([[0.0, 0.0, 40.0, 40.0]]), torch.tensor([1])
+    truth = Objects(box, label, torch.ones(1, 40, 40).bool(), torch.tensor([False]))
+    found = {"boxes": box, "labels": label, "scores": torch.tensor([0.9])}
+    for stated, size in ((None, "medium"), (torch.tensor([900.0]), "small")):
+        (one,) = compared(0, found, truth._replace(areas=stated), "boxes")
+        assert [name for name, count in zip(AREAS, one.truths, strict=True) if count] == ["all", size]
 
 
 def test_boxes_turn_with_their_images(data: Data) -> None:
