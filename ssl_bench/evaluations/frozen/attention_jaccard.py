@@ -60,8 +60,7 @@ class AttentionJaccard(Evaluator):
             UserError: The encoder has no attention of a class token.
             RunError: No image has a foreground, or one can't be read any more.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network: Any = encoder.copy().to(device)
+        network: Any = encoder.copy()
         if not getattr(network, "has_attention", False):
             raise UserError(f"attention-jaccard: {name_of(network)} has no attention of a class token to the patches")
         on_dev = self._scores(network, data.dev).mean(0)
@@ -105,7 +104,8 @@ class _Attention:
     """The attention of a network where other evaluators take its tokens."""
 
     def __init__(self, network: Any) -> None:
-        self.network, self.device = network, next(network.parameters()).device
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device)
 
     @torch.no_grad()
     def map_of(self, images: Tensor, blocks: Sequence[int] = ()) -> Tensor:

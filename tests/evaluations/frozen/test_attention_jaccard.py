@@ -43,6 +43,9 @@ class Network:
     def copy(self) -> Network:
         return self
 
+    def to(self, device: torch.device) -> Network:
+        return self
+
 
 @pytest.fixture(scope="module")
 def data() -> Data:
