@@ -145,6 +145,9 @@ def bench(
     given |= {"evaluations": evaluations, "overrides": overrides}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     asked: Suite = replace(load_suite(suite, allow_code), **changes)
+    if asked.flops and "epochs" in asked.overrides:
+        show(f"{asked.name}: {asked.overrides['epochs']} epochs each, as asked for, instead of {asked.flops:g} FLOPs")
+        asked = replace(asked, flops=None)
     wanted = resolve(asked, seeds, budget)  # a wrong recipe is said before images are read
     for recipe in {recipe.cls: recipe for recipe in wanted}.values():
         check_step(recipe)

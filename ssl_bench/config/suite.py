@@ -101,12 +101,8 @@ def resolve(
         data: The suite's, for the length of runs of equal FLOPs; without it they keep their recipes' lengths.
 
     Raises:
-        UserError: A recipe is wrong, or epochs are asked for where the suite says FLOPs.
+        UserError: A recipe is wrong.
     """
-    if suite.flops and "epochs" in suite.overrides:
-        raise UserError(
-            f"suite {suite.name} gives each training {suite.flops:g} FLOPs, so epochs can't be set: use --budget"
-        )
     trained = dict.fromkeys(name for name in [*BASELINES, *suite.methods] if name not in (UNTRAINED, RAW_PIXELS))
     recipes = [recipe for method in trained for recipe in _of_method(suite, method, seeds, {})]
     starts = [_start(recipe) for recipe in recipes if recipe.cls.trains]

@@ -364,15 +364,14 @@ def test_no_length_in_epochs_has_another_type() -> None:
         assert {key for key in lengths if types_of(cls)[key] != Epochs} == set(), name
 
 
-def test_a_suite_of_equal_flops_takes_no_epochs_and_says_which_runs_are_short(folder: Path, tiny_data: Splits) -> None:
+def test_a_suite_of_equal_flops_obeys_epochs_and_says_which_runs_are_short(folder: Path) -> None:
     shown: list[str] = []
-    short = {"data": "blobs", "backbone": "vit_nano_patch4_16", "seeds": [0], "dry_run": True, "show": shown.append}
-    with pytest.raises(
-        UserError, match=r"suite quick gives each training 3.6e\+12 FLOPs, so epochs can't be set: use --b"
-    ):
-        bench("quick", overrides={"epochs": 1}, **short)
-    bench("quick", budget=1e-4, **short)
-    (line,) = (line for line in shown if line.startswith("moco_v3 on vit_nano_patch4_16: the suite's FLOPs are "))
+    plan = partial(bench, backbone="vit_nano_patch4_16", methods=["mae"], seeds=[0], dry_run=True, show=shown.append)
+    plan("survey", data="blobs", overrides={"epochs": 3})
+    assert shown[0] == "survey: 3 epochs each, as asked for, instead of 4e+12 FLOPs"
+    assert any(line.startswith("mae, seed 0 on vit_nano_patch4_16 (to do): mae 3 epochs") for line in shown)
+    plan("survey", data="blobs", budget=1e-5)
+    (line,) = (line for line in shown if line.startswith("mae on vit_nano_patch4_16: the suite's FLOPs are "))
     assert re.search(r" are \d+ steps; a larger --budget gives it more$", line)
 
 
