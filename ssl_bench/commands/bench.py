@@ -84,8 +84,10 @@ class SuiteProgress:
         """Say so of a task that has ended, and about how long the others will take."""
         self.count += 1
         self.ended += self.weights[index]
-        left = (time.monotonic() - self.started) / self.ended * (sum(self.weights.values()) - self.ended)
-        more = f", about {duration(left)} left" if self.count < len(self.weights) else ""
+        total = sum(self.weights.values())
+        left = (time.monotonic() - self.started) / self.ended * (total - self.ended)
+        known = self.ended >= total / 10  # the first short run took as long as starting and reading the images
+        more = f", about {duration(left)} left" if known and self.count < len(self.weights) else ""
         print(f"{self.count} of {len(self.weights)} runs done{more}", file=sys.stderr, flush=True)
 
 

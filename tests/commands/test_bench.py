@@ -243,12 +243,13 @@ def test_suites_are_shipped() -> None:
 
 
 def test_a_suite_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    at = iter([0.0, 60.0, 90.0])
+    at = iter([0.0, 20.0, 60.0, 90.0])
     monkeypatch.setattr(bench_module.time, "monotonic", lambda: next(at))
-    progress = bench_module.SuiteProgress({7: 2.0, 3: 1.0})
-    progress.finished(7)
-    progress.finished(3)
-    assert capsys.readouterr().err.splitlines() == ["1 of 2 runs done, about 30 s left", "2 of 2 runs done"]
+    progress = bench_module.SuiteProgress({0: 0.2, 7: 1.8, 3: 1.0})
+    for index in (0, 7, 3):  # the first is less than a tenth: it says little about the others
+        progress.finished(index)
+    said = ["1 of 3 runs done", "2 of 3 runs done, about 30 s left", "3 of 3 runs done"]
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_the_keys_of_suites_are_listed_and_documented() -> None:
