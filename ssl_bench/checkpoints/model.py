@@ -166,8 +166,7 @@ def _plain(network: Callable[..., Any], name: str, size: tuple[int, int], mean: 
     images = torch.rand(PROBES, 3, *size, generator=torch.Generator().manual_seed(0)) * 4 - 2
     with torch.inference_mode():
         found = encoder.eval().features(images, ["features"])["features"]
-    digest = hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
-    return encoder, digest
+    return encoder, hashlib.sha256(found.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _built(build: Callable[[], Any], reference: str) -> Any:

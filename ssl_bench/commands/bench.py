@@ -216,7 +216,9 @@ def run_task(
     start = time.monotonic()
     try:
         encoder = load_encoder(run(task.recipe, sets[0].splits, task.folder, logger))
-        rows = [run_evaluations(encoder, each.of(task.recipe), each.splits, folder, suite) for each in sets]
+        rows: list[Row] = []
+        for each in sets:
+            rows += run_evaluations(encoder, each.of(task.recipe), each.splits, folder, suite)
     except (UserError, RunError) as error:
         failure = f"{task.title}: {error}"
     except Exception as error:  # a method from outside may raise anything; the other tasks still run
@@ -232,14 +234,13 @@ def run_task(
     return failure
 
 
-def _numbers(rows: Sequence[Sequence[Row]]) -> str:
+def _numbers(rows: Sequence[Row]) -> str:
     """What was measured on each data set, for people: headlines alone."""
-    each = [row for made in rows for row in made]
-    several = len({row["evaluation"]["data"] for row in each}) > 1
+    several = len({row["evaluation"]["data"] for row in rows}) > 1
     return ", ".join(
         f"{row['evaluation']['name']}{' on ' + row['evaluation']['data'] if several else ''} "
         f"{row['metrics'][row['headline']]['value']:{'.1f' if row.in_percent else '.3g'}}"
-        for row in each
+        for row in rows
     )
 
 

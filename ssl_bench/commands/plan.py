@@ -14,7 +14,7 @@ from ssl_bench.training.compute import best_precision, device_name
 from ssl_bench.training.speed import matrix_rate
 from ssl_bench.utils.progress import duration
 
-FEW_STEPS = 100
+FEW_STEPS = 100  # of a training: the shortest runs of our suites have a few more
 SHARE = 0.5  # of the rate of matrix products, in training: `ssl-bench speed` measures it (37 to 75 % on CPUs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ssl_bench.data.datasets import ImageSet
 from ssl_bench.data.images import unchanged
-from ssl_bench.data.reading import processors
+from ssl_bench.data.reading import processes_here, processors
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.stopwatch import part
 from ssl_bench.views.make import view_image
@@ -266,8 +265,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _default_workers(world: int) -> int:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # torchrun's: processes of this machine
-    return min(MOST_WORKERS, max(1, processors() // here))
+    return min(MOST_WORKERS, max(1, processors() // processes_here(world)))
 
 
 def _fits(pixels: Tensor, device: torch.device) -> bool:

@@ -215,11 +215,16 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes_here(otherwise: int) -> int:
+    """How many processes torchrun has started on this machine, or another number where it has started none."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", otherwise))
+
+
 def decoders() -> int:
     """Processes or threads to decode images with: as many as this process has threads; under torchrun, which gives each
     process one, its share of the processors."""
-    here = os.environ.get("LOCAL_WORLD_SIZE")
-    return max(1, processors() // int(here)) if here else torch.get_num_threads()
+    here = processes_here(0)
+    return max(1, processors() // here) if here else torch.get_num_threads()
 
 
 def memory_budget() -> int:
@@ -234,7 +239,7 @@ def memory_budget() -> int:
     if given is not None and not given.isdecimal():
         raise UserError(f"SSL_BENCH_MEMORY is {given!r}: expected a number of bytes, such as 8000000000")
     budget = int(given) if given is not None else free_memory() // 2
-    return budget // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return budget // processes_here(1)
 
 
 def _parallel(function: Callable[[int], T], count: int, chunk: int = 64) -> Iterator[T]:
