@@ -49,7 +49,7 @@ class VICReg(Method):
         return [replace(view, grayscale=0.2, blur=0.5, solarize=0.1, blur_sigma=self.blur_sigma)]
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
-        both = self.expander(self.backbone(torch.cat(views)).cls).float().chunk(2)
+        both = self.expander(self.backbone.class_token(torch.cat(views))).float().chunk(2)
         z1, z2 = (gather_with_gradient(z) for z in both)  # the joint batch of all processes
         loss = self.weights[0] * F.mse_loss(z1, z2)
         for z in (z1 - z1.mean(dim=0), z2 - z2.mean(dim=0)):

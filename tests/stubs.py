@@ -1,13 +1,21 @@
-"""Encoders of given features, shared by the tests of evaluators."""
+"""Encoders of given features, for the tests of evaluators; backbones of given tokens, for those of methods."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_bench.data.datasets import ImageSet
+
+
+class StubBackbone(nn.Module):
+    """Of a method's worked numbers; a subclass says which tokens ``forward`` gives."""
+
+    def class_token(self, images: Tensor) -> Tensor:
+        cls: Tensor = self(images).cls
+        return cls
 
 
 class Stub:

@@ -164,6 +164,13 @@ class Backbone(Pooled, ABC):
     def block_modules(self) -> Sequence[nn.Module]:
         """The ``depth`` blocks in order; for the family's and this class's own use."""
 
+    def class_token(self, images: Tensor) -> Tensor:
+        """The ``cls`` of ``forward`` alone, (B, 3, H, W) -> (B, D), for methods that read no patches.
+
+        Where a family can, it doesn't compute what only they need.
+        """
+        return self(images).cls
+
     def attention(self, images: Tensor) -> Tensor:
         """Attention of the class token to the patches in the last block, where ``has_attention``.
 

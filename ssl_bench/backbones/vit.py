@@ -19,6 +19,7 @@ from ssl_bench.backbones.init import INITS
 from ssl_bench.backbones.names import layers_by_block, parse_patch_name
 from ssl_bench.backbones.positions import resample_positions, sincos_position_embedding
 from ssl_bench.nn.attention import by_input
+from ssl_bench.nn.block import Block
 from ssl_bench.utils.bounds import Depth, Few, Positive, Rate
 from ssl_bench.utils.errors import UserError
 
@@ -103,6 +104,7 @@ class ViT(Backbone, VisionTransformer):
             drop_path_rate=drop_path,
             pos_embed="none" if pos_embed == "none" else "learn",
             dynamic_img_size=True,
+            block_fn=Block,
         )
         self.name, self.image_size, self.cell = name, (height, width), patch
         self.num_heads = heads
@@ -148,11 +150,24 @@ class ViT(Backbone, VisionTransformer):
         )
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None, swap: Tensor | None = None
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        swap: Tensor | None = None,
+        *,
+        cls_alone: bool = False,
     ) -> Tokens:
-        """See ``Backbone.forward``. Positions are interpolated; kept patches come out in the order given."""
+        """See ``Backbone.forward``. Positions are interpolated; kept patches come out in the order given.
+
+        With ``cls_alone`` the last block doesn't compute the patches; none come out.
+        """
         x = self._embed(images, mask, keep, swap)
-        return self._split(self._encode(x, blocks=())[-1])
+        return self._split(self._encode(x, blocks=(), read=slice(0, 1) if cls_alone else None)[-1])
+
+    def class_token(self, images: Tensor) -> Tensor:
+        """See ``Backbone.class_token``."""
+        return self(images, cls_alone=True).cls
 
     def block_tokens(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """See ``Backbone.block_tokens``."""
@@ -248,15 +263,18 @@ class ViT(Backbone, VisionTransformer):
         prefix = [cls] if self.reg_token is None else [cls, self.reg_token]
         return torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
 
-    def _encode(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
-        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm."""
+    def _encode(self, x: Tensor, blocks: Sequence[int], read: slice | None = None) -> list[Tensor]:
+        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm.
+
+        ``read`` says which tokens of the last are wanted.
+        """
         bias, outputs = None, []
         for i, block in enumerate(self.blocks, start=1):
             if self.relative_positions == "per_block" or (self.rel_pos_bias is not None and bias is None):
                 bias = self._relative_bias(i - 1)
                 if torch.is_autocast_enabled(x.device.type):
                     bias = bias.to(torch.get_autocast_dtype(x.device.type))
-            x = block(x, attn_mask=bias)
+            x = block(x, attn_mask=bias, read=read if i == len(self.blocks) else None)
             if i in blocks:
                 outputs.append(self.norm(x))
         return outputs or [self.norm(x)]

@@ -76,9 +76,9 @@ class BYOL(Method):
         """Both views predict the target network's other view (equations 2 and 3); it stays in train mode."""
         predictions, targets = [], []
         for view in views:
-            predictions.append(self.predictor(self.projector(self.backbone(view).cls)))
+            predictions.append(self.predictor(self.projector(self.backbone.class_token(view))))
             with torch.no_grad():
-                targets.append(self.target.head(self.target.backbone(view).cls))
+                targets.append(self.target.head(self.target.backbone.class_token(view)))
         loss = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         spread = F.normalize(targets[0].float(), dim=1).std(dim=0, correction=0).mean()  # towards 0: collapse
         return {"loss": loss, "projection_std": spread}

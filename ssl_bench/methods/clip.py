@@ -108,7 +108,7 @@ class CLIP(Method):
         texts = self.text_tower(self.captions.flatten(0, 1)[caption])[place]  # equal captions are encoded once
         features, texts = (
             gather_with_gradient(F.normalize(x.float(), dim=1))
-            for x in (self.projection(self.backbone(images).cls), texts)
+            for x in (self.projection(self.backbone.class_token(images)), texts)
         )
         classes = gather(self.labels)
         with torch.autocast(features.device.type, enabled=False):  # bf16 would round logits of 100 to halves
@@ -136,7 +136,7 @@ class CLIP(Method):
         size, correct = self.backbone.image_size, []
         for rows in chosen.split(250):
             batch = torch.stack([resize_crop(images.images[int(i)], size) for i in rows]).to(self.device)
-            features = self.projection(self.backbone(eval_images(batch, size, *self.statistics)).cls)
+            features = self.projection(self.backbone.class_token(eval_images(batch, size, *self.statistics)))
             correct.append((features @ texts.T).argmax(dim=1).cpu() == images.labels[rows])
         return {"zero_shot_top1_train": round(100 * torch.cat(correct).float().mean().item(), 2)}
 

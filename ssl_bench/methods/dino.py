@@ -104,10 +104,10 @@ class DINO(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy between the teacher's global and the student's other views (algorithm 1, with multi-crop)."""
         batch, images = len(views[0]), torch.cat(views[:2])
-        local = [self.backbone(torch.cat(views[2:])).cls] if views[2:] else []
-        student = self.head(torch.cat([self.backbone(images).cls, *local])).unflatten(0, (-1, batch))
+        local = [self.backbone.class_token(torch.cat(views[2:]))] if views[2:] else []
+        student = self.head(torch.cat([self.backbone.class_token(images), *local])).unflatten(0, (-1, batch))
         with torch.no_grad():
-            teacher = self.teacher.head(self.teacher.backbone(images).cls).unflatten(0, (2, batch))
+            teacher = self.teacher.head(self.teacher.backbone.class_token(images)).unflatten(0, (2, batch))
         targets = self.center.sharpen(teacher, self.current_temperature)
         loss = dino_loss(student, targets, self.student_temperature)
         self.center.update(teacher)

@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Backbone
 from ssl_bench.backbones.positions import sincos_position_embedding
 from ssl_bench.methods.method import Method
 from ssl_bench.nn.attention import by_input
+from ssl_bench.nn.block import Block
 from ssl_bench.nn.masking import random_masking
 from ssl_bench.nn.optimizers import Training
 from ssl_bench.nn.patches import patchify, reconstruction_loss, unpatchify, with_statistics_of
@@ -86,41 +86,60 @@ class MAE(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Reconstruction error over the masked patches."""
         (images,) = views
-        prediction, mask = self.reconstruct(images)
-        return {"loss": reconstruction_loss(prediction.float(), patchify(images, self.patch_size), mask, self.norm_pix)}
+        prediction, at = self.reconstruct(images)
+        target = patchify(images, self.patch_size).gather(1, at)
+        return {"loss": reconstruction_loss(prediction.float(), target, None, self.norm_pix)}
 
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask, encode, decode: (B, 3, H, W) -> predicted patches (B, L, p * p * 3) and the mask (B, L)."""
-        n_patches = self.backbone.mask_grid[0] * self.backbone.mask_grid[1]
-        ids_keep, ids_restore, mask = random_masking(self.uniform(len(images), n_patches), self.mask_ratio)
-        tokens = self.backbone(images, keep=ids_keep)
-        return self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_restore), mask
-
-    def decode(self, visible: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predict every patch from the visible tokens.
+        """Mask, encode, decode.
 
         Args:
-            visible: (B, 1 + K, D) cls and visible patches, in shuffled order.
-            ids_restore: (B, L) int64.
+            images: (B, 3, H, W).
 
         Returns:
-            (B, L, p * p * 3).
+            The M masked patches as predicted, (B, M, p * p * 3), and which of all patches each is, int64 of that shape.
         """
-        x = self.decoder_embed(visible)
-        n_masked = ids_restore.shape[1] + 1 - x.shape[1]
-        patches = torch.cat([x[:, 1:], self.mask_token.to(x.dtype).expand(len(x), n_masked, -1)], dim=1)
-        patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[-1]))  # unshuffle
-        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
+        n_patches = self.backbone.mask_grid[0] * self.backbone.mask_grid[1]
+        ids_keep, ids_masked, _ = random_masking(self.uniform(len(images), n_patches), self.mask_ratio)
+        tokens = self.backbone(images, keep=ids_keep)
+        prediction = self.decode(torch.cat([tokens.cls[:, None], tokens.patches], dim=1), ids_keep, ids_masked)
+        return prediction, ids_masked[..., None].expand_as(prediction)
+
+    def decode(self, visible: Tensor, ids_keep: Tensor, ids_masked: Tensor) -> Tensor:
+        """Predict the masked patches from the visible tokens.
+
+        The official code puts all tokens back in raster order. Blocks that are told the positions don't mind the order,
+        so here the masked ones stay last: the last block need not compute the others.
+
+        Args:
+            visible: (B, 1 + K, D) cls and visible patches.
+            ids_keep: (B, K) int64, which patches are visible.
+            ids_masked: (B, M) int64, the others.
+
+        Returns:
+            (B, M, p * p * 3).
+        """
+        x, n_masked = self.decoder_embed(visible), ids_masked.shape[1]
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), n_masked, -1)], dim=1)
+        of_cls, of_patches = self.decoder_pos_embed[0, :1], self.decoder_pos_embed[0, 1:]
+        places = torch.cat([ids_keep, ids_masked], dim=1)
+        x = x + torch.cat([of_cls.expand(len(x), 1, -1), of_patches[places]], dim=1)
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        x = last(x, read=slice(-n_masked, None))
+        return self.decoder_pred(self.decoder_norm(x))[:, -n_masked:]
 
     def show(self, images: Tensor) -> dict[str, Tensor]:
         """What is masked and what is predicted there. Normalised predictions get back the patch's own statistics."""
         x = normalize(images, self.drawn_views[0])
-        prediction, mask = self.reconstruct(x)
+        prediction, at = self.reconstruct(x)
+        patches = patchify(x, self.patch_size)
         if self.norm_pix:
-            prediction = with_statistics_of(prediction, patchify(x, self.patch_size))
-        hidden = unpatchify(mask[..., None].expand_as(prediction).float(), self.patch_size, self.backbone.mask_grid)
-        predicted = denormalize(unpatchify(prediction, self.patch_size, self.backbone.mask_grid), self.drawn_views[0])
+            prediction = with_statistics_of(prediction, patches.gather(1, at))
+        hidden, predicted = (
+            unpatchify(each, self.patch_size, self.backbone.mask_grid)
+            for each in (torch.zeros_like(patches).scatter(1, at, 1.0), patches.scatter(1, at, prediction))
+        )
+        predicted = denormalize(predicted, self.drawn_views[0])
         return {"masked": images * (1 - hidden) + 0.5 * hidden, "predicted": torch.lerp(images, predicted, hidden)}

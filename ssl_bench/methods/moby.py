@@ -103,11 +103,11 @@ class MoBY(Method):
 
     def query(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, out_dim) float32 unit vectors."""
-        return F.normalize(self.predictor(self.projector(self.backbone(x).cls)).float(), dim=1)
+        return F.normalize(self.predictor(self.projector(self.backbone.class_token(x))).float(), dim=1)
 
     def key(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, out_dim) float32 unit vectors, from the target, which stays in train mode."""
-        return F.normalize(self.target.head(self.target.backbone(x).cls).float(), dim=1)
+        return F.normalize(self.target.head(self.target.backbone.class_token(x)).float(), dim=1)
 
     @property
     def current_momentum(self) -> float:

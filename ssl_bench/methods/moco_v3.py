@@ -88,12 +88,12 @@ class MoCoV3(Method):
 
     def query(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, out_dim)."""
-        return self.predictor(self.projector(self.backbone(x).cls))
+        return self.predictor(self.projector(self.backbone.class_token(x)))
 
     def key(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, out_dim), from the momentum encoder, which stays in train mode."""
         encoder, projector = self.momentum_encoder
-        return projector(encoder(x).cls)
+        return projector(encoder.class_token(x))
 
     @property
     def current_momentum(self) -> float:

@@ -84,7 +84,7 @@ class SimCLR(Method):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """NT-Xent over the joint batch (equation 1, algorithm 1)."""
-        z = self.projector(self.backbone(torch.cat(views)).cls).unflatten(0, (2, -1))
+        z = self.projector(self.backbone.class_token(torch.cat(views))).unflatten(0, (2, -1))
         every = torch.stack([gather_with_gradient(of_view) for of_view in z])
         return {"loss": nt_xent(z, every, self.temperature, process()[0])}
 

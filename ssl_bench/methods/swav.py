@@ -112,7 +112,7 @@ class SwAV(Method):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         """Swapped prediction (algorithm 1, with multi-crop)."""
         sizes = [views[:2], views[2:]] if views[2:] else [views]
-        tokens = torch.cat([self.backbone(torch.cat(equal)).cls for equal in sizes])
+        tokens = torch.cat([self.backbone.class_token(torch.cat(equal)) for equal in sizes])
         z = F.normalize(self.projector(tokens).float(), dim=1).unflatten(0, (len(views), -1))
         with torch.autocast(z.device.type, enabled=False):
             scores = self.prototypes(z)

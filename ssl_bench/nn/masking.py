@@ -16,10 +16,10 @@ ATTEMPTS = 64  # attempts drawn at once: a BEiT mask takes 11 on average and in 
 
 
 class Shuffle(NamedTuple):
-    """Which patches stay visible, and how to undo the shuffle (MAE, section 3)."""
+    """Which patches stay visible and which are masked (MAE, section 3)."""
 
     ids_keep: Tensor  # (B, K) int64, the visible patches in shuffled order
-    ids_restore: Tensor  # (B, L) int64, position of each patch in [visible, masked]
+    ids_masked: Tensor  # (B, L - K) int64, the others, likewise
     mask: Tensor  # (B, L) bool, True = masked
 
 
@@ -33,15 +33,16 @@ def random_masking(noise: Tensor, mask_ratio: float) -> Shuffle:
     Example:
         >>> import torch
         >>> s = random_masking(torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7, 0.2, 0.8, 0.4]]), 0.75)
-        >>> s.ids_keep.tolist(), s.ids_restore.tolist(), s.mask.int().tolist()
-        ([[1, 5]], [[7, 0, 4, 2, 5, 1, 6, 3]], [[1, 0, 1, 1, 1, 0, 1, 1]])
+        >>> s.ids_keep.tolist(), s.ids_masked.tolist(), s.mask.int().tolist()
+        ([[1, 5]], [[3, 7, 2, 4, 6, 0]], [[1, 0, 1, 1, 1, 0, 1, 1]])
     """
     n_keep = int(noise.shape[1] * (1 - mask_ratio))
     if not 0 < n_keep < noise.shape[1]:
         raise UserError(f"mask_ratio {mask_ratio:g} keeps {n_keep} of {noise.shape[1]} patches; some must be masked")
     ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
-    return Shuffle(ids_shuffle[:, :n_keep], ids_restore, ids_restore >= n_keep)
+    ids_keep, ids_masked = ids_shuffle[:, :n_keep], ids_shuffle[:, n_keep:]
+    mask = torch.zeros_like(ids_shuffle, dtype=torch.bool).scatter(1, ids_masked, True)
+    return Shuffle(ids_keep, ids_masked, mask)
 
 
 def block_masking(target: Tensor, grid: tuple[int, int], min_area: float, uniform: Callable[[int], Tensor]) -> Tensor:

@@ -39,13 +39,13 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int], *, chann
     return x.permute(order).flatten(4).flatten(2, 3)
 
 
-def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_pix: bool) -> Tensor:
+def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor | None, norm_pix: bool) -> Tensor:
     """Mean squared error over the masked patches of the whole batch (MAE, section 3, "reconstruction target").
 
     Args:
         prediction: (B, L, p * p * 3).
         target: (B, L, p * p * 3), pixels of the normalised image.
-        mask: (B, L) bool, True = masked; the visible patches don't count.
+        mask: (B, L) bool, True = masked; the visible patches don't count. None where all patches given are masked.
         norm_pix: Normalise each target patch by its mean and (unbiased) variance.
 
     Example:
@@ -60,7 +60,7 @@ def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor, norm_p
     if norm_pix:
         target = normalised_patches(target)
     per_patch = (prediction - target).square().mean(dim=-1)
-    return (per_patch * mask).sum() / mask.sum()
+    return per_patch.mean() if mask is None else (per_patch * mask).sum() / mask.sum()
 
 
 def normalised_patches(patches: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def by_removal(guide: Backbone, images: Tensor) -> Tensor:
         guide: Whose heads.
         images: (B, 3, H, W), normalised as the guide's.
     """
-    whole, found = guide(images).cls.float(), []
+    whole, found = guide.class_token(images).float(), []
     for head in range(guide.num_heads or 0):
         gates = images.new_ones(len(images), guide.num_heads or 0)
         gates[:, head] = 0

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ssl_bench.backbones.backbone import Tokens
 from ssl_bench.methods.method import Method
+from ssl_bench.nn.block import every_output
 from ssl_bench.training.without_data import shapes_alone, without_data
 from ssl_bench.utils.distributed import one_process
 from ssl_bench.utils.errors import unknown
@@ -94,7 +95,9 @@ def peak_memory(device: torch.device) -> int:
 class Cost(NamedTuple):
     """Of one training image: forward and backward pass of one step, shared out among its images."""
 
-    flops: float  # of matrix products and convolutions, two for each multiply-add; attention as plain products
+    flops: (
+        float  # of matrix products and convolutions, 2 per multiply-add; whole blocks, attention as products
+    )
     patches: float  # encoded with gradient
     patches_without_gradient: float  # encoded without: by momentum encoders and teachers
 
@@ -185,7 +188,7 @@ def _count(run: Callable[[], None], device: torch.device) -> tuple[int, int, int
     shapes = shapes_alone() if device.type == "meta" else contextlib.nullcontext()
     gpu = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(gpu), one_process(), shapes, plain:
+        with torch.random.fork_rng(gpu), one_process(), every_output(), shapes, plain:
             torch.default_generator.manual_seed(0)
             if gpu:
                 torch.cuda.manual_seed(0)

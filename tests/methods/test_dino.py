@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stubs import StubBackbone
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +43,7 @@ def crops(n: int = 4) -> list[Tensor]:
     return [torch.randn(n, 3, size, size, generator=generator) for size in (16, 16, 8, 8)]
 
 
-class _Pixels(nn.Module):
+class _Pixels(StubBackbone):
     """A backbone whose cls token is the image itself."""
 
     def forward(self, x: Tensor) -> Tokens:

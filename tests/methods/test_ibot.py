@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from stubs import StubBackbone
 from torch import Tensor, nn
 
 from ssl_bench.backbones import build_backbone
@@ -49,7 +50,7 @@ def crops(n: int = 4) -> list[Tensor]:
     return [torch.randn(n, 3, size, size, generator=generator) for size in (16, 16, 8, 8)]
 
 
-class _Says(nn.Module):
+class _Says(StubBackbone):
     """A backbone with one answer for the global crops and one for the local crop."""
 
     def __init__(self, cls: Tensor, patches: Tensor, local: Tensor | None = None) -> None:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from stubs import StubBackbone
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,7 +93,7 @@ def test_rates_of_the_papers_recipe() -> None:
     assert recipe.lr_at(0, 3000) == pytest.approx(5e-7)
 
 
-class _Plain(nn.Module):
+class _Plain(StubBackbone):
     """A 3 x 3 linear encoder."""
 
     def __init__(self, weight: Tensor) -> None:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from stubs import StubBackbone
 from torch import nn
 
 from ssl_bench.backbones.backbone import Tokens
@@ -93,7 +94,7 @@ def test_invariances() -> None:
     torch.testing.assert_close(contrastive_loss(Q * 7, K * torch.tensor([[1.0], [2.0], [3.0]]), 0.2), loss)
 
 
-class _Plain(nn.Module):
+class _Plain(StubBackbone):
     """The 2 x 2 linear encoder of the worked example."""
 
     def __init__(self, weight: list[list[float]]) -> None:

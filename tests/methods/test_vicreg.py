@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stubs import StubBackbone
 from torch import Tensor, nn
 
 from ssl_bench.backbones.backbone import Tokens
@@ -17,7 +18,7 @@ Z1 = torch.tensor([[1.0, 2, 0], [0, 1, -1], [2, 0, 1], [-1, 1, 3]])
 Z2 = torch.tensor([[1.0, 1, 0], [0, 2, -1], [1, 0, 2], [-2, 1, 2]])
 
 
-class _Pixels(nn.Module):
+class _Pixels(StubBackbone):
     """A backbone whose cls token is the image itself."""
 
     def forward(self, x: Tensor) -> Tokens:

@@ -58,8 +58,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, C) float32."""
-        tokens = self.backbone(images)
-        pooled = self.backbone.mean_of(tokens) if self.pooling == "mean" else tokens.cls
+        network = self.backbone
+        pooled = network.mean_of(network(images)) if self.pooling == "mean" else network.class_token(images)
         with torch.autocast(images.device.type, enabled=False):  # in bf16, classes would often tie
             return self.head(self.norm(pooled.float()))
 
