@@ -3,7 +3,7 @@
     python benchmarks/views.py [--size 32|224] [--threads 1] [--repeats 7] [--images DIR]
 
 One image counts with all its views. At 32 px the batched `make_views` runs on a batch held in memory; at 224 px the
-input is 500 x 375 (or the files of DIR) and the per-image `view_image` is what a loader's workers run, so that is the
+input is 500 x 375 (or the files of DIR) and the per-image `view_images` is what a loader's workers run, so that is the
 second column there. The candidates run in turn, repeat by repeat, so that other load on the machine hits all alike; the
 medians are printed.
 """
@@ -25,7 +25,8 @@ import torchvision.transforms.v2.functional as tv
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from ssl_bench.views.make import make_views, view_image
+from ssl_bench.data.loader import AT_ONCE
+from ssl_bench.views.make import make_views, view_images
 from ssl_bench.views.view import View, describe
 
 Candidate = tuple[Callable[[], object], int]  # what to run, images it handles
@@ -90,16 +91,17 @@ def candidates(views: Sequence[View], images: Sequence[Tensor], pil: Sequence[Im
     """The ways to draw `views`, the reference first and ours second."""
     crops = [view for view in views for _ in range(view.count)]
     generator = torch.Generator().manual_seed(0)
-    few = 64 if images[0].shape[-1] == 32 else 12  # one by one is slow: a share of the images is enough
+    few = 64 if images[0].shape[-1] == 32 else 16  # one by one is slow: a share of the images is enough
     found: dict[str, Candidate] = {"v1 on PIL": (partial(one_by_one, [on_pil(v) for v in crops], pil[:few]), few)}
-    single: Candidate = (lambda: [view_image(image, views, generator) for image in images[:few]], few)
+    parts = [images[:few][start : start + AT_ONCE] for start in range(0, few, AT_ONCE)]
+    single: Candidate = (lambda: [view_images(part, views, [generator] * len(part)) for part in parts], few)
     tensors: Candidate = (partial(one_by_one, [on_tensors(v) for v in crops], images[:few]), few)
     if len({image.shape for image in images}) > 1:
-        return found | {"view_image": single, "v2 on tensors": tensors}
+        return found | {"view_images": single, "v2 on tensors": tensors}
     many = 512 if images[0].shape[-1] == 32 else few
     batch = torch.stack([images[i % len(images)] for i in range(many)])
     batched: Candidate = (lambda: make_views(batch, views, generator), many)
-    ours = ("make_views", batched), ("view_image", single)
+    ours = ("make_views", batched), ("view_images", single)
     return found | dict(ours if many > few else reversed(ours)) | {"v2 on tensors": tensors}
 
 
@@ -127,7 +129,7 @@ def main() -> None:
         files = files[:: max(1, len(files) // 64)]
         images = [tv.pil_to_tensor(Image.open(path).convert("RGB")) for path in files]
     else:
-        images = photographs(64, 32, 32) if args.size == 32 else photographs(12, 375, 500)
+        images = photographs(64, 32, 32) if args.size == 32 else photographs(16, 375, 500)
     pil = [tv.to_pil_image(image) for image in images]
     print(f"{args.size} px, {args.threads} thread(s), median of {args.repeats}: images/s (ratio to the official way)")
     for name, views in methods(args.size).items():

@@ -17,12 +17,13 @@ from ssl_bench.data.images import unchanged
 from ssl_bench.data.reading import processes_here, processors
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.stopwatch import part
-from ssl_bench.views.make import view_image
+from ssl_bench.views.make import view_images
 from ssl_bench.views.view import View, augmented
 
 MOST_WORKERS = 16
 MOST_AHEAD = 2**33  # bytes of views that workers may hold ready: two whole batches of each could be 300 GB
 PREFETCH = 2  # batches of each worker
+AT_ONCE = 8  # decoded images that a worker holds
 
 
 class Loader:
@@ -232,28 +233,34 @@ def _tensors(batch: dict[str, Any]) -> list[Tensor]:
 
 
 class _Reader(Dataset[Any]):
-    """Reads one image and cuts its views, if any are given; runs in the worker processes."""
+    """Reads images and cuts their views, if any are given; runs in the worker processes."""
 
     def __init__(self, images: ImageSet, views: Sequence[View] | None, seed: int) -> None:
         self.images, self.views, self.seed = images, views, seed
 
-    def __getitem__(self, job: tuple[int, int, int]) -> dict[str, Any] | Exception:
-        step, position, index = job
-        about = {"labels": self.images.labels[index], "index": index, "step": step}
-        random = np.random.SeedSequence((self.seed, step, position)).generate_state(1, np.uint64)
+    def __getitems__(self, jobs: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]] | list[Exception]:
         try:
-            if self.views is None:
-                assert self.images.sides is not None
-                return {"images": unchanged(self.images.images, index, self.images.sides), **about}
-            return {"views": view_image(self.images.images[index], self.views, int(random[0])), **about}
+            parts = [self.read(jobs[start : start + AT_ONCE]) for start in range(0, len(jobs), AT_ONCE)]
         except (UserError, RunError) as error:
-            return error  # raised in a worker, it would reach the user as a traceback
+            return [error]  # raised in a worker, it would reach the user as a traceback
+        found = [image for part in parts for image in part]
+        about = [{"labels": self.images.labels[index], "index": index, "step": step} for step, _, index in jobs]
+        return [{**image, **its} for image, its in zip(found, about, strict=True)]
+
+    def read(self, jobs: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
+        """The pixels or the views of some images."""
+        if self.views is None:
+            assert self.images.sides is not None
+            return [{"images": unchanged(self.images.images, index, self.images.sides)} for _, _, index in jobs]
+        images = [self.images.images[index] for _, _, index in jobs]
+        seeds = [np.random.SeedSequence((self.seed, *job[:2])).generate_state(1, np.uint64) for job in jobs]
+        generators = [torch.Generator().manual_seed(int(seed[0])) for seed in seeds]
+        return [{"views": views} for views in view_images(images, self.views, generators)]
 
 
-def _collate(items: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
-    for item in items:
-        if isinstance(item, Exception):
-            return item
+def _collate(items: list[Any]) -> dict[str, Any] | Exception:
+    if isinstance(items[0], Exception):
+        return items[0]
     batch: dict[str, Any] = default_collate(items)
     return {**batch, "step": int(batch["step"][0])}
 

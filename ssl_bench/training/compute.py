@@ -95,9 +95,7 @@ def peak_memory(device: torch.device) -> int:
 class Cost(NamedTuple):
     """Of one training image: forward and backward pass of one step, shared out among its images."""
 
-    flops: (
-        float  # of matrix products and convolutions, 2 per multiply-add; whole blocks, attention as products
-    )
+    flops: float  # of matrix products and convolutions, 2 per multiply-add; whole blocks, attention as products
     patches: float  # encoded with gradient
     patches_without_gradient: float  # encoded without: by momentum encoders and teachers
 

@@ -22,6 +22,7 @@ from ssl_bench.views.image_ops import COLOUR, blur_one, drop_colour, gaussian_bl
 from ssl_bench.views.view import FILTERS, View
 
 TRIES = 10  # boxes torchvision's RandomResizedCrop draws before it falls back to a centre crop
+NUMBERS = 2 * TRIES + 16  # drawn for a crop
 # Bytes of crops worked on at once. On CPU a chunk and its temporaries should stay in cache.
 CHUNK = {"cpu": 2**20, "cuda": 2**29}
 
@@ -66,10 +67,14 @@ def _table(crops: tuple[View, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device).T.unsqueeze(-1)
 
 
-def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generator: torch.Generator) -> CropParameters:
-    """Draw all random numbers of `crops` for `batch` images of height x width pixels."""
-    table = _table(crops, generator.device)
-    u = torch.rand(2 * TRIES + 16, len(crops), batch, generator=generator, device=generator.device)
+def draw(crops: Sequence[View], batch: int, generator: torch.Generator) -> Tensor:
+    """All random numbers of `crops` for `batch` images, uniform on [0, 1): (NUMBERS, crops, batch)."""
+    return torch.rand(NUMBERS, len(crops), batch, generator=generator, device=generator.device)
+
+
+def parameters(crops: tuple[View, ...], u: Tensor, height: int | Tensor, width: int | Tensor) -> CropParameters:
+    """What the numbers `u` of ``draw`` mean for images of height x width pixels, which are (batch,) where they differ."""
+    table = _table(crops, u.device)
 
     # RandomResizedCrop.get_params, all tries at once: the first box that fits, or the largest centred one.
     area = torch.lerp(table[0], table[1], u[:TRIES]) * (height * width)
@@ -80,8 +85,8 @@ def sample(crops: tuple[View, ...], batch: int, height: int, width: int, generat
     first = fits.byte().argmax(0)  # the first of equal maxima
     found = fits.any(0)
     h, w = boxes.gather(1, first.expand(2, 1, -1, -1)).squeeze(1)
-    h = torch.where(found, h, (width / table[2]).round_().clamp_(max=height))
-    w = torch.where(found, w, (height * table[3]).round_().clamp_(max=width))
+    h = torch.where(found, h, (width / table[2]).round_().clamp(max=height))
+    w = torch.where(found, w, (height * table[3]).round_().clamp(max=width))
     u = u[2 * TRIES :]
     free = torch.stack([height - h, width - w])  # pixels the box can move by
     start = torch.minimum((u[:2] * (free + 1)).floor_(), free)  # u * n can round up to n in float32

@@ -1,4 +1,4 @@
-"""Draw the views of a batch on its device, or of one image in a worker process."""
+"""Draw the views of a batch on its device, or of a few images in a worker process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from ssl_bench.views.execution import (
     CropParameters,
     as_numbers,
+    draw,
     groups,
     on_host,
+    parameters,
     run,
-    sample,
     seeded,
     view_one,
 )
@@ -44,7 +45,7 @@ def make_views(
     batch = len(images)
     crops = [view for view in views for _ in range(view.count)]
     rank, world = process
-    params = sample(tuple(crops), batch * world, images.shape[2], images.shape[3], generator)
+    params = parameters(tuple(crops), draw(crops, batch * world, generator), images.shape[2], images.shape[3])
     if world > 1:
         params = CropParameters(*(field[:, rank * batch : (rank + 1) * batch] for field in params))
     if augmented(crops) or (on_host(images) and max(images.shape[2:]) > LARGE):
@@ -61,24 +62,37 @@ def make_views(
 
 
 def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator | int) -> list[Tensor]:
-    """Draw the views of one image of any size; for the worker processes of a loader.
-
-    Args:
-        image: uint8 (3, H, W), on CPU.
-        views: The crops to draw.
-        generator: A CPU generator, or a seed.
-
-    Returns:
-        One float32 (3, H', W') per crop, in the order of `make_views`.
-    """
-    assert image.dtype == torch.uint8
-    assert image.ndim == 3
+    """Draw the views of one image: see ``view_images``. Instead of a generator, a seed will do."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
+    return view_images([image], views, [generator])[0]
+
+
+def view_images(
+    images: Sequence[Tensor], views: Sequence[View], generators: Sequence[torch.Generator]
+) -> list[list[Tensor]]:
+    """Draw the views of images of any sizes; for the worker processes of a loader.
+
+    Several at once take less time than one after the other: what is drawn means for all of them.
+
+    Args:
+        images: uint8 (3, H, W) each, on CPU.
+        views: The crops to draw.
+        generators: Each image's own, on CPU.
+
+    Returns:
+        For each image one float32 (3, H', W') per crop, in the order of `make_views`.
+    """
+    assert all(image.dtype == torch.uint8 and image.ndim == 3 for image in images)
     crops = tuple(view for view in views for _ in range(view.count))
-    params = sample(crops, 1, image.shape[1], image.shape[2], generator)
-    with _for_augment(crops, generator):
-        return [view_one(image, view, row) for view, (row,) in zip(crops, as_numbers(params), strict=True)]
+    heights, widths = torch.tensor([image.shape[1:] for image in images]).T
+    numbers = torch.cat([draw(crops, 1, generator) for generator in generators], dim=2)
+    drawn = zip(*as_numbers(parameters(crops, numbers, heights, widths)), strict=True)  # image by image
+    found = []
+    for image, rows, generator in zip(images, drawn, generators, strict=True):
+        with _for_augment(crops, generator):
+            found.append([view_one(image, view, row) for view, row in zip(crops, rows, strict=True)])
+    return found
 
 
 def _for_augment(views: Sequence[View], generator: torch.Generator) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """Views: the random crops a method learns from, as data. `views/make.py` has the two ways to draw them.
 
 `make_views` cuts all views of a batch at once on the device that holds it, with an independent draw for every image;
-`view_image` cuts the views of one image of any size, for the worker processes of a loader. Both draw from the same
+`view_images` cuts those of images of any sizes, for the worker processes of a loader. Both draw from the same
 sampler and follow torchvision's per-image transforms in the order of the official self-supervised pipelines:
 crop, flip, colour jitter, grayscale, blur, solarise, normalise.
 
@@ -12,10 +12,9 @@ after each of its two passes as PIL's, below 0.1 levels off on average. The hue 
 below 1 level a pixel.
 
 On one core, against those pipelines on PIL images (`benchmarks/views.py`): `make_views` draws the views of 32 px images
-8 to 10 (MAE), 11 to 12 (MoCo v3) and 15 to 17 (DINO) times as fast, `view_image` those of 500 x 375 pixels at 224 px
-1.4 to 1.9, 2.2 to 3.3 and 2.4 to 2.7 times. The latter crops with torchvision's 8-bit kernel and colours in float:
-PIL's hue costs 6 times as much, its blur 2 to 7 times. Where nothing is coloured (MAE), torchvision v2 on tensors
-is faster still: 2.0 to 2.4 times.
+8 to 10 (MAE), 11 to 12 (MoCo v3) and 15 to 17 (DINO) times as fast, `view_images` those of 500 x 375 pixels at 224 px
+2.0, 2.1 to 3.3 and 2.2 to 2.7 times. The latter crops with torchvision's 8-bit kernel and colours in float: PIL's hue
+costs 6 times as much, its blur 2 to 7 times. torchvision v2 on tensors: 1.9, 0.5 and 0.6 times.
 """
 
 from __future__ import annotations

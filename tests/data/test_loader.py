@@ -261,7 +261,7 @@ def test_an_error_in_a_worker_stays_one_line(folder: Path, workers: int) -> None
 
 
 def test_a_killed_worker_is_a_run_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "view_image", lambda *arguments: os._exit(1))
+    monkeypatch.setattr(loader_module, "view_images", lambda *arguments: os._exit(1))
     with pytest.raises(RunError, match="loader worker ended"):
         list(Loader(noise(20), VIEWS, batch_size=4, steps=3, seed=0, workers=1))
 

@@ -22,7 +22,7 @@ from ssl_bench.views import execution as D
 from ssl_bench.views import image_ops as imageops
 from ssl_bench.views import view as V
 from ssl_bench.views.evaluation import eval_images, resize_crop
-from ssl_bench.views.make import make_views, view_image
+from ssl_bench.views.make import make_views, view_image, view_images
 from ssl_bench.views.view import View, describe
 
 JITTER = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "grayscale": 0.2}
@@ -69,6 +69,11 @@ def test_crop_is_torchvision_resized_crop(interpolation: str, box: tuple[int, in
     assert difference.max() <= 2 and difference.mean() < 0.4  # each pass rounds, and PIL chooses their order
 
 
+def drawn(views: tuple[View, ...], batch: int, height: int, width: int, generator: torch.Generator) -> D.CropParameters:
+    """The parameters of the views of a batch."""
+    return D.parameters(views, D.draw(views, batch, generator), height, width)
+
+
 def on_pil(operation: Callable[..., Image.Image], image: Tensor, *arguments: Any) -> Tensor:
     """A torchvision operation on an 8-bit PIL image, as the authors' pipelines have it: (3, H, W) levels, float32."""
     return tv.pil_to_tensor(operation(tv.to_pil_image(image), *arguments)).float()
@@ -108,7 +113,7 @@ def test_jitter_against_pil_images(strengths: tuple[float, ...], rest: float) ->
     """MoCo v3's and DINO's: less than a tenth of a level darker than PIL, whose hue has 8 bits; BEiT's: equal."""
     images, operations = photos(200), (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     view = View(32, jitter=strengths, jitter_p=1.0, **PLAIN)  # type: ignore[arg-type]
-    draw = D.CropParameters(*(field[0] for field in D.sample((view,), 200, 32, 32, seeded(5))))
+    draw = D.CropParameters(*(field[0] for field in drawn((view,), 200, 32, 32, seeded(5))))
     out = 255 * make_views(images, [view], seeded(5))[0]
     expected = []
     for image, order, factors in zip(images, draw.order.tolist(), draw.factors.tolist(), strict=True):
@@ -155,7 +160,7 @@ def test_order_of_jitter_is_applied_as_drawn() -> None:
     """The result of every image is the chain of the operations in its own order."""
     images = photos(60)
     view = View(32, jitter=(0.8, 0.8, 0.8, 0.3), jitter_p=0.7, **PLAIN)
-    draw = D.CropParameters(*(field[0] for field in D.sample((view,), 60, 32, 32, seeded(5))))
+    draw = D.CropParameters(*(field[0] for field in drawn((view,), 60, 32, 32, seeded(5))))
     out = make_views(images, [view], seeded(5))[0]
     for image, result, order, factors in zip(images, out, draw.order.tolist(), draw.factors, strict=True):
         expected = image[None].float()
@@ -176,7 +181,7 @@ def test_masked_execution_equals_the_grouped_one(monkeypatch: pytest.MonkeyPatch
 
 def test_batched_execution_never_looks_at_values() -> None:
     """Meta tensors have no values, so whatever would wait for a CUDA device fails on them."""
-    draw = D.CropParameters(*(field[0].to("meta") for field in D.sample((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
+    draw = D.CropParameters(*(field[0].to("meta") for field in drawn((MOCO_V3_SECOND,), 5, 32, 32, seeded())))
     out = D.run(photos(5).to("meta"), [MOCO_V3_SECOND], draw)
     assert out.shape == (1, 5, 3, 32, 32)
 
@@ -196,7 +201,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
     n = 4000
     torch.manual_seed(0)
     reference = boxes(torch.empty(1, 3, height, width), RandomResizedCrop(32, scale), n)
-    draw = D.sample((View(32, scale=scale),), n, height, width, seeded())
+    draw = drawn((View(32, scale=scale),), n, height, width, seeded())
     ours = torch.stack(draw[:4], -1)[0]
     top, left, h, w = ours.unbind(1)
     assert (h >= 1).all()
@@ -212,7 +217,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
 
 
 def test_positions_cover_the_whole_range() -> None:
-    draw = D.sample((View(32, scale=(0.25, 0.25), ratio=(1.0, 1.0)),), 5000, 8, 8, seeded())
+    draw = drawn((View(32, scale=(0.25, 0.25), ratio=(1.0, 1.0)),), 5000, 8, 8, seeded())
     for start in (draw.top, draw.left):
         counts = start[0].long().bincount(minlength=5)
         assert len(counts) == 5
@@ -221,7 +226,7 @@ def test_positions_cover_the_whole_range() -> None:
 
 def test_rates_and_factors() -> None:
     n = 20000
-    draw = D.sample((MOCO_V3_SECOND,), n, 32, 32, seeded(1))
+    draw = drawn((MOCO_V3_SECOND,), n, 32, 32, seeded(1))
     chances = {"flip": 0.5, "gray": 0.2, "blur": 0.1, "solarize": 0.2}
     fields = draw._asdict()
     for name, p in chances.items():
@@ -325,6 +330,14 @@ def test_generator_decides_everything() -> None:
     assert not torch.equal(make_views(images, views, generator)[0], first[0])
     single, single_again = view_image(images[0], views, 5), view_image(images[0], views, seeded(5))
     assert all(torch.equal(a, b) for a, b in zip(single, single_again, strict=True))
+
+
+def test_images_drawn_together_are_those_drawn_one_by_one() -> None:
+    images = [photos(1, 20 + 9 * i, 50 - 4 * i)[0] for i in range(7)]
+    views = [MOCO_V3_SECOND, View(16, scale=(0.05, 0.4), count=3)]
+    together = view_images(images, views, [seeded(seed) for seed in range(7)])
+    for seed, (image, found) in enumerate(zip(images, together, strict=True)):
+        assert all(torch.equal(a, b) for a, b in zip(found, view_image(image, views, seed), strict=True))
 
 
 def test_every_image_and_every_crop_has_its_own_draw() -> None:
