@@ -238,7 +238,7 @@ class _Reader(Dataset[Any]):
     def __init__(self, images: ImageSet, views: Sequence[View] | None, seed: int) -> None:
         self.images, self.views, self.seed = images, views, seed
 
-    def __getitems__(self, jobs: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]] | list[Exception]:
+    def __getitems__(self, jobs: Sequence[tuple[int, int, int]]) -> Sequence[dict[str, Any] | Exception]:
         try:
             parts = [self.read(jobs[start : start + AT_ONCE]) for start in range(0, len(jobs), AT_ONCE)]
         except (UserError, RunError) as error:

@@ -92,6 +92,7 @@ class MoCoV3(Method):
 
     def key(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, out_dim), from the momentum encoder, which stays in train mode."""
+        encoder: Any
         encoder, projector = self.momentum_encoder
         return projector(encoder.class_token(x))
 

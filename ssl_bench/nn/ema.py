@@ -39,7 +39,7 @@ class EMATeacher(nn.Module):
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(backbone)
+        self.backbone: Any = copy.deepcopy(backbone)
         self.head: Any = copy.deepcopy(head)
         network: Any = self.backbone
         network.mask_token = None

@@ -73,7 +73,7 @@ def draw(crops: Sequence[View], batch: int, generator: torch.Generator) -> Tenso
 
 
 def parameters(crops: tuple[View, ...], u: Tensor, height: int | Tensor, width: int | Tensor) -> CropParameters:
-    """What the numbers `u` of ``draw`` mean for images of height x width pixels, which are (batch,) where they differ."""
+    """What the numbers `u` of ``draw`` mean for images of height x width pixels; (batch,) where these differ."""
     table = _table(crops, u.device)
 
     # RandomResizedCrop.get_params, all tries at once: the first box that fits, or the largest centred one.
