@@ -155,19 +155,17 @@ class ViT(Backbone, VisionTransformer):
         mask: Tensor | None = None,
         keep: Tensor | None = None,
         swap: Tensor | None = None,
-        *,
-        cls_alone: bool = False,
+        read: slice | None = None,
     ) -> Tokens:
         """See ``Backbone.forward``. Positions are interpolated; kept patches come out in the order given.
 
-        With ``cls_alone`` the last block doesn't compute the patches; none come out.
+        ``read`` says which tokens of the last block are wanted (see ``Block``), the class token being the first.
         """
-        x = self._embed(images, mask, keep, swap)
-        return self._split(self._encode(x, blocks=(), read=slice(0, 1) if cls_alone else None)[-1])
+        return self._split(self._encode(self._embed(images, mask, keep, swap), blocks=(), read=read)[-1])
 
     def class_token(self, images: Tensor) -> Tensor:
         """See ``Backbone.class_token``."""
-        return self(images, cls_alone=True).cls
+        return self(images, read=slice(0, 1)).cls
 
     def block_tokens(self, images: Tensor, blocks: Sequence[int]) -> list[Tokens]:
         """See ``Backbone.block_tokens``."""
@@ -264,10 +262,7 @@ class ViT(Backbone, VisionTransformer):
         return torch.cat([*(token.expand(len(x), -1, -1).to(x.dtype) for token in prefix), x], dim=1)
 
     def _encode(self, x: Tensor, blocks: Sequence[int], read: slice | None = None) -> list[Tensor]:
-        """Token sequences (B, prefix + L, D) after the named blocks (1 = first) or the last, through the norm.
-
-        ``read`` says which tokens of the last are wanted.
-        """
+        """Token sequences (B, prefix + L, D) after the named blocks (1 = first), or those read of the last, normed."""
         bias, outputs = None, []
         for i, block in enumerate(self.blocks, start=1):
             if self.relative_positions == "per_block" or (self.rel_pos_bias is not None and bias is None):

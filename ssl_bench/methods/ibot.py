@@ -134,12 +134,8 @@ class IBOT(Method):
         mask = self.masks(batch)
         tokens = self.backbone(images, mask=mask)
         cls, patches = self.head.of_image_and_masked(tokens.cls, tokens.patches, mask)
-        if views[2:]:
-            local = torch.cat(views[2:])
-            of_all = self.head.batch_norm  # its statistics are those of all tokens
-            said = self.head.of_image(*self.backbone(local)) if of_all else self.head(self.backbone.class_token(local))
-            cls = torch.cat([cls, said])
-        cls = cls.unflatten(0, (-1, batch))
+        local = [self.head.of_images(self.backbone, torch.cat(views[2:]))] if views[2:] else []
+        cls = torch.cat([cls, *local]).unflatten(0, (-1, batch))
         with torch.no_grad():
             head = self.teacher.head
             projected = head.project_all(*self.teacher.backbone(images))

@@ -30,7 +30,7 @@ class Block(PlainBlock):
     """timm's block. Told which tokens are read, it gives these alone: the others serve as keys and values.
 
     In the last block of a network that is the class token for whoever wants no patches, and the masked places of MAE's
-    decoder. Values and gradients are those of the whole block.
+    decoder. Values and gradients are those of the whole block, which has no norms of queries and keys and no dropout.
 
     Example:
         >>> import torch

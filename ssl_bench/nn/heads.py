@@ -175,17 +175,19 @@ class IBOTHead(DINOHead):
         own = WeightNormLinear(bottleneck_dim, out_dim, train_norm=not norm_last_layer)
         self.last_layer2 = self.last_layer if shared else own
 
-    def of_image(self, cls: Tensor, patches: Tensor) -> Tensor:
-        """Logits of the cls tokens. Without batch norm the patches don't matter to them and are left out.
+    def of_images(self, backbone: Any, images: Tensor) -> Tensor:
+        """Logits of the cls tokens of images. Batch norm counts all tokens; without it patches don't matter.
 
         Args:
-            cls: (N, D).
-            patches: (N, L, D) of the same images: the statistics of a batch norm are those of all tokens.
+            backbone: A ``Backbone``.
+            images: (N, 3, H, W).
 
         Returns:
             (N, K).
         """
-        return self.last_layer(self.project_all(cls, patches)[:, 0]) if self.batch_norm else self(cls)
+        if self.batch_norm:
+            return self.last_layer(self.project_all(*backbone(images))[:, 0])
+        return self(backbone.class_token(images))
 
     def of_image_and_masked(self, cls: Tensor, patches: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the cls tokens, and of the masked patches alone, because the others have no loss.

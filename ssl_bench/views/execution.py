@@ -85,8 +85,8 @@ def parameters(crops: tuple[View, ...], u: Tensor, height: int | Tensor, width: 
     first = fits.byte().argmax(0)  # the first of equal maxima
     found = fits.any(0)
     h, w = boxes.gather(1, first.expand(2, 1, -1, -1)).squeeze(1)
-    h = torch.where(found, h, (width / table[2]).round_().clamp(max=height))
-    w = torch.where(found, w, (height * table[3]).round_().clamp(max=width))
+    h = torch.where(found, h, (width / table[2]).round_().clamp_(max=height))
+    w = torch.where(found, w, (height * table[3]).round_().clamp_(max=width))
     u = u[2 * TRIES :]
     free = torch.stack([height - h, width - w])  # pixels the box can move by
     start = torch.minimum((u[:2] * (free + 1)).floor_(), free)  # u * n can round up to n in float32

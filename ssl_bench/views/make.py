@@ -61,13 +61,6 @@ def make_views(
     return [outputs[crop] for crop in range(len(crops))]
 
 
-def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator | int) -> list[Tensor]:
-    """Draw the views of one image: see ``view_images``. Instead of a generator, a seed will do."""
-    if isinstance(generator, int):
-        generator = torch.Generator().manual_seed(generator)
-    return view_images([image], views, [generator])[0]
-
-
 def view_images(
     images: Sequence[Tensor], views: Sequence[View], generators: Sequence[torch.Generator]
 ) -> list[list[Tensor]]:

@@ -50,7 +50,7 @@ from ssl_bench.teachers.vqkd import build_vqkd
 from ssl_bench.training.trainer import train
 from ssl_bench.utils.identity import defaults_of
 from ssl_bench.utils.versions import current_version
-from ssl_bench.views.make import make_views, view_image
+from ssl_bench.views.make import make_views, view_images
 from ssl_bench.views.view import View
 
 Numbers = dict[str, list[float]]
@@ -231,7 +231,8 @@ def views() -> Golden:
     for name, wanted in VIEWS.items():
         cut = make_views(batch, wanted, torch.Generator().manual_seed(2))
         numbers[f"{name}, a batch"] = summary(torch.cat([view.flatten() for view in cut]))
-        single = [view.flatten() for i, image in enumerate(batch) for view in view_image(image, wanted, i)]
+        generators = [torch.Generator().manual_seed(i) for i in range(len(batch))]
+        single = [view.flatten() for cut in view_images(list(batch), wanted, generators) for view in cut]
         numbers[f"{name}, one by one"] = summary(torch.cat(single))
     defaults = {f.name: f.default for f in dataclasses.fields(View) if f.default is not dataclasses.MISSING}
     return Golden("views", versions_of("views"), {"view": defaults}, numbers)

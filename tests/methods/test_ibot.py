@@ -343,7 +343,7 @@ def test_batch_norm_numbers_of_the_official_head() -> None:
     torch.testing.assert_close(logits, torch.tensor(expected), rtol=0, atol=1e-5)
     expected = [[0.268243, 0.909059, 0.288385, -0.860913], [-0.999316, -0.673050, 0.824720, 0.746165]]
     torch.testing.assert_close(masked, torch.tensor(expected), rtol=0, atol=1e-5)
-    torch.testing.assert_close(head.of_image(cls, patches), logits)
+    torch.testing.assert_close(head.of_images(lambda images: (cls, patches), tokens), logits)
     norm = head.mlp[1]
     mean = [-0.137215, 0.107427, 0.385128, -0.142061, -0.456300]  # after two calls, four updates
     torch.testing.assert_close(norm.running_mean, torch.tensor(mean), rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from ssl_bench.views import execution as D
 from ssl_bench.views import image_ops as imageops
 from ssl_bench.views import view as V
 from ssl_bench.views.evaluation import eval_images, resize_crop
-from ssl_bench.views.make import make_views, view_image, view_images
+from ssl_bench.views.make import make_views, view_images
 from ssl_bench.views.view import View, describe
 
 JITTER = {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "grayscale": 0.2}
@@ -72,6 +72,11 @@ def test_crop_is_torchvision_resized_crop(interpolation: str, box: tuple[int, in
 def drawn(views: tuple[View, ...], batch: int, height: int, width: int, generator: torch.Generator) -> D.CropParameters:
     """The parameters of the views of a batch."""
     return D.parameters(views, D.draw(views, batch, generator), height, width)
+
+
+def view_image(image: Tensor, views: Sequence[View], generator: torch.Generator | int) -> list[Tensor]:
+    """The views of one image, by a generator or a seed."""
+    return view_images([image], views, [seeded(generator) if isinstance(generator, int) else generator])[0]
 
 
 def on_pil(operation: Callable[..., Image.Image], image: Tensor, *arguments: Any) -> Tensor:

@@ -37,7 +37,7 @@ from ssl_bench.training import resume
 from ssl_bench.utils.errors import RunError, UserError
 from ssl_bench.utils.shipped import shipped
 from ssl_bench.views.execution import seeded
-from ssl_bench.views.make import make_views, view_image
+from ssl_bench.views.make import make_views, view_images
 from ssl_bench.views.view import View
 
 PLAIN: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "randaugment": "", "erasing": 0.0}
@@ -318,7 +318,8 @@ def test_views_with_an_augment_are_cut_in_workers_reproducibly() -> None:
     # The crop itself is the one without augmentation.
     image = data.images[0]
     identity = [View(16, scale=(0.3, 1.0), count=2, augment=lambda x: x)]
-    for a, b in zip(view_image(image, identity, 5), view_image(image, plain, 5), strict=True):
+    cut, same = (view_images([image], views, [torch.Generator().manual_seed(5)])[0] for views in (identity, plain))
+    for a, b in zip(cut, same, strict=True):
         assert torch.equal(a, b)
     generator = torch.Generator()
     batched, by_hand = (
